@@ -1,0 +1,1 @@
+//! Bounded decoding of untrusted bytes. No I/O, no panics.

@@ -1,0 +1,17 @@
+//! The nouns of the field: tenants, labels, entries, pushes, limits. No I/O and no other module of this crate.
+
+mod entry;
+mod error;
+mod labels;
+mod limits;
+mod matcher;
+mod push;
+mod tenant;
+
+pub use entry::{LogEntry, Metadata};
+pub use error::PushError;
+pub use labels::{LabelError, LabelSet, parse_labels};
+pub use limits::{Limits, Overrides};
+pub use matcher::{MatchOp, Matcher};
+pub use push::{Entry, MetadataPair, Push, PushRequest, PushStream, RawStream, Span};
+pub use tenant::{Tenant, TenantError};
