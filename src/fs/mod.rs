@@ -1,1 +1,201 @@
-//! (fs)
+//! The only door to the disk. Everything durable goes through [`Fs`] and [`File`], so that tests can stand in for the
+//! disk, count its syncs and break them.
+
+mod map;
+mod real;
+
+pub use map::Map;
+pub use real::RealFs;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// An open file. Offsets are explicit; there is no shared position.
+pub trait File: Send + Sync {
+    /// Writes some bytes at an offset and returns how many; may be fewer than given, as `pwrite(2)`.
+    ///
+    /// # Errors
+    /// As `pwrite(2)`. What the file holds in the written range is unknown then.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Reads some bytes at an offset and returns how many; 0 at the end of the file.
+    ///
+    /// # Errors
+    /// As `pread(2)`.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Makes the file's bytes and size durable (`fdatasync(2)`). A failure is final: the kernel may have dropped the
+    /// pages, so the call is never repeated.
+    ///
+    /// # Errors
+    /// As `fdatasync(2)`.
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// Size in bytes.
+    ///
+    /// # Errors
+    /// As `fstat(2)`.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Drops clean cached pages, so that the next read comes from the disk (`POSIX_FADV_DONTNEED`).
+    ///
+    /// # Errors
+    /// As `posix_fadvise(2)`.
+    fn drop_cache(&self) -> io::Result<()>;
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    /// File name. Names that are not UTF-8 are left out: none of ours is.
+    pub name: String,
+    /// Size in bytes.
+    pub len: u64,
+}
+
+/// Space of the file system that holds a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that an unprivileged writer may still take.
+    pub available: u64,
+    /// All bytes.
+    pub total: u64,
+}
+
+/// A lock that lives as long as the value (and the process).
+pub trait Lock: Send + Sync {}
+
+/// Why a lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process holds it; the text is what that process wrote about itself.
+    #[error("locked by {0}")]
+    Held(String),
+    /// The lock file could not be used.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A file system.
+pub trait Fs: Send + Sync {
+    /// Creates a file that must not exist yet (mode 0640), open for reading and writing. Not durable before the
+    /// directory is synced.
+    ///
+    /// # Errors
+    /// As `open(2)` with `O_CREAT|O_EXCL`.
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+
+    /// Opens an existing file, for reading and, if asked, for writing.
+    ///
+    /// # Errors
+    /// As `open(2)`.
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>>;
+
+    /// # Errors
+    /// As `rename(2)`. Not durable before the directory is synced.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// # Errors
+    /// As `unlink(2)`. Not durable before the directory is synced.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the names in a directory durable.
+    ///
+    /// # Errors
+    /// As `fsync(2)`; final, as for [`File::sync_data`].
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Files of a directory (not directories), in no order.
+    ///
+    /// # Errors
+    /// As `readdir(3)`.
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>>;
+
+    /// Creates a directory and its missing parents (mode 0750), durable on return.
+    ///
+    /// # Errors
+    /// As `mkdir(2)` and `fsync(2)`.
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
+
+    /// # Errors
+    /// As `statvfs(3)`.
+    fn space(&self, dir: &Path) -> io::Result<Space>;
+
+    /// Takes an exclusive lock without waiting and writes `about` into its file.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] if another process has it.
+    fn lock(&self, path: &Path, about: &str) -> Result<Box<dyn Lock>, LockError>;
+}
+
+/// Writes all bytes at an offset; repeats short writes and interrupted calls.
+///
+/// # Errors
+/// The first error of [`File::write_at`]; a write of 0 bytes is `WriteZero`.
+pub fn write_all_at(file: &dyn File, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.write_at(offset, bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                offset += n as u64;
+                bytes = bytes.get(n..).unwrap_or_default();
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Reads from an offset until the buffer is full or the file ends; returns the bytes read.
+///
+/// # Errors
+/// The first error of [`File::read_at`].
+pub fn read_full_at(file: &dyn File, mut offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        let Some(rest) = buffer.get_mut(done..) else { break };
+        match file.read_at(offset, rest) {
+            Ok(0) => break,
+            Ok(n) => {
+                done += n;
+                offset += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}
+
+/// Creates or replaces a small file so that after a crash it is the old one or the new one, whole.
+///
+/// # Errors
+/// Any step that failed; the old file is untouched unless the rename succeeded.
+pub fn replace_durably(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = temporary_name(path);
+    match fs.remove(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let file = fs.create_new(&temporary)?;
+    write_all_at(&*file, 0, bytes)?;
+    file.sync_data()?;
+    fs.rename(&temporary, path)?;
+    fs.sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// The name under which a file is made before it is renamed to its own.
+pub fn temporary_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    PathBuf::from(name)
+}
+
+/// Is this error the disk being full, a quota, a file size limit or a read-only mount? Such a state ends by itself.
+pub fn is_no_space(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let codes = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG, Errno::ROFS];
+    error.raw_os_error().is_some_and(|code| codes.iter().any(|e| e.raw_os_error() == code))
+}

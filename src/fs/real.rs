@@ -1,0 +1,172 @@
+use super::{DirEntry, File, Fs, Lock, LockError, Space};
+use rustix::fs::{self as rfs, FlockOperation, Mode, OFlags};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+const FILE_MODE: u32 = 0o640;
+const DIR_MODE: u32 = 0o750;
+
+/// The operating system's file system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealFs;
+
+struct RealFile(OwnedFd);
+
+impl File for RealFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::pwrite(&self.0, bytes, offset)?)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::pread(&self.0, buffer, offset)?)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(rfs::fdatasync(&self.0)?)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(u64::try_from(rfs::fstat(&self.0)?.st_size).unwrap_or(0))
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(rfs::fadvise(&self.0, 0, None, rfs::Advice::DontNeed)?)
+    }
+}
+
+impl Fs for RealFs {
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        Ok(Arc::new(RealFile(rfs::open(path, flags, Mode::from_raw_mode(FILE_MODE))?)))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>> {
+        let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        Ok(Arc::new(RealFile(rfs::open(path, access | OFlags::CLOEXEC, Mode::empty())?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        // An empty path is the parent of a bare file name.
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        let fd = rfs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(rfs::fsync(&fd)?)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        let mut out = Vec::new();
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            let metadata = match entry.metadata() {
+                Ok(m) => m,
+                // Removed between readdir and stat, as a running server does with retired segments.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            if let (true, Ok(name)) = (metadata.is_file(), entry.file_name().into_string()) {
+                out.push(DirEntry { name, len: metadata.len() });
+            }
+        }
+        Ok(out)
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        if dir.as_os_str().is_empty() || dir.is_dir() {
+            return Ok(());
+        }
+        let parent = dir.parent().unwrap_or(Path::new("."));
+        self.create_dir_all(parent)?;
+        match std::fs::DirBuilder::new().mode(DIR_MODE).create(dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        self.sync_dir(parent)
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        let s = rfs::statvfs(dir)?;
+        Ok(Space { available: s.f_bavail.saturating_mul(s.f_frsize), total: s.f_blocks.saturating_mul(s.f_frsize) })
+    }
+
+    fn lock(&self, path: &Path, about: &str) -> Result<Box<dyn Lock>, LockError> {
+        let mut file = std::fs::File::from(
+            rfs::open(path, OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(FILE_MODE))
+                .map_err(io::Error::from)?,
+        );
+        match rfs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                // Who holds it is a courtesy of the message; the lock is held either way.
+                let _ = Read::by_ref(&mut file).take(256).read_to_string(&mut holder);
+                return Err(LockError::Held(holder.trim().to_string()));
+            }
+            Err(e) => return Err(io::Error::from(e).into()),
+        }
+        // On a full disk the note cannot be written; the lock counts, not the note.
+        let _ = file.set_len(0).and_then(|()| file.write_all(about.as_bytes()));
+        Ok(Box::new(RealLock { _file: file }))
+    }
+}
+
+struct RealLock {
+    _file: std::fs::File,
+}
+
+impl Lock for RealLock {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::{read_full_at, replace_durably, write_all_at};
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn files_are_0640_and_directories_0750() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("a/b");
+        RealFs.create_dir_all(&dir).unwrap();
+        let file = RealFs.create_new(&dir.join("f")).unwrap();
+        write_all_at(&*file, 3, b"xyz").unwrap();
+        let mut buffer = [9; 8];
+        assert_eq!(read_full_at(&*file, 0, &mut buffer).unwrap(), 6);
+        assert_eq!(&buffer[..6], b"\0\0\0xyz");
+        let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&dir.join("f")) & !0o640, 0);
+        assert_eq!(mode(&dir) & !0o750, 0);
+        assert!(RealFs.create_new(&dir.join("f")).is_err());
+    }
+
+    #[test]
+    fn a_second_lock_names_the_first() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("LOCK");
+        let first = RealFs.lock(&path, "pid 7\n").unwrap();
+        match RealFs.lock(&path, "pid 8\n") {
+            Err(LockError::Held(who)) => assert_eq!(who, "pid 7"),
+            _ => panic!("the second lock must be refused"),
+        }
+        drop(first);
+        assert!(RealFs.lock(&path, "pid 8\n").is_ok());
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("identity");
+        replace_durably(&RealFs, &path, b"one").unwrap();
+        replace_durably(&RealFs, &path, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(RealFs.list(tmp.path()).unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,415 @@
+//! From the scans of all segments to what recovery does: pure, so that every state of a disk can be tried.
+
+use super::format::{Kind, RecordHead, SegmentHeader};
+use super::record::{Gap, Open, Previous, SeriesDef, TableRow, Tables, decode_control};
+use super::scan::{Damage, GroupScan, RecordScan, SegmentScan};
+use super::writer::chain_digest;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+/// After damage, stream ids go on this far ahead: ids of lost records are never given again.
+const ID_SKIP: u64 = 1 << 20;
+
+/// What the plan needs to know of one segment; small, so that a long log fits memory.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Number in the file name.
+    pub number: u64,
+    /// Constants; `None` if the header is unusable.
+    pub header: Option<SegmentHeader>,
+    open: Option<Open>,
+    /// Sound records that use an LSN, as merged ranges.
+    lsns: Vec<Range<u64>>,
+    /// Records that use an LSN and whose head holds but not the body.
+    broken: Vec<(u64, Vec<TableRow>)>,
+    groups: Vec<GroupSummary>,
+    /// Sound records above the largest durable LSN that the segment itself tells.
+    tail: Vec<(RecordRef, Vec<TableRow>)>,
+    definitions: Vec<SeriesDef>,
+    gaps: Vec<Gap>,
+    damage: Vec<Damage>,
+    max_stream_id: u64,
+    /// Lines of sound Entries, by LSN range: (lsn, lines), merged a group.
+    lines: Vec<(Range<u64>, u64)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct GroupSummary {
+    first_lsn: u64,
+    end: u64,
+    crc: u32,
+    end_lsn: u64,
+    durable_lsn: u64,
+    lines_before: u64,
+}
+
+/// A record in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordRef {
+    /// Number of the segment.
+    pub segment: u64,
+    /// Offset in it.
+    pub offset: u64,
+    /// Its head.
+    pub head: RecordHead,
+}
+
+impl Summary {
+    /// A segment whose header is unusable.
+    pub fn unusable(number: u64) -> Self {
+        let damage = vec![Damage { bytes: 0..8192, what: "segment header" }];
+        Self { header: None, damage, ..Self::empty(number) }
+    }
+
+    fn empty(number: u64) -> Self {
+        Self {
+            number,
+            header: None,
+            open: None,
+            lsns: Vec::new(),
+            broken: Vec::new(),
+            groups: Vec::new(),
+            tail: Vec::new(),
+            definitions: Vec::new(),
+            gaps: Vec::new(),
+            damage: Vec::new(),
+            max_stream_id: 0,
+            lines: Vec::new(),
+        }
+    }
+
+    /// Sums a scan up. `file` are the bytes that were scanned.
+    pub fn of(number: u64, scan: &SegmentScan, file: &[u8]) -> Self {
+        let mut out = Self { header: Some(scan.header), ..Self::empty(number) };
+        let durable = scan.groups.iter().filter_map(|g| g.header).map(|h| h.durable_lsn).max().unwrap_or(0);
+        for group in &scan.groups {
+            out.group(group, file, durable);
+        }
+        if scan.missing > 0 && !scan.groups.is_empty() {
+            let end = scan.header.file_len;
+            out.damage.push(Damage { bytes: end - scan.missing..end, what: "end of the file is missing" });
+        }
+        out
+    }
+
+    /// Holds no group and no remains of one.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty() && self.lsns.is_empty() && self.damage.is_empty() && self.tail.is_empty()
+    }
+
+    fn group(&mut self, group: &GroupScan, file: &[u8], durable: u64) {
+        let mut lines = 0;
+        let mut range: Option<Range<u64>> = None;
+        for record in &group.records {
+            let Some(n) = self.record(record, file, durable) else {
+                self.damage.push(Damage {
+                    bytes: record.offset..record.offset + u64::from(record.head.len),
+                    what: "record that does not decode",
+                });
+                continue;
+            };
+            if record.body_is_sound && record.head.known_kind().is_some_and(Kind::has_lsn) {
+                lines += n;
+                let lsn = record.head.lsn;
+                range = Some(range.map_or(lsn..lsn + 1, |r| r.start.min(lsn)..r.end.max(lsn + 1)));
+            }
+        }
+        if let Some(range) = range {
+            self.lines.push((range, lines));
+        }
+        self.damage.extend(group.damage.iter().cloned());
+        if let Some(h) = group.header {
+            self.groups.push(GroupSummary {
+                first_lsn: h.first_lsn,
+                end: group.end,
+                crc: group.crc,
+                end_lsn: h.end_lsn(),
+                durable_lsn: h.durable_lsn,
+                lines_before: h.lines_before,
+            });
+        }
+    }
+
+    /// Takes a record in; returns its lines, or `None` if it is sound and still does not decode.
+    fn record(&mut self, record: &RecordScan, file: &[u8], durable: u64) -> Option<u64> {
+        let RecordScan { offset, head, body_is_sound } = *record;
+        let Some(kind) = head.known_kind() else { return Some(0) };
+        let mut rows = Vec::new();
+        if kind == Kind::Entries {
+            rows = Tables::decode(head.tables(file, offset)).ok()?.rows;
+            self.max_stream_id = rows.iter().map(|r| r.stream).fold(self.max_stream_id, u64::max);
+        }
+        if !body_is_sound {
+            if kind.has_lsn() {
+                self.broken.push((head.lsn, rows));
+            }
+            return Some(0);
+        }
+        let body = head.body(file, offset);
+        match kind {
+            Kind::Open => self.open = self.open.take().or(Some(decode_control(&head, body).ok()?)),
+            Kind::Series => {
+                let definitions: Vec<SeriesDef> = decode_control(&head, body).ok()?;
+                self.max_stream_id = definitions.iter().map(|d| d.id).fold(self.max_stream_id, u64::max);
+                self.definitions.extend(definitions);
+            }
+            Kind::Gap => self.gaps.push(decode_control(&head, body).ok()?),
+            Kind::Entries => {}
+        }
+        let lines = rows.iter().map(|r| u64::from(r.count)).sum();
+        if kind.has_lsn() {
+            match self.lsns.last_mut() {
+                Some(last) if last.end == head.lsn => last.end += 1,
+                _ => self.lsns.push(head.lsn..head.lsn + 1),
+            }
+            if head.lsn >= durable {
+                self.tail.push((RecordRef { segment: self.number, offset, head }, rows));
+            }
+        }
+        Some(lines)
+    }
+
+    fn first_lsn(&self) -> Option<u64> {
+        let open = self.open.as_ref().map(|o| o.first_lsn);
+        let seen = self.groups.iter().map(|g| g.first_lsn).chain(self.lsns.iter().map(|r| r.start));
+        open.or_else(|| seen.min())
+    }
+}
+
+/// Lines that are gone although they were acknowledged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// Damaged bytes: segment and range.
+    pub damage: Vec<(u64, Damage)>,
+    /// LSNs below the durable end that no sound record has.
+    pub lsns: Vec<Range<u64>>,
+    /// Their lines, exactly, by the totals in the group headers.
+    pub lines: u64,
+    /// Stream, first seq and count, where the table of a lost record survives.
+    pub streams: Vec<TableRow>,
+    /// Segments that should be there and are not.
+    pub missing_segments: Vec<u64>,
+}
+
+impl Loss {
+    /// Was anything damaged?
+    pub fn is_empty(&self) -> bool {
+        self.damage.is_empty() && self.lsns.is_empty() && self.missing_segments.is_empty()
+    }
+}
+
+/// What recovery does.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Segments to replay, oldest first, and the LSN at which each ends (exclusive).
+    pub replay: Vec<(u64, u64)>,
+    /// Everything below is durable: the largest durable LSN in any valid header.
+    pub durable_lsn: u64,
+    /// First LSN of the log.
+    pub first_lsn: u64,
+    /// Records above the durable LSN that hold: they are written again.
+    pub tail: Vec<RecordRef>,
+    /// LSNs above the durable one with no sound record, below the end of what was found. A write that was cut before its ack, or damage
+    /// to the very last group within 50 ms of its ack: the log cannot tell.
+    pub unresolved: Vec<Range<u64>>,
+    /// Rows of unresolved records whose table survives.
+    pub unresolved_rows: Vec<TableRow>,
+    /// The LSN of the next record.
+    pub next_lsn: u64,
+    /// Lines of the log's life up to the durable end.
+    pub lines: u64,
+    /// The next stream id.
+    pub next_stream_id: u64,
+    /// Every stream that any segment defines.
+    pub definitions: HashMap<u64, SeriesDef>,
+    /// Losses that were settled before.
+    pub gaps: Vec<Gap>,
+    /// Where the next segment's Open says that the log ended.
+    pub previous: Option<Previous>,
+    /// Oldest segment that is needed.
+    pub first_live_segment: u64,
+    /// Segments without content.
+    pub empty: Vec<u64>,
+    /// Damage below the durable LSN.
+    pub loss: Loss,
+    /// Largest segment number seen.
+    pub last_segment: u64,
+}
+
+/// Makes the plan from the summaries of all segments, in the order of their numbers.
+pub fn plan(summaries: &[Summary]) -> Plan {
+    let mut out = Plan { last_segment: summaries.last().map_or(0, |s| s.number), ..Plan::default() };
+    out.empty = summaries.iter().filter(|s| s.is_empty()).map(|s| s.number).collect();
+    let used: Vec<&Summary> = summaries.iter().filter(|s| !s.is_empty()).collect();
+    let live = bounds(&used, &mut out.loss);
+    out.first_live_segment = live.first().map_or(0, |l| l.summary.number);
+    let told = live.iter().flat_map(|l| l.groups()).map(|g| g.durable_lsn);
+    let opened = used.iter().filter_map(|s| s.open.as_ref()).filter_map(|o| o.previous).map(|p| p.end_lsn);
+    out.durable_lsn = told.chain(opened).max().unwrap_or(0);
+    out.first_lsn = live.first().and_then(|l| l.summary.first_lsn()).unwrap_or(out.durable_lsn);
+    for l in &live {
+        out.replay.push((l.summary.number, l.lsn_end));
+    }
+    find_tail(&live, &mut out);
+    find_losses(&live, &mut out);
+    settle_ends(&used, &live, &mut out);
+    out
+}
+
+/// A segment and where its content ends.
+struct Live<'a> {
+    summary: &'a Summary,
+    /// Records from this LSN on are void.
+    lsn_end: u64,
+    /// Bytes from here on are void.
+    byte_end: u64,
+}
+
+impl Live<'_> {
+    fn groups(&self) -> impl Iterator<Item = &GroupSummary> {
+        self.summary.groups.iter().filter(|g| g.end <= self.byte_end)
+    }
+}
+
+/// Goes from the newest segment to the oldest: each Open tells where the log ended before it, and what lies between is
+/// void. Without a readable Open, the first LSN of the newer segment ends the older one.
+fn bounds<'a>(used: &[&'a Summary], loss: &mut Loss) -> Vec<Live<'a>> {
+    let mut live = Vec::new();
+    let (mut lsn_end, mut byte_end) = (u64::MAX, u64::MAX);
+    let mut wanted: Option<u64> = None;
+    for summary in used.iter().rev() {
+        if let Some(number) = wanted {
+            if summary.number > number {
+                continue;
+            }
+            if summary.number < number {
+                loss.missing_segments.push(number);
+                byte_end = u64::MAX;
+            }
+        }
+        live.push(Live { summary, lsn_end, byte_end });
+        match &summary.open {
+            Some(Open { previous: Some(p), .. }) => {
+                (wanted, byte_end, lsn_end) = (Some(p.segment), p.end_offset, p.end_lsn.min(lsn_end));
+            }
+            Some(Open { previous: None, .. }) => {
+                wanted = None;
+                break;
+            }
+            None => {
+                (wanted, byte_end) = (None, u64::MAX);
+                lsn_end = summary.first_lsn().unwrap_or(lsn_end).min(lsn_end);
+            }
+        }
+    }
+    if let (Some(number), Some(oldest)) = (wanted, live.last())
+        && oldest.summary.open.as_ref().is_some_and(|o| o.first_live_segment <= number)
+    {
+        loss.missing_segments.push(number);
+    }
+    live.reverse();
+    live
+}
+
+fn find_tail(live: &[Live<'_>], out: &mut Plan) {
+    let durable = out.durable_lsn;
+    let mut tail: BTreeMap<u64, RecordRef> = BTreeMap::new();
+    let mut broken: BTreeMap<u64, &[TableRow]> = BTreeMap::new();
+    for l in live {
+        let above = |lsn: u64| lsn >= durable && lsn < l.lsn_end;
+        for (record, _) in l.summary.tail.iter().filter(|(r, _)| above(r.head.lsn)) {
+            tail.insert(record.head.lsn, *record);
+        }
+        broken.extend(l.summary.broken.iter().filter(|(lsn, _)| above(*lsn)).map(|(lsn, rows)| (*lsn, &rows[..])));
+    }
+    let told_end = live.iter().flat_map(|l| l.groups().map(move |g| g.end_lsn.min(l.lsn_end))).max().unwrap_or(durable);
+    let kept_end = tail.last_key_value().map_or(durable, |(lsn, _)| lsn + 1);
+    let seen_end = kept_end.max(told_end).max(broken.last_key_value().map_or(0, |(lsn, _)| lsn + 1));
+    out.unresolved = missing(durable..seen_end, tail.keys().map(|lsn| *lsn..*lsn + 1));
+    let rows = broken.iter().filter(|(lsn, _)| !tail.contains_key(lsn)).flat_map(|(_, rows)| rows.iter().copied());
+    out.unresolved_rows = rows.collect();
+    out.tail = tail.into_values().collect();
+    // What was never found needs no LSN: the next record takes it.
+    out.next_lsn = kept_end.max(durable);
+}
+
+fn find_losses(live: &[Live<'_>], out: &mut Plan) {
+    let durable = out.durable_lsn;
+    let mut covered: Vec<Range<u64>> = Vec::new();
+    let mut surviving_lines = 0;
+    for l in live {
+        let end = l.lsn_end.min(durable);
+        covered.extend(l.summary.lsns.iter().map(|r| r.start..r.end.min(end)).filter(|r| !r.is_empty()));
+        let in_bounds = l.summary.lines.iter().filter(|(r, _)| r.start < end);
+        surviving_lines += in_bounds.map(|(_, n)| n).sum::<u64>();
+        let before_tail = l.groups().filter(|g| g.end_lsn <= durable).map(|g| g.end).max().unwrap_or(0);
+        // Bytes that a torn write left above the durable end are no damage.
+        let last = l.lsn_end == u64::MAX;
+        let damage_end = if last { before_tail } else { l.byte_end };
+        let damage = l.summary.damage.iter().filter(|d| d.bytes.start < damage_end);
+        out.loss.damage.extend(damage.map(|d| (l.summary.number, d.clone())));
+        let broken = l.summary.broken.iter().filter(|(lsn, _)| *lsn < end);
+        out.loss.streams.extend(broken.flat_map(|(_, rows)| rows.iter().copied()));
+        out.gaps.extend(l.summary.gaps.iter().cloned());
+    }
+    covered.extend(out.gaps.iter().flat_map(|g| g.lsns.iter().map(|(a, b)| *a..*b)));
+    covered.sort_by_key(|r| r.start);
+    out.loss.lsns = missing(out.first_lsn..durable, covered.into_iter());
+    let start_lines = live.first().and_then(|l| l.summary.open.as_ref()).map_or(0, |o| o.total_lines);
+    out.lines = total_lines(live, durable).max(start_lines + surviving_lines);
+    if !out.loss.lsns.is_empty() {
+        out.loss.lines = out.lines - start_lines - surviving_lines;
+    }
+}
+
+/// Lines up to the durable end: the newest header that was written at or after it tells them.
+fn total_lines(live: &[Live<'_>], durable: u64) -> u64 {
+    let groups = live.iter().flat_map(Live::groups);
+    let told = groups.filter(|g| g.durable_lsn <= durable).map(|g| g.lines_before);
+    let opened = live.iter().filter_map(|l| l.summary.open.as_ref()).filter(|o| o.first_lsn <= durable);
+    told.chain(opened.map(|o| o.total_lines)).max().unwrap_or(0)
+}
+
+fn settle_ends(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
+    for summary in used {
+        for definition in &summary.definitions {
+            out.definitions.entry(definition.id).or_insert_with(|| definition.clone());
+        }
+    }
+    let seen = used.iter().map(|s| s.max_stream_id.saturating_add(1));
+    let told = used.iter().filter_map(|s| s.open.as_ref()).map(|o| o.next_stream_id);
+    out.next_stream_id = seen.chain(told).max().unwrap_or(1).max(1);
+    if !out.loss.is_empty() {
+        out.next_stream_id = out.next_stream_id.saturating_add(ID_SKIP);
+    }
+    let durable = out.durable_lsn;
+    out.previous = live.iter().rev().find_map(|l| {
+        let groups = l.groups().filter(|g| g.end_lsn <= durable);
+        let mut previous: Option<Previous> = None;
+        for g in groups {
+            let digest = chain_digest(previous.map_or(0, |p| p.digest), g.crc);
+            let end_lsn = durable.min(l.lsn_end);
+            previous = Some(Previous { segment: l.summary.number, end_offset: g.end, end_lsn, digest });
+        }
+        previous
+    });
+}
+
+/// The parts of `whole` that none of the ranges, sorted by start, covers.
+fn missing(whole: Range<u64>, covered: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut out = Vec::new();
+    let mut at = whole.start;
+    for range in covered {
+        if range.start > at {
+            out.push(at..range.start.min(whole.end));
+        }
+        at = at.max(range.end);
+        if at >= whole.end {
+            return out;
+        }
+    }
+    if at < whole.end {
+        out.push(at..whole.end);
+    }
+    out
+}

@@ -1,0 +1,615 @@
+//! What records hold: tables and bodies of Entries, bincode bodies of the others (`wal-format.md`, section 5).
+//!
+//! bincode is used in this file only (docs/adr/0002-bincode.md says how to leave it).
+
+use super::format::{Kind, MAX_RECORD_LEN, RECORD_HEAD_LEN, RecordHead};
+use crate::codec::{Cursor, DecodeError, crc32, put_uvarint, put_varint};
+use ahash::AHashMap;
+use std::cell::RefCell;
+use std::sync::Arc;
+
+/// Compression of a body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Codec {
+    /// Stored as it is.
+    None = 0,
+    /// Snappy block format.
+    #[default]
+    Snappy = 1,
+    /// One zstd frame, level 1.
+    Zstd = 2,
+}
+
+/// Why a record's tables or body could not be read although their CRC holds: damage.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// A field is cut or too large.
+    #[error("{0}")]
+    Decode(#[from] DecodeError),
+    /// A codec number that this program does not know.
+    #[error("unknown compression codec {0}")]
+    Codec(u8),
+    /// Decompression failed or gave another size than the head says.
+    #[error("the body does not decompress to its {0} bytes")]
+    Decompress(u32),
+    /// A bincode body does not decode.
+    #[error("the {0} body does not decode: {1}")]
+    Control(&'static str, String),
+    /// A table and the body disagree.
+    #[error("{0}")]
+    Inconsistent(&'static str),
+}
+
+/// One row of the stream table of an Entries record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableRow {
+    /// Stream id.
+    pub stream: u64,
+    /// seq of the stream's first entry in this record.
+    pub first_seq: u64,
+    /// Entries of the stream.
+    pub count: u32,
+    /// Bytes of the stream's part of the body, decompressed.
+    pub part_len: u32,
+}
+
+const ROW_LEN: usize = 24;
+
+/// The uncompressed tables of an Entries record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tables<'a> {
+    /// Tenant name.
+    pub tenant: &'a str,
+    /// Extension area; empty in version 1.
+    pub extension: &'a [u8],
+    /// One row a stream, in the order of the body.
+    pub rows: Vec<TableRow>,
+}
+
+impl<'a> Tables<'a> {
+    /// # Errors
+    /// The tables are cut, hold another number of rows than they say, or a tenant that is not UTF-8.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, BodyError> {
+        let mut c = Cursor::new(bytes);
+        let tenant_len = c.u16()?;
+        let tenant = std::str::from_utf8(c.bytes(tenant_len.into())?)
+            .map_err(|_| BodyError::Inconsistent("the tenant is not UTF-8"))?;
+        let extension_len = c.u32()?;
+        let extension = c.bytes(extension_len as usize)?;
+        let count = c.u32()? as usize;
+        if count.checked_mul(ROW_LEN) != Some(c.remaining()) {
+            return Err(BodyError::Inconsistent("the stream table has another size than its count"));
+        }
+        let mut rows = Vec::with_capacity(count);
+        for _ in 0..count {
+            rows.push(TableRow { stream: c.u64()?, first_seq: c.u64()?, count: c.u32()?, part_len: c.u32()? });
+        }
+        Ok(Self { tenant, extension, rows })
+    }
+
+    /// Log lines in the record.
+    pub fn lines(&self) -> u64 {
+        self.rows.iter().map(|r| u64::from(r.count)).sum()
+    }
+}
+
+/// One push as a record: encoded, compressed and its body's CRC computed; LSN, seqs and place are stamped by the log.
+#[derive(Debug)]
+pub struct EntriesRecord {
+    /// Head, tables and stored body.
+    bytes: Vec<u8>,
+    head: RecordHead,
+    rows_at: usize,
+    rows: Vec<TableRow>,
+    raw: Arc<Vec<u8>>,
+}
+
+impl EntriesRecord {
+    /// Bytes in the log, padding excluded.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// A record always holds a head.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The stream table; seqs are those stamped last.
+    pub fn rows(&self) -> &[TableRow] {
+        &self.rows
+    }
+
+    /// The body before compression, for `apply`.
+    pub fn raw(&self) -> &Arc<Vec<u8>> {
+        &self.raw
+    }
+
+    /// Log lines in the record.
+    pub fn lines(&self) -> u64 {
+        self.rows.iter().map(|r| u64::from(r.count)).sum()
+    }
+
+    /// Stamps the first seq of the stream in row `row`.
+    pub(super) fn set_first_seq(&mut self, row: usize, seq: u64) {
+        let at = self.rows_at + row * ROW_LEN + 8;
+        if let (Some(r), Some(field)) = (self.rows.get_mut(row), self.bytes.get_mut(at..at + 8)) {
+            r.first_seq = seq;
+            field.copy_from_slice(&seq.to_le_bytes());
+        }
+    }
+
+    /// Stamps the head for a place in the log and appends the record to a group.
+    pub(super) fn stamp_into(&self, out: &mut Vec<u8>, lsn: u64, segment: u64, salt: u64, offset: u64) {
+        let start = out.len();
+        out.extend_from_slice(&self.bytes);
+        let head = RecordHead { lsn, segment, ..self.head };
+        head.stamp(out.get_mut(start..).unwrap_or_default(), salt, offset);
+    }
+}
+
+/// Builds the record of one push.
+pub struct EntriesBuilder<'a> {
+    raw: Vec<u8>,
+    rows: Vec<TableRow>,
+    part_start: usize,
+    last_timestamp: i64,
+    symbols: Vec<&'a [u8]>,
+    by_text: AHashMap<&'a [u8], u32>,
+    recent: [(&'a [u8], u32); 2],
+}
+
+impl<'a> EntriesBuilder<'a> {
+    /// `size_hint` is about the sum of all lines in bytes.
+    pub fn new(size_hint: usize) -> Self {
+        let mut raw = Vec::with_capacity(size_hint + size_hint / 8 + 64);
+        raw.extend_from_slice(&[0; 4]);
+        Self {
+            raw,
+            rows: Vec::new(),
+            part_start: 4,
+            last_timestamp: 0,
+            symbols: Vec::new(),
+            by_text: AHashMap::new(),
+            recent: [(&[], u32::MAX); 2],
+        }
+    }
+
+    /// Begins the part of a stream. A stream comes once in a push.
+    pub fn stream(&mut self, id: u64) {
+        self.finish_part();
+        self.rows.push(TableRow { stream: id, first_seq: 0, count: 0, part_len: 0 });
+        self.last_timestamp = 0;
+    }
+
+    /// Appends an entry to the current stream.
+    pub fn entry(
+        &mut self,
+        timestamp: i64,
+        line: &[u8],
+        metadata: impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])>,
+    ) {
+        put_varint(&mut self.raw, timestamp.wrapping_sub(self.last_timestamp));
+        self.last_timestamp = timestamp;
+        put_uvarint(&mut self.raw, line.len() as u64);
+        self.raw.extend_from_slice(line);
+        put_uvarint(&mut self.raw, metadata.len() as u64);
+        for (name, value) in metadata {
+            let (name, value) = (self.symbol(name, 0), self.symbol(value, 1));
+            put_uvarint(&mut self.raw, u64::from(name));
+            put_uvarint(&mut self.raw, u64::from(value));
+        }
+        if let Some(row) = self.rows.last_mut() {
+            row.count += 1;
+        }
+    }
+
+    /// Most entries have the name and value of the entry before (`detected_level`), at the same address: compare that
+    /// first.
+    fn symbol(&mut self, text: &'a [u8], slot: usize) -> u32 {
+        if let Some((recent, id)) = self.recent.get(slot)
+            && *id != u32::MAX
+            && std::ptr::eq(*recent, text)
+        {
+            return *id;
+        }
+        let symbols = &mut self.symbols;
+        let id = *self.by_text.entry(text).or_insert_with(|| {
+            symbols.push(text);
+            symbols.len() as u32 - 1
+        });
+        if let Some(recent) = self.recent.get_mut(slot) {
+            *recent = (text, id);
+        }
+        id
+    }
+
+    fn finish_part(&mut self) {
+        if let Some(row) = self.rows.last_mut() {
+            row.part_len = (self.raw.len() - self.part_start) as u32;
+        }
+        self.part_start = self.raw.len();
+    }
+
+    /// Compresses the body and makes the record.
+    pub fn finish(mut self, tenant: &str, codec: Codec) -> EntriesRecord {
+        self.finish_part();
+        let symbols_at = (self.raw.len() as u32).to_le_bytes();
+        if let Some(field) = self.raw.get_mut(..4) {
+            field.copy_from_slice(&symbols_at);
+        }
+        put_uvarint(&mut self.raw, self.symbols.len() as u64);
+        for symbol in &self.symbols {
+            put_uvarint(&mut self.raw, symbol.len() as u64);
+            self.raw.extend_from_slice(symbol);
+        }
+        let mut bytes = vec![0; RECORD_HEAD_LEN];
+        bytes.extend_from_slice(&(tenant.len() as u16).to_le_bytes());
+        bytes.extend_from_slice(tenant.as_bytes());
+        bytes.extend_from_slice(&0u32.to_le_bytes());
+        bytes.extend_from_slice(&(self.rows.len() as u32).to_le_bytes());
+        let rows_at = bytes.len();
+        for row in &self.rows {
+            bytes.extend_from_slice(&row.stream.to_le_bytes());
+            bytes.extend_from_slice(&row.first_seq.to_le_bytes());
+            bytes.extend_from_slice(&row.count.to_le_bytes());
+            bytes.extend_from_slice(&row.part_len.to_le_bytes());
+        }
+        let tables_len = bytes.len() - RECORD_HEAD_LEN;
+        let head = append_body(&mut bytes, Kind::Entries, &self.raw, codec, tables_len);
+        EntriesRecord { bytes, head, rows_at, rows: self.rows, raw: Arc::new(self.raw) }
+    }
+}
+
+thread_local! {
+    static SNAPPY: RefCell<snap::raw::Encoder> = RefCell::new(snap::raw::Encoder::new());
+}
+
+/// Appends the compressed body to head and tables, and returns the head without LSN and place.
+fn append_body(bytes: &mut Vec<u8>, kind: Kind, raw: &[u8], codec: Codec, tables_len: usize) -> RecordHead {
+    let start = bytes.len();
+    let codec = compress(bytes, raw, codec);
+    let body = bytes.get(start..).unwrap_or_default();
+    RecordHead {
+        len: bytes.len() as u32,
+        kind: kind as u8,
+        flags: 0,
+        codec: codec as u8,
+        lsn: 0,
+        segment: 0,
+        tables_len: tables_len as u32,
+        body_len: body.len() as u32,
+        raw_len: raw.len() as u32,
+        body_crc: crc32(&[body]),
+    }
+}
+
+/// Appends `raw`, compressed if that makes it smaller, and returns the codec that was used.
+fn compress(out: &mut Vec<u8>, raw: &[u8], codec: Codec) -> Codec {
+    let start = out.len();
+    let compressed = match codec {
+        Codec::None => false,
+        Codec::Snappy => {
+            out.resize(start + snap::raw::max_compress_len(raw.len()), 0);
+            let target = out.get_mut(start..).unwrap_or_default();
+            let len = SNAPPY.with_borrow_mut(|s| s.compress(raw, target)).unwrap_or(usize::MAX);
+            out.truncate(start.saturating_add(len));
+            len < raw.len()
+        }
+        Codec::Zstd => match zstd::bulk::compress(raw, 1) {
+            Ok(body) if body.len() < raw.len() => {
+                out.extend_from_slice(&body);
+                true
+            }
+            _ => false,
+        },
+    };
+    if compressed {
+        return codec;
+    }
+    out.truncate(start);
+    out.extend_from_slice(raw);
+    Codec::None
+}
+
+/// Makes the bytes of a control record: a head and a bincode body.
+pub(super) fn encode_control<T: bincode::Encode>(kind: Kind, value: &T) -> (Vec<u8>, RecordHead) {
+    // Encoding into a Vec fails only for types that these records do not hold (maps of unknown length, cells).
+    let raw = bincode::encode_to_vec(value, bincode::config::standard()).unwrap_or_default();
+    let mut bytes = vec![0; RECORD_HEAD_LEN];
+    let head = append_body(&mut bytes, kind, &raw, Codec::Snappy, 0);
+    (bytes, head)
+}
+
+/// Decodes a bincode body.
+///
+/// # Errors
+/// The body does not decompress, or does not hold exactly one value of the type.
+pub fn decode_control<T: bincode::Decode<()>>(head: &RecordHead, stored: &[u8]) -> Result<T, BodyError> {
+    const LIMIT: usize = MAX_RECORD_LEN as usize;
+    let name = head.known_kind().map_or("record", Kind::name);
+    let raw = decompress_body(head, stored)?;
+    let (value, used) = bincode::decode_from_slice(&raw, bincode::config::standard().with_limit::<LIMIT>())
+        .map_err(|e| BodyError::Control(name, e.to_string()))?;
+    if used != raw.len() {
+        return Err(BodyError::Control(name, format!("{} bytes are left over", raw.len() - used)));
+    }
+    Ok(value)
+}
+
+/// Decompresses a stored body to the `raw_len` bytes of its head.
+///
+/// # Errors
+/// Unknown codec, more than [`MAX_RECORD_LEN`], or bytes that do not decompress to that length.
+pub fn decompress_body(head: &RecordHead, stored: &[u8]) -> Result<Vec<u8>, BodyError> {
+    let wrong = || BodyError::Decompress(head.raw_len);
+    if u64::from(head.raw_len) > MAX_RECORD_LEN {
+        return Err(wrong());
+    }
+    let raw_len = head.raw_len as usize;
+    let raw = match head.codec {
+        0 => stored.to_vec(),
+        1 => {
+            if snap::raw::decompress_len(stored).map_err(|_| wrong())? != raw_len {
+                return Err(wrong());
+            }
+            snap::raw::Decoder::new().decompress_vec(stored).map_err(|_| wrong())?
+        }
+        2 => zstd::bulk::decompress(stored, raw_len).map_err(|_| wrong())?,
+        other => return Err(BodyError::Codec(other)),
+    };
+    if raw.len() == raw_len { Ok(raw) } else { Err(wrong()) }
+}
+
+/// A decompressed body of an Entries record, with its symbols.
+pub struct BodyView<'a> {
+    parts: &'a [u8],
+    symbols: Vec<&'a [u8]>,
+}
+
+impl<'a> BodyView<'a> {
+    /// # Errors
+    /// The body's symbol table is cut or lies outside it.
+    pub fn new(raw: &'a [u8]) -> Result<Self, BodyError> {
+        let mut c = Cursor::new(raw);
+        let symbols_at = c.u32()? as usize;
+        let parts = raw.get(4..symbols_at).ok_or(BodyError::Inconsistent("the symbol table lies outside the body"))?;
+        let mut c = Cursor::new(raw.get(symbols_at..).unwrap_or_default());
+        let count = c.uvarint()?;
+        if count > c.remaining() as u64 {
+            return Err(DecodeError::Truncated.into());
+        }
+        let mut symbols = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            let len = usize::try_from(c.uvarint()?).map_err(|_| DecodeError::Truncated)?;
+            symbols.push(c.bytes(len)?);
+        }
+        Ok(Self { parts, symbols })
+    }
+
+    /// The metadata strings of the body.
+    pub fn symbols(&self) -> &[&'a [u8]] {
+        &self.symbols
+    }
+
+    /// The entries of the part that starts `start` bytes after the first one and belongs to `row`.
+    pub fn part(&self, start: usize, row: &TableRow) -> Result<PartIter<'a>, BodyError> {
+        let end = start.saturating_add(row.part_len as usize);
+        let bytes =
+            self.parts.get(start..end).ok_or(BodyError::Inconsistent("a stream's part lies outside the body"))?;
+        Ok(PartIter { cursor: Cursor::new(bytes), left: row.count, timestamp: 0, symbols: self.symbols.len() as u64 })
+    }
+}
+
+/// One entry of a body.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryView<'a> {
+    /// Nanoseconds since the Unix epoch.
+    pub timestamp: i64,
+    /// The line.
+    pub line: &'a [u8],
+    pairs: Cursor2<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Cursor2<'a> {
+    bytes: &'a [u8],
+    pairs: u32,
+}
+
+impl<'a> EntryView<'a> {
+    /// Indices of names and values in the body's symbols; they are in range.
+    pub fn metadata(&self) -> impl ExactSizeIterator<Item = (u32, u32)> + use<'a> {
+        let mut cursor = Cursor::new(self.pairs.bytes);
+        (0..self.pairs.pairs).map(move |_| {
+            // `PartIter` has read these varints once already.
+            (cursor.uvarint().unwrap_or(0) as u32, cursor.uvarint().unwrap_or(0) as u32)
+        })
+    }
+}
+
+/// Iterates over one stream's part of a body.
+pub struct PartIter<'a> {
+    cursor: Cursor<'a>,
+    left: u32,
+    timestamp: i64,
+    symbols: u64,
+}
+
+impl<'a> PartIter<'a> {
+    fn entry(&mut self) -> Result<EntryView<'a>, BodyError> {
+        self.timestamp = self.timestamp.wrapping_add(self.cursor.varint()?);
+        let len = usize::try_from(self.cursor.uvarint()?).map_err(|_| DecodeError::Truncated)?;
+        let line = self.cursor.bytes(len)?;
+        let pairs = self.cursor.uvarint()?;
+        if pairs > self.cursor.remaining() as u64 {
+            return Err(DecodeError::Truncated.into());
+        }
+        let start = self.cursor.clone();
+        for _ in 0..2 * pairs {
+            if self.cursor.uvarint()? >= self.symbols {
+                return Err(BodyError::Inconsistent("a metadata symbol is not in the body's table"));
+            }
+        }
+        let mut whole = start;
+        let used = whole.remaining() - self.cursor.remaining();
+        let bytes = whole.bytes(used)?;
+        Ok(EntryView { timestamp: self.timestamp, line, pairs: Cursor2 { bytes, pairs: pairs as u32 } })
+    }
+}
+
+impl<'a> Iterator for PartIter<'a> {
+    type Item = Result<EntryView<'a>, BodyError>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            let rest = self.cursor.remaining();
+            self.cursor = Cursor::new(&[]);
+            return (rest > 0).then_some(Err(BodyError::Inconsistent("a stream's part is longer than its entries")));
+        }
+        self.left -= 1;
+        let entry = self.entry();
+        if entry.is_err() {
+            self.left = 0;
+            self.cursor = Cursor::new(&[]);
+        }
+        Some(entry)
+    }
+}
+
+/// Definition of a stream.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct SeriesDef {
+    /// Stream id.
+    pub id: u64,
+    /// Tenant.
+    pub tenant: String,
+    /// Labels, sorted by name.
+    pub labels: Vec<(String, String)>,
+    /// xxhash64 of the labels, after collision mapping.
+    pub fingerprint: u64,
+    /// The seq that the stream's next entry gets, counted before the group of this record.
+    pub next_seq: u64,
+    /// All seqs below this one are in the object store or in synced blocks.
+    pub settled_seq: u64,
+}
+
+/// The end of the last segment that had durable content when a segment was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Previous {
+    /// Its number. Segments between it and the new one are void.
+    pub segment: u64,
+    /// Bytes from here on are void.
+    pub end_offset: u64,
+    /// The LSN after its last.
+    pub end_lsn: u64,
+    /// Chained CRC over the CRCs of its groups up to the end.
+    pub digest: u32,
+}
+
+/// First record of a segment.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Open {
+    /// First LSN of the segment.
+    pub first_lsn: u64,
+    /// No stream id from here on was given yet.
+    pub next_stream_id: u64,
+    /// Log lines in the log's life before this segment.
+    pub total_lines: u64,
+    /// Where the log ended before; `None` in the first segment.
+    pub previous: Option<Previous>,
+    /// Oldest segment that is still needed.
+    pub first_live_segment: u64,
+    /// Block segments and their synced ends. Empty in version 1.
+    pub blocks: Vec<(u64, u64)>,
+}
+
+/// LSNs and seqs that do not exist, as half-open ranges: a settled loss.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Gap {
+    /// Ranges of LSNs.
+    pub lsns: Vec<(u64, u64)>,
+    /// Ranges of seqs: stream id, first, end.
+    pub seqs: Vec<(u64, u64, u64)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Line = (i64, Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>);
+
+    fn build(streams: &[Vec<Line>], codec: Codec) -> EntriesRecord {
+        let mut b = EntriesBuilder::new(0);
+        for (id, lines) in streams.iter().enumerate() {
+            b.stream(id as u64 + 1);
+            for (ts, line, md) in lines {
+                b.entry(*ts, line, md.iter().map(|(n, v)| (&n[..], &v[..])));
+            }
+        }
+        b.finish("tenant", codec)
+    }
+
+    fn read(record: &EntriesRecord) -> Vec<Vec<Line>> {
+        let tables = Tables::decode(&record.bytes[48..48 + record.head.tables_len as usize]).unwrap();
+        let stored = &record.bytes[48 + record.head.tables_len as usize..];
+        let raw = decompress_body(&record.head, stored).unwrap();
+        assert_eq!(&raw, &**record.raw());
+        let body = BodyView::new(&raw).unwrap();
+        let mut start = 0;
+        let mut out = Vec::new();
+        for row in &tables.rows {
+            let lines = body.part(start, row).unwrap().map(|e| {
+                let e = e.unwrap();
+                let s = |i: u32| body.symbols()[i as usize].to_vec();
+                (e.timestamp, e.line.to_vec(), e.metadata().map(|(n, v)| (s(n), s(v))).collect())
+            });
+            out.push(lines.collect());
+            start += row.part_len as usize;
+        }
+        out
+    }
+
+    fn lines() -> impl Strategy<Value = Vec<Vec<Line>>> {
+        let text = || prop::collection::vec(any::<u8>(), 0..20);
+        let md = prop::collection::vec((text(), text()), 0..3);
+        prop::collection::vec(prop::collection::vec((any::<i64>(), text(), md), 0..5), 0..4)
+    }
+
+    proptest! {
+        #[test]
+        fn entries_round_trip(streams in lines(), codec in prop_oneof![Just(Codec::None), Just(Codec::Snappy), Just(Codec::Zstd)]) {
+            prop_assert_eq!(read(&build(&streams, codec)), streams);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_a_panic(raw in prop::collection::vec(any::<u8>(), 0..200), count in 0u32..50, part_len in 0u32..200) {
+            let _ = Tables::decode(&raw);
+            if let Ok(body) = BodyView::new(&raw)
+                && let Ok(part) = body.part(0, &TableRow { stream: 1, first_seq: 0, count, part_len })
+            {
+                part.flatten().for_each(|e| e.metadata().for_each(drop));
+            }
+        }
+    }
+
+    #[test]
+    fn control_bodies_round_trip_and_reject_leftovers() {
+        let open = Open {
+            first_lsn: 300,
+            next_stream_id: 9,
+            total_lines: 70_000,
+            first_live_segment: 1,
+            blocks: vec![],
+            previous: Some(Previous { segment: 1, end_offset: 8192, end_lsn: 300, digest: 7 }),
+        };
+        let (bytes, head) = encode_control(Kind::Open, &open);
+        assert_eq!(decode_control::<Open>(&head, &bytes[48..]), Ok(open));
+        let longer = [&bytes[48..], &[0]].concat();
+        let head = RecordHead { raw_len: head.raw_len + 1, ..head };
+        assert!(decode_control::<Open>(&head, &longer).is_err());
+    }
+}

@@ -1,0 +1,243 @@
+//! Recovery: reads what the disk holds, plans, replays, writes the unsettled tail again. The only part of the log that
+//! changes what an earlier process wrote, and it only adds a segment or removes an empty one.
+
+use super::format::{FIRST_GROUP, HeaderError, Kind, RecordHead};
+use super::plan::{Plan, RecordRef, Summary, plan};
+use super::record::{Gap, Tables, encode_control};
+use super::scan::{SegmentScan, scan_segment};
+use super::segment::{Prepared, segment_name, segment_number};
+use super::writer::{LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
+use crate::fs::{Fs, read_full_at};
+use std::collections::{BTreeSet, HashSet};
+use std::io;
+use std::path::Path;
+
+/// Why the log was not recovered. Nothing was changed on disk unless the text says so.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The disk failed.
+    #[error("{what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: String,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A segment of a newer format.
+    #[error("segment {0}: {1}")]
+    Version(String, HeaderError),
+    /// A segment of another data directory.
+    #[error(
+        "segment {0} belongs to another volume ({1}, this directory is {2}): move it away, or restore the identity file"
+    )]
+    Foreign(String, uuid::Uuid, uuid::Uuid),
+    /// The tail could not be written again.
+    #[error("the end of the log could not be made durable: {0}. Free space on its disk and start again")]
+    Tail(String),
+}
+
+/// One segment's records on their way to `apply`.
+pub struct ReplaySegment<'a> {
+    /// Number.
+    pub number: u64,
+    /// The whole file.
+    pub file: &'a [u8],
+    /// Sound Entries records to apply, in LSN order.
+    pub records: Vec<RecordRef>,
+}
+
+/// The state of the log on disk, read and planned; nothing is changed yet.
+pub struct Recovered {
+    options: WalOptions,
+    /// What was found and what will be done.
+    pub plan: Plan,
+    /// Bytes of segments that hold something.
+    pub bytes: u64,
+    /// Segments that hold something.
+    pub segments: usize,
+}
+
+/// Reads all segments and plans. `progress` gets bytes done and bytes in all.
+///
+/// # Errors
+/// A file could not be read, or belongs to a newer format or to another volume.
+pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Recovered, RecoverError> {
+    let list = options.fs.list(&options.dir).map_err(io_error("list", &options.dir))?;
+    let mut numbers: Vec<(u64, u64)> = list.iter().filter_map(|e| Some((segment_number(&e.name)?, e.len))).collect();
+    numbers.sort_unstable();
+    let total: u64 = numbers.iter().map(|(_, len)| len).sum();
+    let (mut done, mut bytes) = (0, 0);
+    let mut summaries = Vec::new();
+    for (number, len) in numbers {
+        let summary = summarize(&options, number)?;
+        done += len;
+        bytes += if summary.is_empty() { 0 } else { len };
+        summaries.push(summary);
+        progress(done, total);
+    }
+    let plan = plan(&summaries);
+    Ok(Recovered { plan, bytes, segments: summaries.iter().filter(|s| !s.is_empty()).count(), options })
+}
+
+fn summarize(options: &WalOptions, number: u64) -> Result<Summary, RecoverError> {
+    let name = segment_name(number);
+    let file = read_segment(&*options.fs, &options.dir.join(&name))?;
+    match scan_segment(&file) {
+        Ok(scan) if scan.header.volume != options.volume => {
+            Err(RecoverError::Foreign(name, scan.header.volume, options.volume))
+        }
+        Ok(scan) => Ok(Summary::of(number, &scan, &file)),
+        Err(e @ HeaderError::Version(_)) => Err(RecoverError::Version(name, e)),
+        Err(HeaderError::NotASegment | HeaderError::Damaged) => Ok(Summary::unusable(number)),
+    }
+}
+
+/// Reads a segment's bytes from the disk, not from a page cache that an I/O error has left behind: what is dirty is
+/// written first, then dropped.
+fn read_segment(fs: &dyn Fs, path: &Path) -> Result<Vec<u8>, RecoverError> {
+    let file = fs.open(path, false).map_err(io_error("open", path))?;
+    file.sync_data().map_err(io_error("sync", path))?;
+    file.drop_cache().map_err(io_error("drop the cache of", path))?;
+    let len = file.len().map_err(io_error("size of", path))?;
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+    let read = read_full_at(&*file, 0, &mut bytes).map_err(io_error("read", path))?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecoverError + use<> {
+    let path = path.display().to_string();
+    move |source| RecoverError::Io { what, path, source }
+}
+
+impl Recovered {
+    /// Reads the segments again and hands their records on, segment by segment, oldest first.
+    ///
+    /// # Errors
+    /// A file could not be read.
+    pub fn replay(&self, apply: &mut dyn FnMut(ReplaySegment<'_>)) -> Result<(), RecoverError> {
+        let tail: HashSet<(u64, u64)> = self.plan.tail.iter().map(|r| (r.segment, r.offset)).collect();
+        for (number, lsn_end) in &self.plan.replay {
+            let file = read_segment(&*self.options.fs, &self.options.dir.join(segment_name(*number)))?;
+            let Ok(scan) = scan_segment(&file) else { continue };
+            let end = (*lsn_end).min(self.plan.durable_lsn);
+            let mut records: Vec<RecordRef> = sound_entries(*number, &scan)
+                .filter(|r| r.head.lsn < end || tail.contains(&(r.segment, r.offset)))
+                .collect();
+            records.sort_by_key(|r| r.head.lsn);
+            apply(ReplaySegment { number: *number, file: &file, records });
+        }
+        Ok(())
+    }
+
+    /// Writes the tail again, removes what is left of unfinished segments, and opens the log for appending.
+    ///
+    /// # Errors
+    /// The tail could not be made durable; nothing may be served then.
+    pub fn open<P: Send + 'static>(self, sink: impl Sink<P>) -> Result<Wal<P>, RecoverError> {
+        let Self { options, plan, .. } = self;
+        let tail = tail_records(&options, &plan)?;
+        let prepared = take_stock(&options, &plan)?;
+        let start = Start {
+            next_lsn: plan.durable_lsn,
+            lines: plan.lines,
+            first_live_segment: plan.first_live_segment,
+            previous: plan.previous,
+            next_segment: plan.last_segment + 1,
+            prepared,
+        };
+        let queue_bytes = options.queue_bytes;
+        let mut writer = Writer::new(options, start);
+        if !tail.is_empty() {
+            let streams: BTreeSet<u64> = tail.iter().flat_map(|(_, streams)| streams.iter().copied()).collect();
+            let definitions = streams.iter().filter_map(|id| plan.definitions.get(id)).cloned().collect();
+            let records: Vec<TailRecord> = tail.into_iter().map(|(record, _)| record).collect();
+            if let Err(error) = writer.rewrite_tail(definitions, &records) {
+                writer.supply.stop();
+                return Err(RecoverError::Tail(match error {
+                    LogError::NoSpace(why) => why,
+                    LogError::Fatal(e) => e.to_string(),
+                }));
+            }
+        }
+        Ok(Wal::start(writer, sink, queue_bytes))
+    }
+}
+
+fn sound_entries(segment: u64, scan: &SegmentScan) -> impl Iterator<Item = RecordRef> + '_ {
+    let records = scan.groups.iter().flat_map(|g| g.records.iter());
+    let sound = records.filter(|r| r.body_is_sound && r.head.known_kind() == Some(Kind::Entries));
+    sound.map(move |r| RecordRef { segment, offset: r.offset, head: r.head })
+}
+
+/// The records above the durable LSN with the ids of their streams; a Gap stands for each LSN between them that has no
+/// record, so that LSNs stay dense and the next start does not find the hole again.
+fn tail_records(options: &WalOptions, plan: &Plan) -> Result<Vec<(TailRecord, Vec<u64>)>, RecoverError> {
+    let mut out = Vec::new();
+    let mut expected = plan.durable_lsn;
+    let mut open: Option<(u64, Vec<u8>)> = None;
+    for r in &plan.tail {
+        while expected < r.head.lsn {
+            out.push((lost(expected, plan), Vec::new()));
+            expected += 1;
+        }
+        expected += 1;
+        if open.as_ref().is_none_or(|(number, _)| *number != r.segment) {
+            open = Some((r.segment, read_segment(&*options.fs, &options.dir.join(segment_name(r.segment)))?));
+        }
+        let Some((_, file)) = &open else { continue };
+        let bytes = file.get(r.offset as usize..r.offset as usize + r.head.len as usize).unwrap_or_default().to_vec();
+        let tables = Tables::decode(r.head.tables(file, r.offset));
+        let (streams, lines) = match &tables {
+            Ok(t) if r.head.known_kind() == Some(Kind::Entries) => {
+                (t.rows.iter().map(|row| row.stream).collect(), t.lines())
+            }
+            _ => (Vec::new(), 0),
+        };
+        out.push((TailRecord::Kept { head: r.head, bytes, lines }, streams));
+    }
+    Ok(out)
+}
+
+fn lost(lsn: u64, plan: &Plan) -> TailRecord {
+    let rows = plan.unresolved_rows.iter();
+    let seqs = rows.map(|r| (r.stream, r.first_seq, r.first_seq + u64::from(r.count))).collect();
+    let (bytes, head): (Vec<u8>, RecordHead) = encode_control(Kind::Gap, &Gap { lsns: vec![(lsn, lsn + 1)], seqs });
+    TailRecord::Lost { bytes, head }
+}
+
+/// Keeps untouched prepared segments for use, and removes empty ones that are not all zeros or have another size.
+fn take_stock(options: &WalOptions, plan: &Plan) -> Result<Vec<Prepared>, RecoverError> {
+    let newest_used = plan.replay.last().map_or(0, |(number, _)| *number);
+    let mut prepared = Vec::new();
+    let mut removed = false;
+    for number in &plan.empty {
+        let path = options.dir.join(segment_name(*number));
+        let file = options.fs.open(&path, true).map_err(io_error("open", &path))?;
+        let bytes = read_segment(&*options.fs, &path)?;
+        let header = scan_segment(&bytes).map(|s| s.header);
+        let untouched = bytes.get(FIRST_GROUP as usize..).unwrap_or_default().iter().all(|b| *b == 0);
+        match header {
+            Ok(header) if untouched && *number > newest_used && header.file_len >= options.segment_size => {
+                prepared.push(Prepared { header, file });
+            }
+            _ => {
+                options.fs.remove(&path).map_err(io_error("remove", &path))?;
+                removed = true;
+            }
+        }
+    }
+    for entry in options.fs.list(&options.dir).map_err(io_error("list", &options.dir))? {
+        if entry.name.ends_with(".wal.tmp") {
+            let path = options.dir.join(&entry.name);
+            options.fs.remove(&path).map_err(io_error("remove", &path))?;
+            removed = true;
+        }
+    }
+    if removed {
+        options.fs.sync_dir(&options.dir).map_err(io_error("sync", &options.dir))?;
+    }
+    Ok(prepared)
+}

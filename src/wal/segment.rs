@@ -1,0 +1,97 @@
+//! Segment files: names, preparation.
+
+use super::format::{FIRST_GROUP, SECOND_HEADER, SegmentHeader};
+use crate::fs::{File, Fs, temporary_name, write_all_at};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use uuid::Uuid;
+
+const FILL_STEP: usize = 1 << 20;
+
+/// File name of a segment: twenty digits and `.wal`.
+pub fn segment_name(number: u64) -> String {
+    format!("{number:020}.wal")
+}
+
+/// The number in a segment's file name.
+pub fn segment_number(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".wal")?;
+    (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+/// A segment that is filled, synced and durable in its directory, and holds no group yet.
+pub(super) struct Prepared {
+    pub header: SegmentHeader,
+    /// The descriptor that filled the file: the kernel reports a failed write-back to it.
+    pub file: Arc<dyn File>,
+}
+
+/// Makes a segment: fills it with zeros, so that a later sync carries no metadata and a full disk shows now, writes
+/// the header, syncs, renames, syncs the directory. A failure discards the file.
+pub(super) fn prepare(fs: &dyn Fs, dir: &Path, volume: Uuid, number: u64, file_len: u64) -> io::Result<Prepared> {
+    let path = dir.join(segment_name(number));
+    let temporary = temporary_name(&path);
+    let made = fill(fs, dir, &temporary, &path, SegmentHeader { number, file_len, salt: new_salt(), volume });
+    if made.is_err() {
+        // The name may or may not exist; what counts is that no unfinished file takes space.
+        let _ = fs.remove(&temporary);
+    }
+    made
+}
+
+fn fill(fs: &dyn Fs, dir: &Path, temporary: &Path, path: &PathBuf, header: SegmentHeader) -> io::Result<Prepared> {
+    match fs.remove(temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let file = fs.create_new(temporary)?;
+    let zeros = vec![0; FILL_STEP];
+    let mut at = 0;
+    while at < header.file_len {
+        let n = (header.file_len - at).min(FILL_STEP as u64);
+        write_all_at(&*file, at, zeros.get(..n as usize).unwrap_or_default())?;
+        at += n;
+    }
+    write_all_at(&*file, 0, &header.encode(0))?;
+    write_all_at(&*file, SECOND_HEADER, &header.encode(SECOND_HEADER))?;
+    file.sync_data()?;
+    fs.rename(temporary, path)?;
+    fs.sync_dir(dir)?;
+    Ok(Prepared { header, file })
+}
+
+/// Why a prepared segment could not be enlarged.
+pub(super) enum ExtendError {
+    /// A write failed: the segment keeps its old size.
+    Write(io::Error),
+    /// A sync failed, which is final.
+    Sync(io::Error),
+}
+
+/// Enlarges a prepared segment to the size in `header`: zeros first, then, one after the other, both header copies. A
+/// crash in between leaves a file that is longer than its header says, which is harmless.
+pub(super) fn extend(file: &dyn File, old_len: u64, header: &SegmentHeader) -> Result<(), ExtendError> {
+    let zeros = vec![0; FILL_STEP];
+    let mut at = old_len;
+    while at < header.file_len {
+        let n = (header.file_len - at).min(FILL_STEP as u64);
+        write_all_at(file, at, zeros.get(..n as usize).unwrap_or_default()).map_err(ExtendError::Write)?;
+        at += n;
+    }
+    file.sync_data().map_err(ExtendError::Sync)?;
+    for copy in [SECOND_HEADER, 0] {
+        write_all_at(file, copy, &header.encode(copy)).map_err(ExtendError::Write)?;
+        file.sync_data().map_err(ExtendError::Sync)?;
+    }
+    Ok(())
+}
+
+/// Size of a segment that holds a group of `group_len` bytes and the final watermark.
+pub(super) fn len_for(group_len: u64) -> u64 {
+    crate::codec::align_up(FIRST_GROUP + group_len + super::format::GROUP_ALIGN, FILL_STEP as u64)
+}
+
+fn new_salt() -> u64 {
+    Uuid::new_v4().as_u64_pair().0 ^ Uuid::new_v4().as_u64_pair().1.rotate_left(32)
+}

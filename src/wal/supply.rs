@@ -1,0 +1,125 @@
+//! Prepared segments: a background thread keeps some ahead of the log, so that a sync carries no metadata and a full
+//! disk shows before it hurts.
+
+use super::segment::{Prepared, prepare};
+use super::writer::{WalOptions, spawn_critical};
+use crate::fs::Fs;
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Segments that are kept ready. The last one is for recovery: ordinary pushes leave it.
+const AHEAD: usize = 2;
+/// After a failure, space is looked for this often.
+const RETRY: Duration = Duration::from_millis(250);
+
+pub(super) struct Supply {
+    state: Mutex<State>,
+    changed: Condvar,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct State {
+    ready: VecDeque<Prepared>,
+    next_number: u64,
+    /// Why the last preparation failed.
+    failure: Option<String>,
+    /// Somebody could not get a segment since then.
+    starved: bool,
+    stopping: bool,
+}
+
+struct Preparer {
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
+    volume: Uuid,
+    segment_size: u64,
+}
+
+impl Supply {
+    pub fn start(options: &WalOptions, next_number: u64, prepared: Vec<Prepared>) -> Arc<Self> {
+        let state = State { ready: prepared.into(), next_number, failure: None, starved: false, stopping: false };
+        let supply = Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), thread: Mutex::new(None) });
+        let preparer = Preparer {
+            fs: options.fs.clone(),
+            dir: options.dir.clone(),
+            volume: options.volume,
+            segment_size: options.segment_size,
+        };
+        let shared = supply.clone();
+        *supply.thread.lock() = Some(spawn_critical("wal-prepare", move || shared.run(&preparer)));
+        supply
+    }
+
+    fn run(&self, preparer: &Preparer) {
+        let mut state = self.state.lock();
+        loop {
+            if state.stopping {
+                return;
+            }
+            if state.ready.len() >= AHEAD {
+                self.changed.wait(&mut state);
+                continue;
+            }
+            let number = state.next_number;
+            state.next_number += 1;
+            drop(state);
+            let made = prepare(&*preparer.fs, &preparer.dir, preparer.volume, number, preparer.segment_size);
+            state = self.state.lock();
+            match made {
+                Ok(prepared) => {
+                    state.ready.push_back(prepared);
+                    state.failure = None;
+                    state.starved &= state.ready.len() < AHEAD;
+                }
+                Err(error) => {
+                    state.failure = Some(error.to_string());
+                    self.changed.notify_all();
+                    self.changed.wait_for(&mut state, RETRY);
+                    continue;
+                }
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    /// The next segment. Waits while one is being made; fails when making one has failed.
+    pub fn take(&self, may_take_last: bool) -> Result<Prepared, String> {
+        let keep = usize::from(!may_take_last);
+        let mut state = self.state.lock();
+        loop {
+            if state.ready.len() > keep {
+                let taken = state.ready.pop_front();
+                self.changed.notify_all();
+                return taken.ok_or_else(String::new);
+            }
+            if let Some(why) = state.failure.clone() {
+                // With a failure, whatever is there is better than nothing only for recovery.
+                state.starved = true;
+                return Err(why);
+            }
+            if state.stopping {
+                return Err("the log is stopping".into());
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// Why the log cannot go on for lack of segments, if it had to refuse somebody.
+    pub fn exhausted(&self) -> Option<String> {
+        let state = self.state.lock();
+        if state.starved { Some(state.failure.clone().unwrap_or_else(|| "waiting for space".into())) } else { None }
+    }
+
+    pub fn stop(&self) {
+        self.state.lock().stopping = true;
+        self.changed.notify_all();
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,864 @@
+//! The thread that writes the log: it stamps LSN and seq, gathers what waits into a group, writes it with one
+//! `pwrite`, syncs it, and only then hands the records on.
+
+use super::format::{FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, Kind, RECORD_ALIGN, SegmentHeader};
+use super::record::{EntriesRecord, Open, Previous, SeriesDef, TableRow, encode_control};
+use super::segment::{self, Prepared};
+use super::supply::Supply;
+use super::{RecordHead, WalMetrics};
+use crate::codec::{align_up, crc32};
+use crate::fs::{File, Fs, is_no_space, write_all_at};
+use crate::model::{LabelSet, Tenant};
+use ahash::AHashMap;
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use uuid::Uuid;
+
+/// Most bytes of a group, unless it is a single record.
+const MAX_GROUP_LEN: u64 = 4 << 20;
+/// Without another group for this long, a watermark tells that everything so far is durable.
+const WATERMARK_AFTER: Duration = Duration::from_millis(50);
+/// Definitions of a stream in each segment: a second one survives damage to the first.
+const DEFINITIONS: u8 = 2;
+
+/// When an append counts as done (`ingester.wal.sync`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SyncMode {
+    /// After `fdatasync`: survives power loss.
+    #[default]
+    Always,
+    /// After `pwrite`, with a sync at this interval: survives `kill -9`; power loss costs at most the interval.
+    Interval(Duration),
+    /// After `pwrite`; the operating system decides when to sync, as with Loki.
+    Os,
+}
+
+/// A stream as the log knows it. The log's thread alone moves its cursor, and only when a group is durable.
+#[derive(Debug)]
+pub struct StreamLog {
+    /// Given once, never again in this data directory.
+    pub id: u64,
+    /// Owner.
+    pub tenant: Tenant,
+    /// Canonical labels.
+    pub labels: Arc<LabelSet>,
+    /// xxhash64 of the labels.
+    pub fingerprint: u64,
+    cursor: Mutex<StreamCursor>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct StreamCursor {
+    next_seq: u64,
+    /// Segment that `definitions` counts for.
+    segment: u64,
+    definitions: u8,
+}
+
+impl StreamLog {
+    /// A stream whose next entry gets `next_seq`; 0 for a new stream.
+    pub fn new(id: u64, tenant: Tenant, labels: Arc<LabelSet>, next_seq: u64) -> Self {
+        let fingerprint = labels.hash();
+        Self { id, tenant, labels, fingerprint, cursor: Mutex::new(StreamCursor { next_seq, ..Default::default() }) }
+    }
+
+    fn definition(&self, next_seq: u64) -> SeriesDef {
+        SeriesDef {
+            id: self.id,
+            tenant: self.tenant.as_str().to_string(),
+            labels: self.labels.pairs().iter().map(|(n, v)| (n.to_string(), v.to_string())).collect(),
+            fingerprint: self.fingerprint,
+            next_seq,
+            settled_seq: 0,
+        }
+    }
+
+    /// Upper bound of its definition in a record, before compression.
+    fn definition_len(&self) -> u64 {
+        (self.labels.text().len() + self.tenant.as_str().len() + 16 * self.labels.pairs().len() + 64) as u64
+    }
+}
+
+/// One push on its way to the log.
+pub struct Append<P> {
+    /// The encoded record; seqs are stamped by the log.
+    pub record: EntriesRecord,
+    /// The streams of the record's rows, in their order.
+    pub streams: Vec<Arc<StreamLog>>,
+    /// Handed back when the record is durable, or failed.
+    pub payload: P,
+}
+
+/// A record that is ackable in the configured mode, in LSN order.
+pub struct Applied<P> {
+    /// Its log sequence number.
+    pub lsn: u64,
+    /// The stream table with seqs.
+    pub rows: Vec<TableRow>,
+    /// The uncompressed body.
+    pub raw: Arc<Vec<u8>>,
+    /// What came with the append.
+    pub payload: P,
+}
+
+/// Why the log does not take a record now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// No space, quota, file size limit or a read-only mount. Ends by itself when space comes back.
+    #[error(
+        "the write-ahead log has no space left ({0}): free space on its disk; pushes are accepted again within a second"
+    )]
+    DiskFull(String),
+    /// More bytes wait than the queue may hold.
+    #[error("the queue of the write-ahead log is full: the disk is slower than the pushes")]
+    QueueFull,
+    /// The log was stopped.
+    #[error("the write-ahead log is stopped")]
+    Stopped,
+    /// A sync or write failed; the process is about to exit.
+    #[error("the write-ahead log failed ({0}): the process exits, and serves what is on disk after its restart")]
+    Poisoned(String),
+}
+
+/// What happens to records after the log has written them. Called on the log's thread; must not block.
+pub trait Sink<P>: Send + 'static {
+    /// These are ackable, in LSN order.
+    fn durable(&mut self, records: Vec<Applied<P>>);
+    /// These were not written, or not completely; nothing of them will come back.
+    fn failed(&mut self, payloads: Vec<P>, why: &Unavailable);
+    /// A write or sync failed for good. In production the process exits here, with code 74.
+    fn poisoned(&mut self, error: &io::Error);
+}
+
+/// How the log is set up.
+pub struct WalOptions {
+    /// The disk.
+    pub fs: Arc<dyn Fs>,
+    /// Directory of the segments.
+    pub dir: PathBuf,
+    /// Identity of the data directory.
+    pub volume: Uuid,
+    /// Bytes of a segment, 1 MiB to 1 GiB.
+    pub segment_size: u64,
+    /// When an append counts as done.
+    pub sync: SyncMode,
+    /// Most bytes that wait for the log. An empty queue takes any record.
+    pub queue_bytes: usize,
+    /// Source of stream ids; recorded in each Open.
+    pub next_stream_id: Arc<AtomicU64>,
+    /// Figures.
+    pub metrics: WalMetrics,
+}
+
+/// Where the log goes on after recovery.
+pub(super) struct Start {
+    pub next_lsn: u64,
+    pub lines: u64,
+    pub first_live_segment: u64,
+    pub previous: Option<Previous>,
+    pub next_segment: u64,
+    pub prepared: Vec<Prepared>,
+}
+
+/// The log, open for appending. Dropping it without [`Wal::stop`] stops it too.
+pub struct Wal<P: Send + 'static> {
+    queue: Arc<Queue<P>>,
+    supply: Arc<Supply>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Queue<P> {
+    state: Mutex<QueueState<P>>,
+    wake: Condvar,
+    limit: usize,
+}
+
+struct QueueState<P> {
+    records: VecDeque<Append<P>>,
+    bytes: usize,
+    stopping: bool,
+    poisoned: Option<String>,
+}
+
+impl<P: Send + 'static> Wal<P> {
+    pub(super) fn start(writer: Writer, sink: impl Sink<P>, queue_bytes: usize) -> Self {
+        let state = QueueState { records: VecDeque::new(), bytes: 0, stopping: false, poisoned: None };
+        let queue = Arc::new(Queue { state: Mutex::new(state), wake: Condvar::new(), limit: queue_bytes });
+        let supply = writer.supply.clone();
+        let run = Run { queue: queue.clone(), writer, sink };
+        let thread = spawn_critical("wal", move || run.run());
+        Self { queue, supply, thread: Mutex::new(Some(thread)) }
+    }
+
+    /// Hands a record to the log; the sink gets it back.
+    ///
+    /// # Errors
+    /// The log does not take it; the append comes back.
+    pub fn append(&self, append: Append<P>) -> Result<(), (Unavailable, Append<P>)> {
+        if let Some(why) = self.unavailable() {
+            return Err((why, append));
+        }
+        let len = append.record.len();
+        let mut state = self.queue.state.lock();
+        if state.stopping {
+            return Err((Unavailable::Stopped, append));
+        }
+        if state.bytes > 0 && state.bytes + len > self.queue.limit {
+            return Err((Unavailable::QueueFull, append));
+        }
+        state.bytes += len;
+        state.records.push_back(append);
+        drop(state);
+        self.queue.wake.notify_one();
+        Ok(())
+    }
+
+    /// Why the log takes nothing at the moment, if so.
+    pub fn unavailable(&self) -> Option<Unavailable> {
+        if let Some(why) = &self.queue.state.lock().poisoned {
+            return Some(Unavailable::Poisoned(why.clone()));
+        }
+        self.supply.exhausted().map(Unavailable::DiskFull)
+    }
+
+    /// Writes what waits, syncs, writes a watermark and ends the threads. Later appends get [`Unavailable::Stopped`].
+    pub fn stop(&self) {
+        self.queue.state.lock().stopping = true;
+        self.queue.wake.notify_one();
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic on the thread has ended the process already.
+            let _ = thread.join();
+        }
+        self.supply.stop();
+    }
+}
+
+impl<P: Send + 'static> Drop for Wal<P> {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Runs a thread without which acknowledged lines could be lost: if it panics, the process ends at once.
+pub fn spawn_critical(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    struct Guard;
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                std::process::abort();
+            }
+        }
+    }
+    let run = move || {
+        let _guard = Guard;
+        body();
+    };
+    let spawned = std::thread::Builder::new().name(name.to_string()).spawn(run);
+    spawned.unwrap_or_else(|e| panic!("the operating system does not start the {name} thread: {e}"))
+}
+
+enum Batch<P> {
+    Records(VecDeque<Append<P>>),
+    Idle,
+    Stop,
+}
+
+/// The log's thread.
+struct Run<P, S> {
+    queue: Arc<Queue<P>>,
+    writer: Writer,
+    sink: S,
+}
+
+impl<P: Send + 'static, S: Sink<P>> Run<P, S> {
+    fn run(mut self) {
+        loop {
+            match self.next_batch() {
+                Batch::Records(batch) => self.commit(batch),
+                Batch::Idle => {
+                    let outcome = self.writer.idle();
+                    self.note(outcome);
+                }
+                Batch::Stop => {
+                    let outcome = self.writer.finish();
+                    self.note(outcome);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn next_batch(&self) -> Batch<P> {
+        let mut state = self.queue.state.lock();
+        loop {
+            if !state.records.is_empty() {
+                state.bytes = 0;
+                return Batch::Records(std::mem::take(&mut state.records));
+            }
+            if state.stopping {
+                return Batch::Stop;
+            }
+            match self.writer.idle_after() {
+                None => self.queue.wake.wait(&mut state),
+                Some(wait) => {
+                    let timed_out = self.queue.wake.wait_for(&mut state, wait).timed_out();
+                    if timed_out && state.records.is_empty() {
+                        return Batch::Idle;
+                    }
+                }
+            }
+        }
+    }
+
+    fn commit(&mut self, mut batch: VecDeque<Append<P>>) {
+        while !batch.is_empty() {
+            if let Some(why) = self.poisoned() {
+                self.sink.failed(batch.drain(..).map(|a| a.payload).collect(), &why);
+                return;
+            }
+            match self.writer.write_group(&mut batch) {
+                Ok(done) => self.sink.durable(done),
+                Err(GroupError { why, failed }) => {
+                    self.sink.failed(failed, &why.unavailable());
+                    self.note(Err(why));
+                }
+            }
+        }
+    }
+
+    fn poisoned(&self) -> Option<Unavailable> {
+        self.queue.state.lock().poisoned.clone().map(Unavailable::Poisoned)
+    }
+
+    /// Remembers a failure for good. What waits is failed by the next turn of the loop.
+    fn note(&mut self, outcome: Result<(), LogError>) {
+        if let Err(LogError::Fatal(error)) = outcome {
+            self.writer.options.metrics.poisoned.set(1);
+            self.queue.state.lock().poisoned = Some(error.to_string());
+            self.sink.poisoned(&error);
+        }
+    }
+}
+
+/// Why a group or a segment failed.
+pub(super) enum LogError {
+    /// No space; the log goes on when there is some.
+    NoSpace(String),
+    /// A failed sync, or a failed write that is not about space: disk and memory may differ now.
+    Fatal(io::Error),
+}
+
+impl LogError {
+    fn unavailable(&self) -> Unavailable {
+        match self {
+            Self::NoSpace(why) => Unavailable::DiskFull(why.clone()),
+            Self::Fatal(error) => Unavailable::Poisoned(error.to_string()),
+        }
+    }
+
+    pub(super) fn of_write(error: io::Error) -> Self {
+        if is_no_space(&error) { Self::NoSpace(error.to_string()) } else { Self::Fatal(error) }
+    }
+}
+
+struct GroupError<P> {
+    why: LogError,
+    failed: Vec<P>,
+}
+
+/// The segment that is being written.
+struct Active {
+    header: SegmentHeader,
+    file: Arc<dyn File>,
+    /// Where the next group goes.
+    at: u64,
+    digest: u32,
+    /// Written bytes are not synced yet (weaker modes only).
+    dirty: bool,
+}
+
+impl Active {
+    /// Groups may end here; the last block is kept for a watermark.
+    fn capacity(&self) -> u64 {
+        self.header.file_len - GROUP_ALIGN
+    }
+
+    fn fresh(&self) -> bool {
+        self.at == FIRST_GROUP
+    }
+}
+
+/// A stream's cursor while its group is not durable.
+struct Staged {
+    stream: Arc<StreamLog>,
+    cursor: StreamCursor,
+    /// The group holds its definition.
+    defined: bool,
+}
+
+/// Everything that the log's thread owns.
+pub(super) struct Writer {
+    options: WalOptions,
+    pub(super) supply: Arc<Supply>,
+    active: Option<Active>,
+    previous: Option<Previous>,
+    first_live_segment: u64,
+    next_lsn: u64,
+    durable_lsn: u64,
+    /// The largest durable LSN that a header on disk tells.
+    announced_lsn: u64,
+    lines: u64,
+    last_sync: Instant,
+    staged: AHashMap<u64, Staged>,
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    pub(super) fn new(options: WalOptions, start: Start) -> Self {
+        let supply = Supply::start(&options, start.next_segment, start.prepared);
+        Self {
+            supply,
+            active: None,
+            previous: start.previous,
+            first_live_segment: start.first_live_segment,
+            next_lsn: start.next_lsn,
+            durable_lsn: start.next_lsn,
+            announced_lsn: start.next_lsn,
+            lines: start.lines,
+            last_sync: Instant::now(),
+            staged: AHashMap::new(),
+            buffer: Vec::new(),
+            options,
+        }
+    }
+
+    /// How long the thread may sleep before [`Writer::idle`] has something to do; `None` for ever.
+    fn idle_after(&self) -> Option<Duration> {
+        let dirty = self.active.as_ref().is_some_and(|a| a.dirty);
+        match self.options.sync {
+            SyncMode::Interval(every) if dirty => Some(every.saturating_sub(self.last_sync.elapsed())),
+            _ if self.announced_lsn < self.durable_lsn => Some(WATERMARK_AFTER),
+            _ => None,
+        }
+    }
+
+    /// Nothing waits: sync what the weaker modes left, or tell on disk what is durable.
+    fn idle(&mut self) -> Result<(), LogError> {
+        if self.active.as_ref().is_some_and(|a| a.dirty) && matches!(self.options.sync, SyncMode::Interval(_)) {
+            self.sync()?;
+        }
+        if self.announced_lsn < self.durable_lsn { self.watermark() } else { Ok(()) }
+    }
+
+    /// The log ends in good order: everything is synced, and the disk tells so.
+    fn finish(&mut self) -> Result<(), LogError> {
+        self.sync()?;
+        if self.announced_lsn < self.durable_lsn { self.watermark() } else { Ok(()) }
+    }
+
+    fn sync(&mut self) -> Result<(), LogError> {
+        let Some(active) = self.active.as_mut().filter(|a| a.dirty) else { return Ok(()) };
+        let timer = self.options.metrics.sync_seconds.start_timer();
+        active.file.sync_data().map_err(LogError::Fatal)?;
+        timer.observe_duration();
+        active.dirty = false;
+        self.durable_lsn = self.next_lsn;
+        self.last_sync = Instant::now();
+        Ok(())
+    }
+
+    /// Writes one group from the front of the batch: as many records as fit.
+    fn write_group<P>(&mut self, batch: &mut VecDeque<Append<P>>) -> Result<Vec<Applied<P>>, GroupError<P>> {
+        let mut group = Vec::new();
+        let outcome = self.gather(batch, &mut group).and_then(|()| self.build_and_write(&mut group));
+        match outcome {
+            Ok(first_lsn) => {
+                let applied = |(lsn, append): (u64, Append<P>)| Applied {
+                    lsn,
+                    rows: append.record.rows().to_vec(),
+                    raw: append.record.raw().clone(),
+                    payload: append.payload,
+                };
+                Ok((first_lsn..).zip(group).map(applied).collect())
+            }
+            Err(why) => {
+                self.staged.clear();
+                // Without a segment nobody in the batch can be served; else only this group has failed.
+                let rest = if group.is_empty() { batch.drain(..).collect() } else { group };
+                Err(GroupError { why, failed: rest.into_iter().map(|a| a.payload).collect() })
+            }
+        }
+    }
+
+    /// Moves records from the batch into the group, with a segment that has room for them.
+    fn gather<P>(&mut self, batch: &mut VecDeque<Append<P>>, group: &mut Vec<Append<P>>) -> Result<(), LogError> {
+        let Some(first) = batch.front() else { return Ok(()) };
+        let mut len = self.room_for_first(first)?;
+        let (start, room) = self.active.as_ref().map_or((0, 0), |a| (a.at, a.capacity() - a.at));
+        debug_assert!(start > 0);
+        loop {
+            let Some(next) = batch.pop_front() else { return Ok(()) };
+            self.stage(&next);
+            group.push(next);
+            let Some(candidate) = batch.front() else { return Ok(()) };
+            len += self.need(candidate);
+            if len > room.min(MAX_GROUP_LEN) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes sure that the active segment takes a group with this record; returns the bytes of that group.
+    fn room_for_first<P>(&mut self, first: &Append<P>) -> Result<u64, LogError> {
+        loop {
+            let (fresh, room) = match &self.active {
+                Some(active) => (active.fresh(), active.capacity().saturating_sub(active.at)),
+                None => (false, 0),
+            };
+            let open = if fresh { OPEN_MAX } else { 0 };
+            let len = GROUP_HEADER_LEN as u64 + open + self.need(first);
+            if align_up(len, GROUP_ALIGN) <= room {
+                return Ok(len);
+            }
+            if fresh { self.extend(len)? } else { self.rotate(false)? }
+        }
+    }
+
+    /// Upper bound of what a record adds to the group, definitions included.
+    fn need<P>(&self, append: &Append<P>) -> u64 {
+        let mut definitions = 0;
+        for stream in &append.streams {
+            let wanted = match self.staged.get(&stream.id) {
+                Some(staged) => !staged.defined && self.wants_definition(&staged.cursor),
+                None => self.wants_definition(&stream.cursor.lock()),
+            };
+            if wanted {
+                definitions += stream.definition_len() + stream.definition_len() / 6 + 64;
+            }
+        }
+        align_up(append.record.len() as u64, RECORD_ALIGN) + definitions
+    }
+
+    fn wants_definition(&self, cursor: &StreamCursor) -> bool {
+        let segment = self.active.as_ref().map_or(0, |a| a.header.number);
+        cursor.segment != segment || cursor.definitions < DEFINITIONS
+    }
+
+    /// Takes the record's streams into the group's staging area.
+    fn stage<P>(&mut self, append: &Append<P>) {
+        for stream in &append.streams {
+            if !self.staged.contains_key(&stream.id) {
+                let cursor = *stream.cursor.lock();
+                let defined = self.wants_definition(&cursor);
+                self.staged.insert(stream.id, Staged { stream: stream.clone(), cursor, defined });
+            }
+        }
+    }
+
+    /// Builds the group's bytes, writes and, in mode `always`, syncs them; returns the group's first LSN.
+    fn build_and_write<P>(&mut self, group: &mut [Append<P>]) -> Result<u64, LogError> {
+        let first_lsn = self.next_lsn;
+        let lines: u64 = group.iter().map(|a| a.record.lines()).sum();
+        let mut builder = self.begin_group()?;
+        builder.series(self.staged.values().filter(|s| s.defined).map(|s| s.stream.definition(s.cursor.next_seq)));
+        for append in group.iter_mut() {
+            for (row, stream) in append.streams.iter().enumerate() {
+                if let Some(staged) = self.staged.get_mut(&stream.id) {
+                    append.record.set_first_seq(row, staged.cursor.next_seq);
+                    let count = append.record.rows().get(row).map_or(0, |r| r.count);
+                    staged.cursor.next_seq += u64::from(count);
+                }
+            }
+            builder.entries(&append.record);
+        }
+        self.write(builder, lines)?;
+        let due = match self.options.sync {
+            SyncMode::Always => true,
+            SyncMode::Interval(every) => self.last_sync.elapsed() >= every,
+            SyncMode::Os => false,
+        };
+        if due {
+            self.sync()?;
+        }
+        self.options.metrics.records.inc_by(group.len() as u64);
+        self.commit_staged();
+        Ok(first_lsn)
+    }
+
+    fn commit_staged(&mut self) {
+        let segment = self.active.as_ref().map_or(0, |a| a.header.number);
+        for (_, staged) in self.staged.drain() {
+            let mut cursor = staged.cursor;
+            if cursor.segment != segment {
+                (cursor.segment, cursor.definitions) = (segment, 0);
+            }
+            cursor.definitions += u8::from(staged.defined);
+            *staged.stream.cursor.lock() = cursor;
+        }
+    }
+
+    /// A builder for a group at the end of the active segment; the first group of a segment begins with Open.
+    fn begin_group(&mut self) -> Result<GroupBuilder, LogError> {
+        let Some(active) = &self.active else { return Err(LogError::NoSpace("no segment".into())) };
+        let mut builder = GroupBuilder::new(std::mem::take(&mut self.buffer), active.header, active.at, self.next_lsn);
+        if active.fresh() {
+            builder.control(
+                Kind::Open,
+                &Open {
+                    first_lsn: self.next_lsn,
+                    next_stream_id: self.options.next_stream_id.load(Ordering::SeqCst),
+                    total_lines: self.lines,
+                    previous: self.previous,
+                    first_live_segment: if self.first_live_segment == 0 {
+                        active.header.number
+                    } else {
+                        self.first_live_segment
+                    },
+                    blocks: Vec::new(),
+                },
+            );
+        }
+        Ok(builder)
+    }
+
+    /// Writes a finished group. A failed write abandons the segment: no byte is written to it again.
+    fn write(&mut self, builder: GroupBuilder, lines: u64) -> Result<(), LogError> {
+        let Some(active) = self.active.as_mut() else { return Err(LogError::NoSpace("no segment".into())) };
+        let group = builder.finish(self.durable_lsn, self.lines);
+        if let Err(error) = write_all_at(&*active.file, active.at, &group.bytes) {
+            self.options.metrics.write_failures.inc();
+            self.buffer = group.bytes;
+            self.abandon();
+            return Err(LogError::of_write(error)).inspect_err(|e| {
+                if matches!(e, LogError::NoSpace(_)) {
+                    self.options.metrics.disk_full.inc();
+                }
+            });
+        }
+        active.dirty = true;
+        active.at += group.bytes.len() as u64;
+        active.digest = chain_digest(active.digest, group.crc);
+        self.announced_lsn = self.durable_lsn;
+        self.next_lsn += u64::from(group.lsns);
+        self.lines += lines;
+        if self.first_live_segment == 0 {
+            self.first_live_segment = active.header.number;
+        }
+        self.options.metrics.groups.inc();
+        self.options.metrics.bytes.inc_by(group.bytes.len() as u64);
+        self.buffer = group.bytes;
+        Ok(())
+    }
+
+    /// A group without records, whose header tells that everything so far is durable.
+    fn watermark(&mut self) -> Result<(), LogError> {
+        let fits = self.active.as_ref().is_some_and(|a| !a.fresh() && a.at + GROUP_ALIGN <= a.header.file_len);
+        if !fits {
+            // Everything durable lies in earlier segments; the next Open tells it.
+            self.announced_lsn = self.durable_lsn;
+            return Ok(());
+        }
+        let builder = self.begin_group()?;
+        self.write(builder, 0)?;
+        let Some(active) = self.active.as_mut() else { return Ok(()) };
+        active.file.sync_data().map_err(LogError::Fatal)?;
+        active.dirty = false;
+        Ok(())
+    }
+
+    /// Leaves the active segment as it is: its durable end goes into the next Open.
+    fn abandon(&mut self) {
+        if let Some(active) = self.active.take()
+            && !active.fresh()
+        {
+            self.previous = Some(Previous {
+                segment: active.header.number,
+                end_offset: active.at,
+                end_lsn: self.next_lsn,
+                digest: active.digest,
+            });
+        }
+    }
+
+    /// Goes on in the next prepared segment. Ordinary pushes leave the last one for recovery.
+    fn rotate(&mut self, may_take_last: bool) -> Result<(), LogError> {
+        self.sync()?;
+        self.abandon();
+        let prepared = self.supply.take(may_take_last).inspect_err(|_| self.options.metrics.disk_full.inc());
+        let Prepared { header, file } = prepared.map_err(LogError::NoSpace)?;
+        self.options.metrics.segment.set(i64::try_from(header.number).unwrap_or(i64::MAX));
+        self.active = Some(Active { header, file, at: FIRST_GROUP, digest: 0, dirty: false });
+        Ok(())
+    }
+
+    /// Enlarges a fresh segment for one record that is larger than a segment.
+    fn extend(&mut self, group_len: u64) -> Result<(), LogError> {
+        let Some(active) = self.active.as_mut() else { return Ok(()) };
+        let header = SegmentHeader { file_len: segment::len_for(group_len), ..active.header };
+        let extended = segment::extend(&*active.file, active.header.file_len, &header);
+        match extended {
+            Ok(()) => active.header = header,
+            Err(error) => {
+                self.active = None;
+                return Err(match error {
+                    segment::ExtendError::Write(e) => LogError::of_write(e),
+                    segment::ExtendError::Sync(e) => LogError::Fatal(e),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes records that lay above the durable LSN again, with their LSNs, as the first group of a fresh segment,
+    /// syncs them and tells that they are durable (design rule 6.5).
+    pub(super) fn rewrite_tail(&mut self, definitions: Vec<SeriesDef>, tail: &[TailRecord]) -> Result<(), LogError> {
+        let bound: usize =
+            definitions.iter().map(|d| d.labels.iter().map(|(n, v)| n.len() + v.len() + 16).sum::<usize>() + 256).sum();
+        let records: usize = tail.iter().map(|r| r.bytes().len() + 64).sum();
+        let need = GROUP_HEADER_LEN as u64 + OPEN_MAX + (bound + bound / 6 + 64 + records) as u64;
+        self.rotate(true)?;
+        if self.active.as_ref().is_some_and(|a| align_up(need, GROUP_ALIGN) > a.capacity() - a.at) {
+            self.extend(need)?;
+        }
+        let lines = tail.iter().map(TailRecord::lines).sum();
+        let mut builder = self.begin_group()?;
+        builder.series(definitions.into_iter());
+        for record in tail {
+            builder.tail(record);
+        }
+        self.write(builder, lines)?;
+        self.sync()?;
+        self.watermark()
+    }
+}
+
+/// A record that recovery writes again.
+pub(super) enum TailRecord {
+    /// Head, tables and stored body as read.
+    Kept { head: RecordHead, bytes: Vec<u8>, lines: u64 },
+    /// Stands for an LSN whose record is gone.
+    Lost { bytes: Vec<u8>, head: RecordHead },
+}
+
+impl TailRecord {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Kept { bytes, .. } | Self::Lost { bytes, .. } => bytes,
+        }
+    }
+
+    fn lines(&self) -> u64 {
+        match self {
+            Self::Kept { lines, .. } => *lines,
+            Self::Lost { .. } => 0,
+        }
+    }
+}
+
+/// Upper bound of an Open record without blocks.
+const OPEN_MAX: u64 = 256;
+
+/// Chains a group's CRC into the digest of its segment.
+pub(super) fn chain_digest(digest: u32, group_crc: u32) -> u32 {
+    crc32(&[&digest.to_le_bytes(), &group_crc.to_le_bytes()])
+}
+
+/// The bytes of a group, padded, and what its header says.
+struct Group {
+    bytes: Vec<u8>,
+    lsns: u32,
+    crc: u32,
+}
+
+/// Lays records out one after the other, stamped for their place.
+struct GroupBuilder {
+    bytes: Vec<u8>,
+    segment: SegmentHeader,
+    at: u64,
+    first_lsn: u64,
+    records: u32,
+    lsns: u32,
+}
+
+impl GroupBuilder {
+    fn new(mut bytes: Vec<u8>, segment: SegmentHeader, at: u64, first_lsn: u64) -> Self {
+        bytes.clear();
+        bytes.resize(GROUP_HEADER_LEN, 0);
+        Self { bytes, segment, at, first_lsn, records: 0, lsns: 0 }
+    }
+
+    fn next_lsn(&self) -> u64 {
+        self.first_lsn + u64::from(self.lsns)
+    }
+
+    fn place(&self) -> u64 {
+        self.at + self.bytes.len() as u64
+    }
+
+    fn end_record(&mut self, has_lsn: bool) {
+        let padded = align_up(self.bytes.len() as u64, RECORD_ALIGN) as usize;
+        self.bytes.resize(padded, 0);
+        self.records += 1;
+        self.lsns += u32::from(has_lsn);
+    }
+
+    fn control<T: bincode::Encode>(&mut self, kind: Kind, value: &T) {
+        let (bytes, head) = encode_control(kind, value);
+        self.stamped(&bytes, head, kind.has_lsn());
+    }
+
+    fn stamped(&mut self, record: &[u8], head: RecordHead, has_lsn: bool) {
+        let head = RecordHead { lsn: self.next_lsn(), segment: self.segment.number, ..head };
+        let (start, place) = (self.bytes.len(), self.place());
+        self.bytes.extend_from_slice(record);
+        head.stamp(self.bytes.get_mut(start..).unwrap_or_default(), self.segment.salt, place);
+        self.end_record(has_lsn);
+    }
+
+    fn series(&mut self, definitions: impl Iterator<Item = SeriesDef>) {
+        let definitions: Vec<SeriesDef> = definitions.collect();
+        if !definitions.is_empty() {
+            self.control(Kind::Series, &definitions);
+        }
+    }
+
+    fn entries(&mut self, record: &EntriesRecord) {
+        let (lsn, place) = (self.next_lsn(), self.place());
+        record.stamp_into(&mut self.bytes, lsn, self.segment.number, self.segment.salt, place);
+        self.end_record(true);
+    }
+
+    fn tail(&mut self, record: &TailRecord) {
+        match record {
+            TailRecord::Kept { head, bytes, .. } | TailRecord::Lost { head, bytes } => self.stamped(bytes, *head, true),
+        }
+    }
+
+    fn finish(mut self, durable_lsn: u64, lines_before: u64) -> Group {
+        let wall_clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
+        let header = GroupHeader {
+            len: self.bytes.len() as u32,
+            segment: self.segment.number,
+            first_lsn: self.first_lsn,
+            records: self.records,
+            lsns: self.lsns,
+            durable_lsn,
+            lines_before,
+            wall_clock,
+        };
+        let raw = header.encode(self.segment.salt, self.at);
+        if let Some(place) = self.bytes.first_chunk_mut::<GROUP_HEADER_LEN>() {
+            *place = raw;
+        }
+        let padded = align_up(self.bytes.len() as u64, GROUP_ALIGN) as usize;
+        self.bytes.resize(padded, 0);
+        let crc = raw.last_chunk::<4>().map_or(0, |c| u32::from_le_bytes(*c));
+        Group { bytes: self.bytes, lsns: self.lsns, crc }
+    }
+}
