@@ -68,6 +68,11 @@ impl StreamLog {
         Self { id, tenant, labels, fingerprint, cursor: Mutex::new(StreamCursor { next_seq, ..Default::default() }) }
     }
 
+    /// Sets the seq of the next entry, once, after replay.
+    pub fn resume_at(&self, next_seq: u64) {
+        self.cursor.lock().next_seq = next_seq;
+    }
+
     fn definition(&self, next_seq: u64) -> SeriesDef {
         SeriesDef {
             id: self.id,

@@ -1,0 +1,104 @@
+//! The data directory: whose it is, and that one process has it.
+
+use super::IngesterConfig;
+use crate::codec::crc32;
+use crate::fs::{Fs, Lock, LockError, read_full_at, replace_durably};
+use std::io;
+use std::path::Path;
+use uuid::Uuid;
+
+const FORMAT_VERSION: u32 = 1;
+
+/// What the file `identity` says.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Identity {
+    /// Version of the directory's layout.
+    pub format_version: u32,
+    /// Made with the directory; part of every segment.
+    pub volume: Uuid,
+}
+
+/// Why the data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// Another process has it.
+    #[error("{0} is in use by another process ({1}): stop it, or use another data directory")]
+    Locked(String, String),
+    /// The disk failed.
+    #[error("cannot use the data directory {0}: {1}")]
+    Io(String, #[source] io::Error),
+    /// `identity` is damaged.
+    #[error("{0}/identity is damaged ({1}): restore it from a backup; it names the volume that the log belongs to")]
+    Damaged(String, String),
+    /// Made by a newer Timberline.
+    #[error("{0} has format version {1}, this program reads version {FORMAT_VERSION}: use the newer program")]
+    Version(String, u32),
+    /// `ingester.require_data` and nothing there.
+    #[error("{0} is empty and ingester.require_data is set: is the right volume mounted?")]
+    Empty(String),
+}
+
+/// A data directory that this process holds.
+pub struct DataDir {
+    /// Who it is.
+    pub identity: Identity,
+    _lock: Box<dyn Lock>,
+}
+
+impl DataDir {
+    /// Creates the directories if need be, takes the lock, reads or makes the identity.
+    ///
+    /// # Errors
+    /// See [`DataDirError`]; nothing was changed but the lock file.
+    pub fn open(config: &IngesterConfig) -> Result<Self, DataDirError> {
+        let (fs, dir) = (&*config.fs, &config.data_dir);
+        let shown = || dir.display().to_string();
+        let failed = |e| DataDirError::Io(shown(), e);
+        if config.require_data && fs.open(&dir.join("identity"), false).is_err() {
+            return Err(DataDirError::Empty(shown()));
+        }
+        fs.create_dir_all(dir).map_err(failed)?;
+        let about = format!("pid {}\n", std::process::id());
+        let lock = fs.lock(&dir.join("LOCK"), &about).map_err(|e| match e {
+            LockError::Held(who) => DataDirError::Locked(shown(), who),
+            LockError::Io(e) => DataDirError::Io(shown(), e),
+        })?;
+        let identity = match read(fs, &dir.join("identity")).map_err(failed)? {
+            Some(bytes) => parse(&bytes).map_err(|why| DataDirError::Damaged(shown(), why))?,
+            None => create(fs, &dir.join("identity")).map_err(failed)?,
+        };
+        if identity.format_version > FORMAT_VERSION {
+            return Err(DataDirError::Version(shown(), identity.format_version));
+        }
+        fs.create_dir_all(&config.wal_dir).map_err(failed)?;
+        Ok(Self { identity, _lock: lock })
+    }
+}
+
+fn read(fs: &dyn Fs, path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match fs.open(path, false) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let mut bytes = vec![0; file.len()?.min(4096) as usize];
+    let n = read_full_at(&*file, 0, &mut bytes)?;
+    bytes.truncate(n);
+    Ok(Some(bytes))
+}
+
+/// A line of JSON and a line with its CRC-32 in hexadecimal.
+fn create(fs: &dyn Fs, path: &Path) -> io::Result<Identity> {
+    let identity = Identity { format_version: FORMAT_VERSION, volume: Uuid::new_v4() };
+    let json = serde_json::to_string(&identity)?;
+    replace_durably(fs, path, format!("{json}\n{:08x}\n", crc32(&[json.as_bytes()])).as_bytes())?;
+    Ok(identity)
+}
+
+fn parse(bytes: &[u8]) -> Result<Identity, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_string())?;
+    let (json, rest) = text.split_once('\n').ok_or("its second line is missing")?;
+    if rest.trim() != format!("{:08x}", crc32(&[json.as_bytes()])) {
+        return Err("its checksum does not match".into());
+    }
+    serde_json::from_str(json).map_err(|e| e.to_string())
+}

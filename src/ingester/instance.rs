@@ -1,0 +1,86 @@
+use super::Stream;
+use super::index::Index;
+use crate::model::{LabelSet, Matcher, Tenant};
+use crate::wal::StreamLog;
+use ahash::AHashMap;
+use parking_lot::RwLock;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Everything of one tenant.
+pub(super) struct Instance {
+    pub tenant: Tenant,
+    /// The stream that takes new entries, by label text. A stream's identity is this text, never its hash.
+    streams: RwLock<AHashMap<Box<str>, Arc<Stream>>>,
+    /// Streams with applied lines, for reads.
+    index: RwLock<Index>,
+}
+
+/// There are as many streams as the limit allows.
+pub(super) struct StreamLimit;
+
+impl Instance {
+    pub fn new(tenant: Tenant) -> Self {
+        Self { tenant, streams: RwLock::default(), index: RwLock::default() }
+    }
+
+    /// The stream with these labels, made if need be, with one more admitted push. The caller gives it back with
+    /// [`Instance::release`] when the push fails; `apply` ends it otherwise.
+    pub fn reserve(&self, labels: &Arc<LabelSet>, limit: usize, ids: &AtomicU64) -> Result<Arc<Stream>, StreamLimit> {
+        if let Some(stream) = self.streams.read().get(labels.text()) {
+            // Counted under the map's lock, so `release` cannot drop the stream in between.
+            stream.admit();
+            return Ok(stream.clone());
+        }
+        let mut streams = self.streams.write();
+        if let Some(stream) = streams.get(labels.text()) {
+            stream.admit();
+            return Ok(stream.clone());
+        }
+        if limit > 0 && streams.len() >= limit {
+            return Err(StreamLimit);
+        }
+        let id = ids.fetch_add(1, Ordering::SeqCst);
+        let log = StreamLog::new(id, self.tenant.clone(), labels.clone(), 0);
+        let stream = Arc::new(Stream::new(Arc::new(log)));
+        stream.admit();
+        streams.insert(labels.text().into(), stream.clone());
+        Ok(stream)
+    }
+
+    /// A push to the stream has failed: forgets a stream that never had a line.
+    pub fn release(&self, stream: &Arc<Stream>) {
+        let mut streams = self.streams.write();
+        if stream.finish() == 0 && !stream.is_visible() {
+            let same = streams.get(stream.labels().text()).is_some_and(|s| Arc::ptr_eq(s, stream));
+            if same {
+                streams.remove(stream.labels().text());
+            }
+        }
+    }
+
+    /// Takes in a stream that the log defines. With `admits`, new entries of its labels go to it.
+    pub fn recovered(&self, stream: &Arc<Stream>, admits: bool) {
+        if admits {
+            let mut streams = self.streams.write();
+            let newer = streams.get(stream.labels().text()).is_some_and(|s| s.log.id > stream.log.id);
+            if !newer {
+                streams.insert(stream.labels().text().into(), stream.clone());
+            }
+        }
+    }
+
+    /// Shows a stream to reads: it has its first line.
+    pub fn show(&self, stream: &Arc<Stream>) {
+        self.index.write().add(stream);
+    }
+
+    pub fn matching(&self, matchers: &[Matcher]) -> Vec<Arc<Stream>> {
+        self.index.read().matching(matchers)
+    }
+
+    /// All streams with lines.
+    pub fn shown(&self) -> Vec<Arc<Stream>> {
+        self.index.read().streams().to_vec()
+    }
+}

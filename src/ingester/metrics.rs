@@ -1,0 +1,103 @@
+use crate::wal::WalMetrics;
+use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// Figures of the ingester, with Loki's names where Loki has the metric.
+#[derive(Clone)]
+pub struct IngesterMetrics {
+    pub(super) wal: WalMetrics,
+    pub(super) memory_streams: IntGaugeVec,
+    pub(super) streams_created: IntCounterVec,
+    pub(super) memory_chunks: IntGauge,
+    pub(super) head_bytes: IntGauge,
+    pub(super) blocks_sealed: IntCounter,
+    pub(super) block_bytes: IntCounter,
+    pub(super) chunks_closed: IntCounterVec,
+    pub(super) duplicate_bytes: IntCounterVec,
+    pub(super) discarded_samples: IntCounterVec,
+    pub(super) discarded_bytes: IntCounterVec,
+    pub(super) replay_active: IntGauge,
+    pub(super) replay_seconds: Gauge,
+    pub(super) replay_bytes: IntGauge,
+    pub(super) replay_bytes_total: IntGauge,
+    pub(super) recovered_streams: IntCounter,
+    pub(super) recovered_entries: IntCounter,
+    pub(super) recovered_bytes: IntCounter,
+    pub(super) corruptions: IntCounterVec,
+    pub(super) lost_lines: IntCounter,
+    pub(super) unresolved_lsns: IntCounter,
+}
+
+impl IngesterMetrics {
+    /// Registers the metrics. `discarded` are the two vectors `loki_discarded_samples_total` and
+    /// `loki_discarded_bytes_total` with the labels (reason, tenant), which the distributor registers and both use.
+    ///
+    /// # Errors
+    /// The registry holds one of the names already.
+    pub fn new(registry: &Registry, discarded: (IntCounterVec, IntCounterVec)) -> Result<Self, prometheus::Error> {
+        let r = Registering(registry);
+        Ok(Self {
+            wal: WalMetrics::new(registry)?,
+            memory_streams: r.gauges("loki_ingester_memory_streams", "Streams in memory.", &["tenant"])?,
+            streams_created: r.counters("loki_ingester_streams_created_total", "Streams created.", &["tenant"])?,
+            memory_chunks: r.gauge("loki_ingester_memory_chunks", "Chunks in memory.")?,
+            head_bytes: r.gauge("timberline_ingester_head_bytes", "Bytes of lines that are not in a block yet.")?,
+            blocks_sealed: r.counter("timberline_ingester_blocks_sealed_total", "Heads sealed into blocks.")?,
+            block_bytes: r.counter("timberline_ingester_block_bytes_total", "Compressed bytes of sealed blocks.")?,
+            chunks_closed: r.counters("timberline_ingester_chunks_closed_total", "Chunks closed.", &["reason"])?,
+            duplicate_bytes: r.counters(
+                "loki_ingester_duplicate_log_bytes_total",
+                "Bytes of entries that equal the one before them and are stored once.",
+                &["tenant"],
+            )?,
+            discarded_samples: discarded.0,
+            discarded_bytes: discarded.1,
+            replay_active: r.gauge("loki_ingester_wal_replay_active", "1 while the log is replayed.")?,
+            replay_seconds: r.float("loki_ingester_wal_replay_duration_seconds", "Duration of the last replay.")?,
+            replay_bytes: r.gauge("timberline_wal_replay_bytes", "Bytes of the log replayed so far.")?,
+            replay_bytes_total: r.gauge("timberline_wal_replay_bytes_expected", "Bytes of the log to replay.")?,
+            recovered_streams: r.counter("loki_ingester_wal_recovered_streams_total", "Streams recovered.")?,
+            recovered_entries: r.counter("loki_ingester_wal_recovered_entries_total", "Entries recovered.")?,
+            recovered_bytes: r.counter("loki_ingester_wal_recovered_bytes_total", "Line bytes recovered.")?,
+            corruptions: r.counters("loki_ingester_wal_corruptions_total", "Damaged places in the log.", &["type"])?,
+            lost_lines: r.counter("timberline_wal_lost_lines_total", "Acknowledged lines lost to damage.")?,
+            unresolved_lsns: r.counter(
+                "timberline_wal_unresolved_records_total",
+                "Records at the very end of the log that were cut, or damaged within 50 ms of their ack.",
+            )?,
+        })
+    }
+}
+
+struct Registering<'a>(&'a Registry);
+
+impl Registering<'_> {
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        let c = IntCounter::new(name, help)?;
+        self.0.register(Box::new(c.clone()))?;
+        Ok(c)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+        let c = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(c.clone()))?;
+        Ok(c)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        let g = IntGauge::new(name, help)?;
+        self.0.register(Box::new(g.clone()))?;
+        Ok(g)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+        let g = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(g.clone()))?;
+        Ok(g)
+    }
+
+    fn float(&self, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+        let g = Gauge::new(name, help)?;
+        self.0.register(Box::new(g.clone()))?;
+        Ok(g)
+    }
+}

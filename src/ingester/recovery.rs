@@ -1,0 +1,317 @@
+//! Start: lock, plan, replay through `apply`, and only then the log for new pushes.
+
+use super::commit::{Committer, shard_of};
+use super::{
+    DataDir, DataDirError, Ingester, IngesterConfig, IngesterMetrics, Live, NilRecord, OnPoisoned, State, Stream,
+};
+use crate::model::{LabelSet, Overrides, Tenant};
+use crate::wal::{
+    BodyView, Plan, RecordRef, RecoverError, Recovered, ReplaySegment, StreamLog, Tables, WalOptions, decompress_body,
+    recover,
+};
+use ahash::AHashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Records are decompressed and applied in batches of about this many bytes.
+const BATCH: usize = 32 << 20;
+
+/// How far recovery is; for `/ready` and the log.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes of the log read and replayed.
+    pub done: AtomicU64,
+    /// Bytes to do.
+    pub total: AtomicU64,
+}
+
+/// What recovery found.
+#[derive(Clone, Debug, Default)]
+pub struct RecoveryReport {
+    /// Segments with content.
+    pub segments: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Streams.
+    pub streams: u64,
+    /// Lines applied.
+    pub lines: u64,
+    /// Bytes of those lines.
+    pub line_bytes: u64,
+    /// Seconds from the lock to the last applied line.
+    pub seconds: f64,
+    /// Places that are damaged.
+    pub damaged_places: usize,
+    /// Acknowledged lines that are gone.
+    pub lost_lines: u64,
+    /// Where, one line each; at most ten.
+    pub losses: Vec<String>,
+    /// Records at the very end that were cut or damaged within 50 ms of their ack.
+    pub unresolved: u64,
+    /// Records whose stream no surviving definition names.
+    pub unattributed_lines: u64,
+}
+
+/// Why the ingester did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The log.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+}
+
+/// A replayed ingester, and what it needs to go live.
+pub struct Replayed {
+    ingester: Ingester<NilRecord>,
+    recovered: Recovered,
+    data_dir: DataDir,
+    /// What was found.
+    pub report: RecoveryReport,
+}
+
+impl Ingester<NilRecord> {
+    /// Takes the data directory and replays its log. Nothing is written but the lock, and the identity of a new
+    /// directory.
+    ///
+    /// # Errors
+    /// The directory is in use, or the disk fails.
+    pub fn replay(
+        config: IngesterConfig,
+        overrides: Arc<Overrides>,
+        metrics: IngesterMetrics,
+        progress: &Progress,
+    ) -> Result<Replayed, StartError> {
+        let started = Instant::now();
+        metrics.replay_active.set(1);
+        let data_dir = DataDir::open(&config)?;
+        let state = State::new(config, overrides, metrics);
+        let config = &state.config;
+        let options = WalOptions {
+            fs: config.fs.clone(),
+            dir: config.wal_dir.clone(),
+            volume: data_dir.identity.volume,
+            segment_size: config.segment_size,
+            sync: config.sync,
+            queue_bytes: config.queue_bytes.saturating_mul(2),
+            next_stream_id: state.next_stream_id.clone(),
+            metrics: state.metrics.wal.clone(),
+        };
+        // Reading counts for half of the way, applying for the other.
+        let recovered = recover(options, &mut |done, total| {
+            progress.total.store(total * 2, Ordering::Relaxed);
+            progress.done.store(done, Ordering::Relaxed);
+        })?;
+        let mut replay = Replay {
+            state: &state,
+            plan: &recovered.plan,
+            streams: AHashMap::new(),
+            report: RecoveryReport::default(),
+        };
+        let total = recovered.bytes.max(1);
+        progress.total.store(total * 2, Ordering::Relaxed);
+        progress.done.store(total, Ordering::Relaxed);
+        state.metrics.replay_bytes_total.set(i64::try_from(total).unwrap_or(i64::MAX));
+        recovered.replay(&mut |segment| {
+            let len = segment.file.len() as u64;
+            replay.segment(&segment);
+            progress.done.fetch_add(len, Ordering::Relaxed);
+            state.metrics.replay_bytes.add(i64::try_from(len).unwrap_or(i64::MAX));
+        })?;
+        replay.finish();
+        let mut report = replay.report;
+        report.segments = recovered.segments;
+        report.bytes = recovered.bytes;
+        report.seconds = started.elapsed().as_secs_f64();
+        state.next_stream_id.store(recovered.plan.next_stream_id, Ordering::SeqCst);
+        report.note(&recovered.plan);
+        state.metrics.recovery_ended(&report);
+        let ingester = Ingester { state: state.clone(), log: NilRecord };
+        Ok(Replayed { ingester, recovered, data_dir, report })
+    }
+}
+
+impl Replayed {
+    /// Makes the unsettled tail durable and opens the log: from here on pushes can be stored.
+    ///
+    /// # Errors
+    /// The tail could not be made durable.
+    pub fn go_live(self, on_poisoned: OnPoisoned) -> Result<Ingester<Live>, StartError> {
+        let Self { ingester: Ingester { state, log: NilRecord }, recovered, data_dir, .. } = self;
+        let committer = Committer::start(&state, on_poisoned);
+        let wal = recovered.open(committer)?;
+        state.sealer.replay_ended();
+        Ok(Ingester { state, log: Live { wal, _lock: data_dir } })
+    }
+}
+
+/// Applies the log's records, in parallel by stream.
+struct Replay<'a> {
+    state: &'a Arc<State>,
+    plan: &'a Plan,
+    streams: AHashMap<u64, Arc<Stream>>,
+    report: RecoveryReport,
+}
+
+/// A record with its table resolved to streams.
+struct Part<'a> {
+    record: RecordRef,
+    rows: Vec<(crate::wal::TableRow, Option<Arc<Stream>>, usize)>,
+    stored: &'a [u8],
+}
+
+impl Replay<'_> {
+    fn segment(&mut self, segment: &ReplaySegment<'_>) {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        for record in &segment.records {
+            let Some(part) = self.resolve(segment, *record) else { continue };
+            bytes += record.head.raw_len as usize;
+            batch.push(part);
+            if bytes >= BATCH {
+                self.apply(&std::mem::take(&mut batch));
+                bytes = 0;
+            }
+        }
+        self.apply(&batch);
+    }
+
+    fn resolve<'f>(&mut self, segment: &ReplaySegment<'f>, record: RecordRef) -> Option<Part<'f>> {
+        let tables = Tables::decode(record.head.tables(segment.file, record.offset)).ok()?;
+        let mut start = 0;
+        let mut rows = Vec::with_capacity(tables.rows.len());
+        for row in tables.rows {
+            let stream = self.stream(row.stream);
+            if stream.is_none() {
+                self.report.unattributed_lines += u64::from(row.count);
+            }
+            rows.push((row, stream, start));
+            start += row.part_len as usize;
+        }
+        Some(Part { record, rows, stored: record.head.body(segment.file, record.offset) })
+    }
+
+    /// The stream with this id, made from any surviving definition.
+    fn stream(&mut self, id: u64) -> Option<Arc<Stream>> {
+        if let Some(stream) = self.streams.get(&id) {
+            return Some(stream.clone());
+        }
+        let definition = self.plan.definitions.get(&id)?;
+        let tenant = Tenant::new(&definition.tenant).ok()?;
+        let labels = Arc::new(LabelSet::new(definition.labels.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
+        let stream = Arc::new(Stream::new(Arc::new(StreamLog::new(id, tenant, labels, 0))));
+        self.streams.insert(id, stream.clone());
+        Some(stream)
+    }
+
+    fn apply(&mut self, batch: &[Part<'_>]) {
+        let threads = self.state.config.threads.max(1);
+        let bodies = decompress(batch, threads);
+        let state = self.state;
+        let bodies = &bodies;
+        let totals: Vec<(u64, u64)> = std::thread::scope(|scope| {
+            let shard = |shard: usize| move || apply_shard(state, batch, bodies, shard, threads);
+            let running: Vec<_> = (0..threads).map(|n| scope.spawn(shard(n))).collect();
+            // A panic while replaying must not pass as a shorter log.
+            running.into_iter().map(|t| t.join().unwrap_or_else(|_| std::process::abort())).collect()
+        });
+        for (lines, bytes) in totals {
+            self.report.lines += lines;
+            self.report.line_bytes += bytes;
+        }
+        // The sealer makes room as long as heads are over half of their budget.
+        while self.state.heads_full() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Lines up the streams with the log's end, and lets new entries go to them.
+    fn finish(&mut self) {
+        self.report.streams = self.streams.len() as u64;
+        // After damage, seqs at a stream's end may have been used by lost records: its labels go on under a new id.
+        let admits = self.plan.loss.is_empty();
+        for stream in self.streams.values() {
+            let at = stream.next_seq().max(
+                self.plan
+                    .gaps
+                    .iter()
+                    .flat_map(|g| &g.seqs)
+                    .filter(|s| s.0 == stream.log.id)
+                    .map(|s| s.2)
+                    .max()
+                    .unwrap_or(0),
+            );
+            stream.log.resume_at(at);
+            stream.skip_to(at);
+            self.state.instance(&stream.log.tenant).recovered(stream, admits);
+        }
+    }
+}
+
+/// Decompresses the bodies of a batch, each thread a part of it.
+fn decompress(batch: &[Part<'_>], threads: usize) -> Vec<Option<Vec<u8>>> {
+    let size = batch.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let work = |parts: &[Part<'_>]| -> Vec<Option<Vec<u8>>> {
+            parts.iter().map(|p| decompress_body(&p.record.head, p.stored).ok()).collect()
+        };
+        let running: Vec<_> = batch.chunks(size).map(|parts| scope.spawn(move || work(parts))).collect();
+        running.into_iter().flat_map(|t| t.join().unwrap_or_else(|_| std::process::abort())).collect()
+    })
+}
+
+fn apply_shard(
+    state: &State,
+    batch: &[Part<'_>],
+    bodies: &[Option<Vec<u8>>],
+    shard: usize,
+    threads: usize,
+) -> (u64, u64) {
+    let (mut lines, mut bytes) = (0, 0);
+    for (part, body) in batch.iter().zip(bodies) {
+        let Some(Ok(body)) = body.as_deref().map(BodyView::new) else { continue };
+        for (row, stream, start) in &part.rows {
+            if shard_of(row.stream, threads) != shard {
+                continue;
+            }
+            if let Some(Ok(outcome)) = stream.as_ref().map(|s| state.apply(s, row, &body, *start)) {
+                lines += outcome.lines;
+                bytes += outcome.bytes;
+            }
+        }
+    }
+    (lines, bytes)
+}
+
+impl RecoveryReport {
+    fn note(&mut self, plan: &Plan) {
+        let loss = &plan.loss;
+        self.damaged_places = loss.damage.len() + loss.missing_segments.len();
+        self.lost_lines = loss.lines;
+        self.unresolved = plan.unresolved.iter().map(|r| r.end - r.start).sum();
+        let places = loss
+            .damage
+            .iter()
+            .map(|(segment, d)| format!("segment {segment}, bytes {}..{}: {}", d.bytes.start, d.bytes.end, d.what));
+        let lsns = loss.lsns.iter().map(|Range { start, end }| format!("LSN {start}..{end}"));
+        let missing = loss.missing_segments.iter().map(|n| format!("segment {n} is missing"));
+        self.losses = missing.chain(places).chain(lsns).take(10).collect();
+    }
+}
+
+impl IngesterMetrics {
+    fn recovery_ended(&self, report: &RecoveryReport) {
+        self.replay_active.set(0);
+        self.replay_seconds.set(report.seconds);
+        self.recovered_streams.inc_by(report.streams);
+        self.recovered_entries.inc_by(report.lines);
+        self.recovered_bytes.inc_by(report.line_bytes);
+        self.corruptions.with_label_values(&["segment"]).inc_by(report.damaged_places as u64);
+        self.lost_lines.inc_by(report.lost_lines);
+        self.unresolved_lsns.inc_by(report.unresolved);
+    }
+}

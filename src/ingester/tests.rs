@@ -1,0 +1,205 @@
+use super::*;
+use crate::chunk::{Selection, select};
+use crate::fs::RealFs;
+use crate::model::{Entry, LogEntry, MatchOp, MetadataPair, Push, PushError, PushStream, Span};
+use prometheus::{IntCounterVec, Opts, Registry};
+use std::collections::HashMap;
+use std::path::Path;
+
+const A: &str = "iK2ZWeqhFWCEPyYngFb51yBMWXaSCrUZoL8g5ubbbPIa84yRnBUbHoWC8FJowoRo";
+const B: &str = "iK2ZWe4ADBmK93YngFb51yBMWXaSCrUZoL8g5uD7fsyIt3yRnBUbHoWC8FJowoRo";
+
+fn config(dir: &Path) -> IngesterConfig {
+    IngesterConfig {
+        fs: Arc::new(RealFs),
+        data_dir: dir.to_path_buf(),
+        wal_dir: dir.join("wal"),
+        require_data: false,
+        segment_size: 1 << 20,
+        sync: SyncMode::Always,
+        wal_codec: Codec::Snappy,
+        queue_bytes: 8 << 20,
+        queue_timeout: Duration::from_secs(2),
+        chunk_block_size: 4 << 10,
+        chunk_target_size: 16 << 10,
+        chunk_encoding: Encoding::Snappy,
+        max_chunk_age: Duration::from_secs(7200),
+        sync_period: Duration::from_secs(3600),
+        sync_min_utilization: 0.1,
+        max_returned_stream_errors: 10,
+        heads_budget: 64 << 20,
+        cluster: Cluster { ingesters: 1, replication_factor: 1 },
+        threads: 2,
+    }
+}
+
+fn start(config: IngesterConfig, overrides: Overrides) -> (Ingester<Live>, RecoveryReport) {
+    let counter = |name: &str| IntCounterVec::new(Opts::new(name, name), &["reason", "tenant"]).unwrap();
+    let metrics = IngesterMetrics::new(&Registry::new(), (counter("a"), counter("b"))).unwrap();
+    let replayed = Ingester::replay(config, Arc::new(overrides), metrics, &Progress::default()).unwrap();
+    let report = replayed.report.clone();
+    (replayed.go_live(Box::new(|e| panic!("poisoned: {e}"))).unwrap(), report)
+}
+
+fn tenant() -> Tenant {
+    Tenant::new("t").unwrap()
+}
+
+/// A push of lines to streams; each line gets one metadata pair.
+fn push(streams: &[(&[(&str, &str)], &[(i64, &str)])]) -> Arc<Push> {
+    let mut out = Push::default();
+    let intern = |text: &str, arena: &mut Vec<u8>| {
+        arena.extend_from_slice(text.as_bytes());
+        Span::new(arena.len() - text.len(), text.len())
+    };
+    let (name, value) = (intern("k", &mut out.arena), intern("v", &mut out.arena));
+    out.metadata.push(MetadataPair { name, value });
+    for (labels, lines) in streams {
+        let first = out.entries.len() as u32;
+        for (timestamp, line) in *lines {
+            let line = intern(line, &mut out.arena);
+            out.entries.push(Entry { timestamp: *timestamp, line, metadata: 0..1 });
+        }
+        let labels = Arc::new(LabelSet::new(labels.iter().copied()));
+        out.streams.push(PushStream { labels, token: 0, entries: first..out.entries.len() as u32 });
+    }
+    Arc::new(out)
+}
+
+async fn store(ingester: &Ingester<Live>, streams: &[(&[(&str, &str)], &[(i64, &str)])]) -> Result<(), PushError> {
+    let push = push(streams);
+    let all: Vec<u32> = (0..push.streams.len() as u32).collect();
+    ingester.push(&tenant(), push, &all).await
+}
+
+fn read<L>(ingester: &Ingester<L>) -> HashMap<String, Vec<LogEntry>> {
+    let all = Selection { start: i64::MIN, end: i64::MAX, forward: true, limit: usize::MAX };
+    let streams = ingester.streams(&tenant(), &[], i64::MIN, i64::MAX);
+    let mut out: HashMap<String, Vec<LogEntry>> = HashMap::new();
+    for s in streams {
+        let entries = select(&s.parts(all.start, all.end), &all, &mut |_, _| true).unwrap();
+        out.entry(s.labels().text().to_string()).or_default().extend(entries);
+    }
+    out
+}
+
+fn lines(entries: &[LogEntry]) -> Vec<(i64, String)> {
+    entries.iter().map(|e| (e.timestamp, String::from_utf8_lossy(&e.line).into_owned())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_with_one_fingerprint_stay_apart_before_and_after_a_restart() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (ingester, _) = start(config(tmp.path()), Overrides::default());
+    store(&ingester, &[(&[("a", A)], &[(1, "one")]), (&[("a", B)], &[(2, "two")])]).await.unwrap();
+    let before = read(&ingester);
+    assert_eq!(before.len(), 2);
+    ingester.stop();
+    drop(ingester);
+    let (ingester, report) = start(config(tmp.path()), Overrides::default());
+    assert_eq!(read(&ingester), before);
+    assert_eq!((report.streams, report.lines, report.damaged_places), (2, 2, 0));
+    let only = Matcher::new("a", MatchOp::Equal, A).unwrap();
+    assert_eq!(ingester.streams(&tenant(), &[only], 0, 10).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn duplicates_out_of_order_and_sealed_lines_read_the_same_after_replay() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (ingester, _) = start(config(tmp.path()), Overrides::default());
+    let labels: &[(&str, &str)] = &[("app", "x")];
+    let long = "y".repeat(300);
+    for i in 0..200i64 {
+        store(
+            &ingester,
+            &[(labels, &[(1000 - i, &long), (i * 7 % 50, &format!("{i}")), (i * 7 % 50, &format!("{i}"))])],
+        )
+        .await
+        .unwrap();
+    }
+    let before = read(&ingester);
+    let entries = &before["{app=\"x\"}"];
+    assert_eq!(entries.len(), 400, "each duplicate once");
+    assert!(entries.is_sorted_by_key(|e| e.timestamp));
+    assert_eq!(entries[0].metadata, [("k".to_string(), "v".to_string())]);
+    ingester.stop();
+    drop(ingester);
+    let (ingester, _) = start(config(tmp.path()), Overrides::default());
+    assert_eq!(read(&ingester), before);
+    // The last line again, over a restart: found in apply.
+    store(&ingester, &[(labels, &[(199 * 7 % 50, "199")])]).await.unwrap();
+    assert_eq!(read(&ingester), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contested_streams_keep_every_line_over_restarts() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut expected = 0;
+    for round in 0..3i64 {
+        let (ingester, report) = start(config(tmp.path()), Overrides::default());
+        assert_eq!(report.lines, expected);
+        let ingester = Arc::new(ingester);
+        let writers: Vec<_> = (0..8i64)
+            .map(|w| {
+                let ingester = ingester.clone();
+                tokio::spawn(async move {
+                    for i in 0..30i64 {
+                        let line = format!("{round}-{w}-{i}");
+                        let fresh = format!("{round}-{i}");
+                        let at = round * 1000 + i;
+                        store(&ingester, &[(&[("s", "shared")], &[(at, &line)]), (&[("s", &fresh)], &[(at, &line)])])
+                            .await
+                            .unwrap();
+                    }
+                })
+            })
+            .collect();
+        for w in writers {
+            w.await.unwrap();
+        }
+        expected += 8 * 30 * 2;
+        let all = read(&ingester);
+        assert_eq!(all.values().map(Vec::len).sum::<usize>() as u64, expected);
+        ingester.stop();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_refuse_only_what_they_concern() {
+    let tmp = tempfile::tempdir().unwrap();
+    let limits = crate::model::Limits {
+        max_global_streams_per_user: 2,
+        per_stream_rate_limit: 100.0,
+        per_stream_rate_limit_burst: 100.0,
+        ..Default::default()
+    };
+    let (ingester, _) = start(config(tmp.path()), Overrides::new(limits, HashMap::new()));
+    let hour = 3_600_000_000_000i64;
+    store(&ingester, &[(&[("s", "1")], &[(10 * hour, "a")])]).await.unwrap();
+    let e = store(&ingester, &[(&[("s", "1")], &[(9 * hour - 1, "late"), (9 * hour, "in time")])]).await.unwrap_err();
+    assert_eq!(e.status, 400);
+    assert!(
+        e.message.starts_with(
+            "entry with timestamp 1970-01-01 08:59:59.999999999 +0000 UTC ignored, reason: 'entry too far behind"
+        ),
+        "{e}"
+    );
+    assert!(e.message.ends_with("user 't', total ignored: 1 out of 2 for stream: {s=\"1\"}"), "{e}");
+    let big = "x".repeat(99);
+    let now = 10 * hour;
+    let e = store(
+        &ingester,
+        &[(&[("s", "1")], &[(now, &big)]), (&[("s", "2")], &[(now, "b")]), (&[("s", "3")], &[(now, "y")])],
+    );
+    let e = e.await.unwrap_err();
+    assert_eq!(e.status, 429);
+    assert!(e.message.contains("maximum active stream limit exceeded when trying to create stream {s=\"3\"}"), "{e}");
+    assert!(e.message.contains("Per stream rate limit exceeded (limit: 100B/sec)"), "{e}");
+    let all = read(&ingester);
+    assert_eq!(all.len(), 2, "a stream without lines is not seen");
+    assert_eq!(lines(&all["{s=\"1\"}"]), [(9 * hour, "in time".into()), (now, "a".into())]);
+    assert_eq!(lines(&all["{s=\"2\"}"]), [(now, "b".into())]);
+    // A new stream whose only line is refused gives its slot back.
+    let e = store(&ingester, &[(&[("s", "3")], &[(now, &big)])]).await.unwrap_err();
+    assert!(e.message.contains("maximum active stream limit"), "{e}");
+}
