@@ -187,11 +187,9 @@ async fn limits_refuse_only_what_they_concern() {
     assert!(e.message.ends_with("user 't', total ignored: 1 out of 2 for stream: {s=\"1\"}"), "{e}");
     let big = "x".repeat(99);
     let now = 10 * hour;
-    let e = store(
-        &ingester,
-        &[(&[("s", "1")], &[(now, &big)]), (&[("s", "2")], &[(now, "b")]), (&[("s", "3")], &[(now, "y")])],
-    );
-    let e = e.await.unwrap_err();
+    let streams: [(&[(&str, &str)], &[(i64, &str)]); 3] =
+        [(&[("s", "1")], &[(now, &big)]), (&[("s", "2")], &[(now, "b")]), (&[("s", "3")], &[(now, "y")])];
+    let e = store(&ingester, &streams).await.unwrap_err();
     assert_eq!(e.status, 429);
     assert!(e.message.contains("maximum active stream limit exceeded when trying to create stream {s=\"3\"}"), "{e}");
     assert!(e.message.contains("Per stream rate limit exceeded (limit: 100B/sec)"), "{e}");
