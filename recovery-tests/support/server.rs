@@ -1,0 +1,230 @@
+//! The real binary as a child process, and a small HTTP client. What runs here never shares a process with the server.
+#![allow(dead_code)]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running server on ports of its own.
+pub struct Server {
+    child: Child,
+    pub addr: String,
+    pub dir: PathBuf,
+}
+
+/// Ports that were free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Server {
+    /// Starts the binary on a data directory with these limits lifted and `extra` in the configuration; does not wait.
+    pub fn spawn(dir: &Path, extra: &str, env: &[(&str, &str)]) -> Server {
+        std::fs::create_dir_all(dir).unwrap();
+        let (http, grpc) = (free_port(), free_port());
+        let config = format!(
+            "auth_enabled: false\n\
+             server: {{http_listen_address: 127.0.0.1, http_listen_port: {http}, grpc_listen_address: 127.0.0.1, grpc_listen_port: {grpc}}}\n\
+             common: {{path_prefix: {}}}\n\
+             limits_config: {{ingestion_rate_mb: 100000, ingestion_burst_size_mb: 100000, per_stream_rate_limit: 100GB, \
+             per_stream_rate_limit_burst: 100GB, max_global_streams_per_user: 0, max_entries_limit_per_query: 1000000, \
+             reject_old_samples: false}}\n{extra}",
+            dir.join("data").display()
+        );
+        let file = dir.join("config.yaml");
+        std::fs::write(&file, config).unwrap();
+        let log = File::options().create(true).append(true).open(dir.join("server.log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_timberline"));
+        command.arg(format!("-config.file={}", file.display())).stderr(log).stdout(Stdio::null()).stdin(Stdio::null());
+        let child = command.envs(env.iter().copied()).spawn().unwrap();
+        Server { child, addr: format!("127.0.0.1:{http}"), dir: dir.to_path_buf() }
+    }
+
+    /// Starts the binary and waits until it is ready.
+    pub fn start(dir: &Path, extra: &str, env: &[(&str, &str)]) -> Server {
+        let mut server = Self::spawn(dir, extra, env);
+        server.wait_ready();
+        server
+    }
+
+    pub fn wait_ready(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the server ended with {status} before it was ready; log: {}", self.log_tail());
+            }
+            if matches!(Http::new(&self.addr).get("/ready"), Ok((200, _))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("the server was not ready within a minute; log: {}", self.log_tail());
+    }
+
+    pub fn log_tail(&self) -> String {
+        let log = std::fs::read_to_string(self.dir.join("server.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the process to end by itself and returns its exit code.
+    pub fn wait(mut self, limit: Duration) -> Option<i32> {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        panic!("the server did not end within {limit:?}; log: {}", self.log_tail());
+    }
+
+    /// SIGTERM, and the exit code.
+    pub fn terminate(self) -> Option<i32> {
+        self.signal("TERM");
+        self.wait(Duration::from_secs(60))
+    }
+
+    pub fn http(&self) -> Http {
+        Http::new(&self.addr)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Already gone after `kill` and `wait`.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One keep-alive connection.
+pub struct Http {
+    addr: String,
+    conn: Option<BufReader<TcpStream>>,
+}
+
+impl Http {
+    pub fn new(addr: &str) -> Http {
+        Http { addr: addr.to_string(), conn: None }
+    }
+
+    pub fn get(&mut self, target: &str) -> std::io::Result<(u16, Vec<u8>)> {
+        self.send("GET", target, &[], b"")
+    }
+
+    pub fn post_json(&mut self, target: &str, body: &str) -> std::io::Result<(u16, Vec<u8>)> {
+        self.send("POST", target, &[("Content-Type", "application/json")], body.as_bytes())
+    }
+
+    pub fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<(u16, Vec<u8>)> {
+        let outcome = self.exchange(method, target, headers, body);
+        if outcome.is_err() {
+            self.conn = None;
+        }
+        outcome
+    }
+
+    fn exchange(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<(u16, Vec<u8>)> {
+        if self.conn.is_none() {
+            let conn = TcpStream::connect(&self.addr)?;
+            conn.set_nodelay(true)?;
+            conn.set_read_timeout(Some(Duration::from_secs(30)))?;
+            self.conn = Some(BufReader::with_capacity(1 << 16, conn));
+        }
+        let conn = self.conn.as_mut().unwrap();
+        let mut message = format!("{method} {target} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n", self.addr, body.len());
+        for (name, value) in headers {
+            message += &format!("{name}: {value}\r\n");
+        }
+        message += "\r\n";
+        let mut message = message.into_bytes();
+        message.extend_from_slice(body);
+        conn.get_mut().write_all(&message)?;
+        let closed = || std::io::Error::other("connection closed");
+        let mut line = String::new();
+        if conn.read_line(&mut line)? == 0 {
+            return Err(closed());
+        }
+        let status: u16 = line.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(closed)?;
+        let (mut length, mut chunked) = (0, false);
+        loop {
+            let mut header = String::new();
+            if conn.read_line(&mut header)? == 0 {
+                return Err(closed());
+            }
+            let header = header.trim().to_ascii_lowercase();
+            if header.is_empty() {
+                break;
+            }
+            if let Some(value) = header.strip_prefix("content-length:") {
+                length = value.trim().parse().map_err(|_| closed())?;
+            }
+            chunked |= header.starts_with("transfer-encoding:") && header.contains("chunked");
+        }
+        let mut out = vec![0; length];
+        conn.read_exact(&mut out)?;
+        while chunked {
+            let mut size = String::new();
+            conn.read_line(&mut size)?;
+            let size = usize::from_str_radix(size.trim(), 16).map_err(|_| closed())?;
+            let at = out.len();
+            out.resize(at + size + 2, 0);
+            conn.read_exact(&mut out[at..])?;
+            out.truncate(at + size);
+            chunked = size > 0;
+        }
+        Ok((status, out))
+    }
+
+    /// All entries of a selector, forward: labels, timestamp, line.
+    pub fn query_all(&mut self, selector: &str) -> Vec<(serde_json::Value, i64, String)> {
+        let target = format!(
+            "/loki/api/v1/query_range?query={}&start=0&end=4000000000000000000&limit=1000000&direction=forward",
+            encode(selector)
+        );
+        let (status, body) = self.get(&target).unwrap();
+        assert_eq!(status, 200, "{selector}: {}", String::from_utf8_lossy(&body));
+        let answer: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let mut out = Vec::new();
+        for result in answer["data"]["result"].as_array().unwrap() {
+            for value in result["values"].as_array().unwrap() {
+                let timestamp = value[0].as_str().unwrap().parse().unwrap();
+                out.push((result["stream"].clone(), timestamp, value[1].as_str().unwrap().to_string()));
+            }
+        }
+        out
+    }
+}
+
+/// Percent-encodes a query parameter.
+pub fn encode(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
+    text.bytes().map(|b| if plain(b) { (b as char).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+/// Prints why a test cannot run here; in CI that is a failure.
+pub fn skip(reason: &str) {
+    println!("SKIPPED: {reason}");
+    assert!(std::env::var_os("CI").is_none(), "a skipped test is an error in CI: {reason}");
+}
