@@ -13,7 +13,7 @@ pub struct LineFilter {
 
 #[derive(Clone, Debug)]
 enum Pattern {
-    Substring(Finder<'static>),
+    Substring(Box<Finder<'static>>),
     Regex(Regex),
 }
 
@@ -26,7 +26,7 @@ impl LineFilter {
 
     /// Adds a pattern of plain bytes. The empty one is in every line.
     pub(super) fn or_substring(&mut self, needle: &[u8]) {
-        self.patterns.push(Pattern::Substring(Finder::new(needle).into_owned()));
+        self.patterns.push(Pattern::Substring(Box::new(Finder::new(needle).into_owned())));
     }
 
     /// Adds a regular expression, which may match anywhere in the line.

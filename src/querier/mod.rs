@@ -66,7 +66,8 @@ impl Querier {
 
     /// `GET/POST /loki/api/v1/query`.
     ///
-    /// An expression of literals, such as the `vector(1)+vector(1)` with which Grafana tests a data source, is computed.
+    /// An expression of literals, such as the `vector(1)+vector(1)` with which Grafana tests a data source, is
+    /// computed.
     /// A log query reads the last `since` (one hour if unset) up to and including `time`. This departs from Loki 3,
     /// which refuses log queries here; clients that follow Loki never send them.
     ///

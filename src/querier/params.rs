@@ -156,8 +156,8 @@ impl SeriesParams {
         Ok(Self { start, end, selectors })
     }
 
-    /// The matchers of each selector. A single `{}`, or none at all, selects every stream; beside others it is an error,
-    /// as in Loki.
+    /// The matchers of each selector. A single `{}`, or none at all, selects every stream; beside others `{}` is an
+    /// error, as in Loki.
     pub(super) fn groups(&self) -> Result<Vec<Vec<Matcher>>, QueryError> {
         if self.selectors.is_empty() {
             return Ok(vec![Vec::new()]);

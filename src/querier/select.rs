@@ -49,8 +49,8 @@ pub(super) struct Stats {
 
 impl Selection<'_> {
     /// Reads the streams one label set after another and keeps the best `limit` entries in a heap. Once it is full, the
-    /// range shrinks to what could still displace its worst entry, so at most `limit` entries of the heap and `limit`
-    /// of each source with the labels at hand (as a rule one) are held.
+    /// range shrinks to what could still displace its worst entry, so `limit` entries of the heap and `limit` of one
+    /// source are held; while sources with equal labels are merged, another `limit`.
     pub(super) fn run(&self, streams: Vec<Arc<dyn StreamSource>>) -> Result<Selected, QueryError> {
         let groups = self.groups(streams);
         let mut stats = Stats { streams: groups.len() as u64, ..Stats::default() };

@@ -399,7 +399,8 @@ fn metadata_is_merged_into_the_labels_or_categorised() {
         result(&querier, &p),
         json!([
             {"stream":{"app":"x","level":"base"},"values":[["2","two"]]},
-            {"stream":{"app":"x","level":"base","level_extracted":"info","trace":"7"},"values":[["1","one"],["3","three"]]}
+            {"stream":{"app":"x","level":"base","level_extracted":"info","trace":"7"},
+                "values":[["1","one"],["3","three"]]}
         ])
     );
     let flags = EncodingFlags { categorize_labels: true };
