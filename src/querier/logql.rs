@@ -473,7 +473,7 @@ mod tests {
     #[test]
     fn filters_keep_what_they_should() {
         // (filters, line, kept)
-        let cases: [(&str, &[u8], bool); 20] = [
+        let cases: [(&str, &[u8], bool); 21] = [
             ("|= \"\"", b"", true),
             ("|= \"\"", b"abc", true),
             ("|= ``", b"", true),
@@ -486,6 +486,7 @@ mod tests {
             ("!~ \"^b\"", b"abc", true),
             ("|= \"a\\\"b\"", b"a\"b", true),
             ("|= `a\\b`", b"a\\b", true),
+            ("|= \"\\a\\b\\f\\n\\r\\t\\v\\\\\"", b"\x07\x08\x0c\n\r\t\x0b\\", true),
             ("|= \"\\xff\"", b"\xff\xfe", true),
             ("|= \"\\u00e9\"", "é".as_bytes(), true),
             ("|= \"\\U0001F600\\t\\101\"", "😀\tA".as_bytes(), true),

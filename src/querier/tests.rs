@@ -361,6 +361,21 @@ fn equal_entries_of_different_streams_both_stay() {
 }
 
 #[test]
+fn ties_at_the_limit_go_by_label_text_whatever_is_read_first() {
+    // The stream 2 is read first and fills the heap; at time 5 the stream 1 comes before it.
+    let querier = Memory::default()
+        .with(&[("a", "1")], vec![entry(5, "one")])
+        .with(&[("a", "2")], vec![entry(1, "first"), entry(5, "two"), entry(9, "last")])
+        .querier();
+    let run =
+        |direction, start, end| result(&querier, &RangeParams { start, end, ..params("{a=~\".+\"}", direction, 2) });
+    let one = json!({"stream":{"a":"1"},"values":[["5","one"]]});
+    let two = |t: &str, line: &str| json!({"stream":{"a":"2"},"values":[[t, line]]});
+    assert_eq!(run(Direction::Forward, 0, 9), json!([one, two("1", "first")]));
+    assert_eq!(run(Direction::Backward, 2, 10), json!([one, two("9", "last")]));
+}
+
+#[test]
 fn a_full_heap_narrows_what_is_read() {
     let mut memory = Memory::default();
     for stream in 0..10 {
@@ -390,7 +405,8 @@ fn metadata_is_merged_into_the_labels_or_categorised() {
             vec![
                 with_metadata(1, "one", &[("trace", "7"), ("level", "info")]),
                 entry(2, "two"),
-                with_metadata(3, "three", &[("level", "info"), ("trace", "7")]),
+                // Of equal names the last counts.
+                with_metadata(3, "three", &[("level", "info"), ("trace", "6"), ("trace", "7")]),
             ],
         )
         .querier();
