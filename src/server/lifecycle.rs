@@ -1,0 +1,411 @@
+//! Start, run, stop: listeners open first, then the log is replayed, then pushes are taken; a stop goes the other way.
+
+use super::config::{ChunkEncoding, ClientAuth, Config, Target, TlsConfig, WalCompression, WalSync};
+use super::local::{LocalClient, LocalIngester, LocalSource};
+use super::reader::QueryReader;
+use super::status::{ProcessStatus, durability_note};
+use super::telemetry::Telemetry;
+use crate::api::decode::{Budget, DecodeLimits};
+use crate::api::grpc::{ClientConfig, GrpcIngesterClient};
+use crate::api::serve::{ListenerConfig, Protocol, serve};
+use crate::api::{Api, ApiConfig, Backends, grpc, http, tls};
+use crate::chunk::Encoding;
+use crate::distributor::{ClientPool, Distributor, DistributorConfig, IngesterClient, PoolConfig, Pusher, Route};
+use crate::fs::{Fs, RealFs};
+use crate::ingester::{
+    Cluster, Ingester, IngesterConfig, IngesterMetrics, NilRecord, OnPoisoned, Progress, RecoveryReport,
+};
+use crate::model::{Limits, Overrides, Tenant};
+use crate::querier::Querier;
+use crate::ring::{Ring, SharedRing};
+use crate::wal::{Codec, SyncMode};
+use anyhow::{Context, Result, anyhow, bail};
+use parking_lot::Mutex;
+use prometheus::Registry;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+/// Exit code after a failed sync (`EX_IOERR`).
+pub const EXIT_POISONED: i32 = 74;
+/// Exit code after a second SIGTERM or SIGINT.
+const EXIT_AT_ONCE: i32 = 143;
+
+/// Runs the server until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It could not start: a port, a certificate, the data directory, the log.
+pub async fn run(config: Config, telemetry: Telemetry) -> Result<()> {
+    if config.target == [Target::Querier] {
+        bail!("-target=querier needs an object store, which is not built yet: use -target=all");
+    }
+    let server = Server::build(config, telemetry)?;
+    let stop = stop_signal()?;
+    server.serve(stop).await
+}
+
+/// Resolves at the first SIGTERM or SIGINT; the second ends the process at once. Whatever was acknowledged is on disk.
+fn stop_signal() -> Result<watch::Receiver<bool>> {
+    let (told, stop) = watch::channel(false);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        info!("stopping: no new connections, requests in flight are finished; a second signal stops at once");
+        let _ = told.send(true);
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        warn!("stopping at once");
+        std::process::exit(EXIT_AT_ONCE);
+    });
+    Ok(stop)
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // The sender lives as long as the process.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+struct Server {
+    config: Config,
+    status: Arc<ProcessStatus>,
+    api: Arc<Api>,
+    overrides: Arc<Overrides>,
+    ingester: Arc<LocalIngester>,
+    metrics: Option<IngesterMetrics>,
+    pool: Option<(Arc<ClientPool>, Arc<SharedRing>)>,
+}
+
+impl Server {
+    fn build(config: Config, telemetry: Telemetry) -> Result<Self> {
+        let registry = Registry::new();
+        let overrides = Arc::new(config.overrides());
+        let ingester = Arc::new(LocalIngester::default());
+        let local: Arc<dyn IngesterClient> = Arc::new(LocalClient(ingester.clone()));
+        let pool = static_ring(&config, &registry)?;
+        let distributor = |overrides: Arc<Overrides>, route, registry: &Registry| {
+            let settings = DistributorConfig { replication_factor: config.common.replication_factor, ..Default::default() };
+            Distributor::new(settings, overrides, route, registry).map(Arc::new)
+        };
+        let distributes = config.runs(Target::Distributor);
+        // What an ingester gets over gRPC was routed already: it never enters the ring again. Without a distributor in
+        // this process it was validated already, too.
+        let local_limits = if distributes { overrides.clone() } else { Arc::new(Overrides::new(validated_already(), Default::default())) };
+        let (pusher, grpc_pusher) = match &pool {
+            Some((pool, ring)) if distributes => {
+                let ring = distributor(overrides.clone(), Route::Ring { ring: ring.clone(), pool: pool.clone() }, &registry)?;
+                let own = if config.runs(Target::Ingester) {
+                    // The names are taken by the distributor before the ring; these counts are not shown.
+                    distributor(local_limits, Route::Local(local), &Registry::new())?
+                } else {
+                    ring.clone()
+                };
+                (ring, own)
+            }
+            _ if distributes && !config.runs(Target::Ingester) => {
+                bail!("-target=distributor needs the ingesters: set common.ring.instances to a list of {{id, addr}}")
+            }
+            _ => {
+                let own = distributor(local_limits, Route::Local(local), &registry)?;
+                (own.clone(), own)
+            }
+        };
+        let discarded = pusher.metrics();
+        let metrics = IngesterMetrics::new(&registry, (discarded.discarded_samples.clone(), discarded.discarded_bytes.clone()))?;
+        let status = Arc::new(ProcessStatus {
+            config: config.clone(),
+            telemetry,
+            ingester: ingester.clone(),
+            progress: Arc::new(Progress::default()),
+            report: Mutex::new(None),
+            stopping: AtomicBool::new(false),
+            ring: pool.as_ref().map(|(_, ring)| ring.clone()),
+        });
+        let waiting = status.clone();
+        let reader = Arc::new(QueryReader {
+            querier: Querier::new(Arc::new(LocalSource(ingester.clone())), overrides.clone()),
+            unavailable: Box::new(move || waiting.ingester.get().is_none().then(|| waiting.not_ready().unwrap_or_default())),
+        });
+        let backends = Backends {
+            pusher: pusher as Arc<dyn Pusher>,
+            grpc_pusher: grpc_pusher as Arc<dyn Pusher>,
+            reader,
+            status: status.clone(),
+        };
+        let budget = Budget::new(usize::try_from(config.memory_budget() / 8).unwrap_or(usize::MAX));
+        let api = Api::new(backends, budget, api_config(&config)?, registry)?;
+        Ok(Self { config, status, api, overrides, ingester, metrics: Some(metrics), pool })
+    }
+
+    async fn serve(mut self, stop: watch::Receiver<bool>) -> Result<()> {
+        let server = &self.config.server;
+        let http_tls = load_tls(&server.http_tls_config, &["h2", "http/1.1"])?;
+        let grpc_tls = load_tls(&server.grpc_tls_config, &["h2"])?;
+        let http_listener = listen(&server.http_listen_address, server.http_listen_port, "http").await?;
+        let grpc_listener = listen(&server.grpc_listen_address, server.grpc_listen_port, "grpc").await?;
+        let (http_addr, grpc_addr) = (http_listener.local_addr()?, grpc_listener.local_addr()?);
+        info!(http = %shown(http_addr, http_tls.is_some()), grpc = %shown(grpc_addr, grpc_tls.is_some()), "listening");
+        let http = self.listener(Protocol::Http, http_listener, http_tls, http::router(self.api.clone()), &stop);
+        let grpc = self.listener(Protocol::Grpc, grpc_listener, grpc_tls, grpc::router(self.api.clone()), &stop);
+        if let Some((pool, ring)) = self.pool.clone() {
+            tokio::spawn(async move { pool.check_forever(ring).await });
+        }
+        let started = tokio::select! {
+            started = self.start_ingester() => started,
+            // Nothing was taken yet: there is nothing to finish.
+            () = stopped(stop.clone()) => return Ok(()),
+        };
+        started?;
+        stopped(stop).await;
+        self.status.stopping.store(true, Ordering::Release);
+        let (http, grpc) = tokio::join!(http, grpc);
+        let cut = http.unwrap_or(0) + grpc.unwrap_or(0);
+        if cut > 0 {
+            warn!(connections = cut, "connections were cut off: their requests took longer than graceful_shutdown_timeout");
+        }
+        if let Some(ingester) = self.ingester.get().cloned() {
+            tokio::task::spawn_blocking(move || ingester.stop()).await?;
+        }
+        info!("stopped: everything that was acknowledged is on disk");
+        Ok(())
+    }
+
+    fn listener(
+        &self,
+        protocol: Protocol,
+        listener: TcpListener,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        router: axum::Router,
+        stop: &watch::Receiver<bool>,
+    ) -> tokio::task::JoinHandle<usize> {
+        let server = &self.config.server;
+        let mut settings = ListenerConfig::new(protocol);
+        settings.write_timeout = server.http_server_write_timeout;
+        settings.drain_timeout = server.graceful_shutdown_timeout;
+        if protocol == Protocol::Http {
+            settings.idle_timeout = server.http_server_idle_timeout;
+        }
+        let (api, stop) = (self.api.clone(), stop.clone());
+        tokio::spawn(async move { serve(listener, tls, router, settings, api.metrics(), stopped(stop)).await })
+    }
+
+    /// Replays the log on threads of its own and opens it for pushes.
+    async fn start_ingester(&mut self) -> Result<()> {
+        let Some(metrics) = self.metrics.take().filter(|_| self.config.runs(Target::Ingester)) else { return Ok(()) };
+        let settings = ingester_config(&self.config)?;
+        let (overrides, progress) = (self.overrides.clone(), self.status.progress.clone());
+        let watcher = tokio::spawn(log_progress(progress.clone()));
+        let started = tokio::task::spawn_blocking(move || -> Result<_> {
+            let replayed = Ingester::<NilRecord>::replay(settings, overrides, metrics, &progress)?;
+            let report = replayed.report.clone();
+            Ok((replayed.go_live(on_poisoned())?, report))
+        })
+        .await;
+        watcher.abort();
+        let (ingester, report) = started??;
+        tell(&self.config, &report);
+        *self.status.report.lock() = Some(report);
+        let ingester = Arc::new(ingester);
+        self.ingester.set(ingester.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                ingester.refresh_metrics();
+            }
+        });
+        Ok(())
+    }
+}
+
+/// A failed sync leaves memory and disk in doubt: nothing more is acknowledged, and the next start serves what the disk holds.
+fn on_poisoned() -> OnPoisoned {
+    Box::new(|e: &io::Error| {
+        error!(error = %e, "the write-ahead log failed: exiting; the next start serves what is on disk");
+        std::process::exit(EXIT_POISONED);
+    })
+}
+
+/// What recovery found and how durable an ack is.
+fn tell(config: &Config, report: &RecoveryReport) {
+    let data = config.data_dir().display().to_string();
+    info!(
+        data,
+        segments = report.segments,
+        streams = report.streams,
+        lines = report.lines,
+        seconds = format!("{:.3}", report.seconds),
+        "recovered the write-ahead log"
+    );
+    if report.damaged_places > 0 {
+        error!(
+            places = report.damaged_places,
+            lost_lines = report.lost_lines,
+            where_ = report.losses.join("; "),
+            "the write-ahead log is damaged; everything else was recovered: run `wal-inspect verify -d {data}`"
+        );
+    }
+    if report.unattributed_lines > 0 {
+        error!(lines = report.unattributed_lines, "lines of streams whose definitions are lost are kept in the log, and not shown");
+    }
+    if report.unresolved > 0 {
+        info!(records = report.unresolved, "tail unresolved: the last write was cut before its ack, or damaged within 50 ms of it");
+    }
+    match durability_note(config) {
+        None => info!("ready: a push is answered when its lines are synced to disk (ingester.wal.sync: always)"),
+        Some(note) => warn!("ready: {note}"),
+    }
+}
+
+async fn log_progress(progress: Arc<Progress>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed).max(1));
+        info!(percent = (done * 100 / total).min(100), bytes = total, "replaying the write-ahead log");
+    }
+}
+
+fn shown(addr: SocketAddr, tls: bool) -> String {
+    if tls { format!("{addr} (TLS)") } else { addr.to_string() }
+}
+
+async fn listen(address: &str, port: u16, what: &str) -> Result<TcpListener> {
+    let host = if address.is_empty() { "0.0.0.0" } else { address };
+    let bound = TcpListener::bind((host, port)).await;
+    bound.with_context(|| {
+        format!("cannot listen on {host}:{port} for {what}: is it in use? Set another with -server.{what}-listen-port")
+    })
+}
+
+fn load_tls(config: &TlsConfig, alpn: &[&str]) -> Result<Option<Arc<rustls::ServerConfig>>> {
+    if !config.enabled() {
+        return Ok(None);
+    }
+    let settings = tls::TlsConfig {
+        cert_file: config.cert_file.clone().into(),
+        key_file: config.key_file.clone().into(),
+        client_ca_file: (!config.client_ca_file.is_empty()).then(|| config.client_ca_file.clone().into()),
+        client_auth: match config.client_auth_type {
+            ClientAuth::None => tls::ClientAuth::None,
+            ClientAuth::IfGiven => tls::ClientAuth::VerifyIfGiven,
+            ClientAuth::Required => tls::ClientAuth::Require,
+        },
+    };
+    Ok(Some(tls::load(&settings, alpn)?))
+}
+
+fn api_config(config: &Config) -> Result<ApiConfig> {
+    let tenant = Tenant::new(&config.no_auth_tenant)?;
+    let mut out = ApiConfig::new(tenant);
+    out.auth_enabled = config.auth_enabled;
+    out.read_timeout = config.server.http_server_read_timeout;
+    out.grpc_max_recv_msg_size = config.server.grpc_server_max_recv_msg_size;
+    out.decode = DecodeLimits {
+        max_compressed: config.distributor.max_recv_msg_size,
+        max_decompressed: config.distributor.max_decompressed_size,
+        ..DecodeLimits::default()
+    };
+    Ok(out)
+}
+
+/// Limits of an ingester that gets validated pushes only.
+fn validated_already() -> Limits {
+    Limits {
+        ingestion_rate: f64::INFINITY,
+        ingestion_burst_size: f64::INFINITY,
+        max_label_name_length: usize::MAX,
+        max_label_value_length: usize::MAX,
+        max_label_names_per_series: usize::MAX,
+        reject_old_samples: false,
+        creation_grace_period: Duration::MAX,
+        max_line_size: 0,
+        discover_service_name: Vec::new(),
+        discover_log_levels: false,
+        max_structured_metadata_size: usize::MAX,
+        max_structured_metadata_entries_count: usize::MAX,
+        ..Limits::default()
+    }
+}
+
+/// The static ring of `common.ring.instances` with its clients; `None` without members.
+fn static_ring(config: &Config, registry: &Registry) -> Result<Option<(Arc<ClientPool>, Arc<SharedRing>)>> {
+    let ring = &config.common.ring;
+    if ring.instances.is_empty() || !config.runs(Target::Distributor) {
+        return Ok(None);
+    }
+    for member in &ring.instances {
+        // A wrong address shows at the start, not at the first push.
+        GrpcIngesterClient::new(&member.addr, ClientConfig::default()).with_context(|| format!("ring member {}", member.id))?;
+    }
+    let members = ring.instances.iter().map(|i| (i.id.as_str(), i.addr.as_str()));
+    let tokens = u32::try_from(ring.num_tokens).map_err(|_| anyhow!("common.ring.num_tokens is too large"))?;
+    let shared = Arc::new(SharedRing::new(Ring::of_static(members, tokens)));
+    let connect = |address: &str| -> Arc<dyn IngesterClient> {
+        let client = GrpcIngesterClient::new(address, ClientConfig::default());
+        Arc::new(client.unwrap_or_else(|e| unreachable!("checked at the start: {e}")))
+    };
+    let pool = ClientPool::new(Box::new(connect), PoolConfig::default(), registry)?;
+    Ok(Some((Arc::new(pool), shared)))
+}
+
+fn ingester_config(config: &Config) -> Result<IngesterConfig> {
+    let fs: Arc<dyn Fs> = Arc::new(RealFs);
+    let (ingester, wal) = (&config.ingester, &config.ingester.wal);
+    let wal_dir = config.wal_dir();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let members = config.common.ring.instances.len().max(1);
+    Ok(IngesterConfig {
+        segment_size: segment_size(&*fs, config)?,
+        fs,
+        data_dir: config.data_dir(),
+        wal_dir,
+        require_data: ingester.require_data,
+        sync: match wal.sync {
+            WalSync::Always => SyncMode::Always,
+            WalSync::Interval => SyncMode::Interval(wal.sync_interval),
+            WalSync::Os => SyncMode::Os,
+        },
+        wal_codec: match wal.compression {
+            WalCompression::Snappy => Codec::Snappy,
+            WalCompression::Zstd => Codec::Zstd,
+            WalCompression::None => Codec::None,
+        },
+        queue_bytes: wal.queue_size,
+        queue_timeout: Duration::from_secs(2),
+        chunk_block_size: ingester.chunk_block_size,
+        chunk_target_size: ingester.chunk_target_size,
+        chunk_encoding: match ingester.chunk_encoding {
+            ChunkEncoding::Snappy => Encoding::Snappy,
+            ChunkEncoding::None => Encoding::None,
+        },
+        max_chunk_age: ingester.max_chunk_age,
+        sync_period: ingester.sync_period,
+        sync_min_utilization: ingester.sync_min_utilization,
+        max_returned_stream_errors: match ingester.max_returned_stream_errors {
+            0 => usize::MAX,
+            n => n,
+        },
+        heads_budget: usize::try_from(config.memory_budget() / 4).unwrap_or(usize::MAX),
+        cluster: Cluster { ingesters: members, replication_factor: config.common.replication_factor },
+        threads: cores.min(8),
+    })
+}
+
+/// The configured size, or less on a small disk, so that a few segments fit it.
+fn segment_size(fs: &dyn Fs, config: &Config) -> Result<u64> {
+    const SEGMENTS_ON_DISK: u64 = 16;
+    let (dir, wanted) = (config.wal_dir(), config.ingester.wal.segment_size);
+    fs.create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let space = fs.space(&dir).with_context(|| format!("cannot ask for the space of {}", dir.display()))?;
+    let fits = (space.total / SEGMENTS_ON_DISK).max(1 << 20);
+    if fits >= wanted {
+        return Ok(wanted);
+    }
+    let size = 1 << (u64::BITS - 1 - fits.leading_zeros());
+    warn!(bytes = size, disk = space.total, "log segments are smaller than ingester.wal.segment_size: the disk is small");
+    Ok(size)
+}

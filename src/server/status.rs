@@ -1,0 +1,160 @@
+//! The process as its operators see it.
+
+use super::config::{Config, LogLevel, Target, WalSync};
+use super::local::LocalIngester;
+use super::telemetry::Telemetry;
+use crate::api::Status;
+use crate::ingester::{Progress, RecoveryReport};
+use crate::model::PushError;
+use crate::ring::SharedRing;
+use parking_lot::Mutex;
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// State of the process, for pages and probes.
+pub struct ProcessStatus {
+    /// The configuration in force.
+    pub config: Config,
+    /// Our own log.
+    pub telemetry: Telemetry,
+    /// The ingester of this process.
+    pub ingester: Arc<LocalIngester>,
+    /// How far replay is.
+    pub progress: Arc<Progress>,
+    /// What replay found.
+    pub report: Mutex<Option<RecoveryReport>>,
+    /// SIGTERM was received.
+    pub stopping: AtomicBool,
+    /// The ring, if this process distributes over one.
+    pub ring: Option<Arc<SharedRing>>,
+}
+
+impl ProcessStatus {
+    fn runs_ingester(&self) -> bool {
+        self.config.runs(Target::Ingester)
+    }
+
+    /// Why the process is not ready, if so.
+    pub fn not_ready(&self) -> Option<String> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Some("Application is stopping".into());
+        }
+        if !self.runs_ingester() {
+            return None;
+        }
+        match self.ingester.get() {
+            None => {
+                let done = self.progress.done.load(Ordering::Relaxed);
+                let total = self.progress.total.load(Ordering::Relaxed).max(1);
+                let percent = (done * 100 / total).min(100);
+                Some(format!("Ingester not ready: replaying the write-ahead log, {percent} % of {total} bytes"))
+            }
+            Some(ingester) => ingester.unavailable().map(|why| format!("Ingester not ready: {why}")),
+        }
+    }
+
+    /// What an operator should know although the process is ready.
+    fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(weaker) = durability_note(&self.config) {
+            notes.push(weaker);
+        }
+        if let Some(report) = &*self.report.lock() {
+            if report.damaged_places > 0 {
+                notes.push(format!(
+                    "the write-ahead log is damaged in {} places, {} acknowledged lines are lost: wal-inspect verify -d {}",
+                    report.damaged_places,
+                    report.lost_lines,
+                    self.config.data_dir().display()
+                ));
+            }
+            if report.unresolved > 0 {
+                notes.push(format!("{} records at the end of the log were cut before or within 50 ms of their ack", report.unresolved));
+            }
+        }
+        notes
+    }
+}
+
+/// A sentence for operators if acks are weaker than the default.
+pub fn durability_note(config: &Config) -> Option<String> {
+    match config.ingester.wal.sync {
+        WalSync::Always => None,
+        WalSync::Interval => Some(format!(
+            "ingester.wal.sync is interval: a power loss may cost the acknowledged lines of the last {:?}",
+            config.ingester.wal.sync_interval
+        )),
+        WalSync::Os => Some("ingester.wal.sync is os: a power loss may cost acknowledged lines".into()),
+    }
+}
+
+impl Status for ProcessStatus {
+    fn ready(&self) -> Result<String, String> {
+        match self.not_ready() {
+            Some(why) => Err(why),
+            None => Ok(std::iter::once("ready".to_string()).chain(self.notes()).collect::<Vec<_>>().join("\n")),
+        }
+    }
+
+    fn accepts_pushes(&self) -> Result<(), PushError> {
+        self.not_ready().map_or(Ok(()), |why| Err(PushError::unavailable(why)))
+    }
+
+    fn config_yaml(&self) -> String {
+        self.config.to_yaml()
+    }
+
+    fn services(&self) -> String {
+        let ingester = if self.ingester.get().is_some() { "Running" } else { "Starting" };
+        let mut lines = vec!["server => Running".to_string()];
+        for (part, name, state) in [
+            (Target::Distributor, "distributor", "Running"),
+            (Target::Ingester, "ingester", ingester),
+            (Target::Querier, "querier", ingester),
+        ] {
+            if self.config.runs(part) {
+                lines.push(format!("{name} => {state}"));
+            }
+        }
+        lines.join("\n")
+    }
+
+    fn ring_json(&self) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let shards: Vec<serde_json::Value> = match &self.ring {
+            Some(ring) => {
+                let ring = ring.get();
+                let instances = ring.instances().iter();
+                let shard = |i: &crate::ring::Instance| json!({"id": i.id, "state": "ACTIVE", "address": i.addr, "zone": i.zone, "tokens": i.tokens});
+                instances.map(shard).collect()
+            }
+            None => vec![json!({
+                "id": instance_id(&self.config),
+                "state": if self.not_ready().is_none() { "ACTIVE" } else { "JOINING" },
+                "address": format!("{}:{}", self.config.server.grpc_listen_address, self.config.server.grpc_listen_port),
+                "zone": "",
+                "tokens": [],
+            })],
+        };
+        json!({"shards": shards, "now": now}).to_string()
+    }
+
+    fn log_level(&self) -> String {
+        self.telemetry.level().to_string()
+    }
+
+    fn set_log_level(&self, level: &str) -> Result<(), String> {
+        let level: LogLevel = level.parse().map_err(|_| format!("unrecognized log level \"{level}\""))?;
+        self.telemetry.set_level(level).map_err(|e| e.to_string())
+    }
+}
+
+/// This process in the ring: as configured, or the host's name.
+pub fn instance_id(config: &Config) -> String {
+    match config.common.ring.instance_id.as_str() {
+        "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        id => id.to_string(),
+    }
+}
