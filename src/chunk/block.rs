@@ -47,7 +47,7 @@ impl Block {
         if head.is_ordered() {
             (0..head.len()).for_each(|position| writer.entry(position));
         } else {
-            head.order(i64::MIN, i64::MAX).iter().for_each(|position| writer.entry(*position as usize));
+            head.order(..).iter().for_each(|position| writer.entry(*position as usize));
         }
         let (payload, ids) = writer.finish();
         (Self::compress(head, &payload, encoding), ids)

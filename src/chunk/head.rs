@@ -1,4 +1,5 @@
 use super::{MAX_PAYLOAD, Symbols};
+use std::ops::RangeBounds;
 
 /// Below this many bytes a buffer doubles; above, it grows by a quarter, and by at least this much.
 const STEP: usize = 64 * 1024;
@@ -170,9 +171,9 @@ impl Head {
         self.records.get(position as usize).map_or(i64::MIN, |r| r.timestamp)
     }
 
-    /// Positions of the entries of `start <= timestamp < end`, by timestamp and then arrival.
-    pub(super) fn order(&self, start: i64, end: i64) -> Vec<u32> {
-        let inside = |r: &Record| start <= r.timestamp && r.timestamp < end;
+    /// Positions of the entries whose timestamp is in a range, by timestamp and then arrival.
+    pub(super) fn order(&self, range: impl RangeBounds<i64>) -> Vec<u32> {
+        let inside = |r: &Record| range.contains(&r.timestamp);
         let mut order: Vec<u32> = (0u32..).zip(&self.records).filter(|(_, r)| inside(r)).map(|(i, _)| i).collect();
         if self.unordered {
             order.sort_by_key(|position| self.timestamp(*position));
@@ -280,20 +281,11 @@ impl<'a> EntryRef<'a> {
         line: &[u8],
         metadata: impl IntoIterator<Item = (&'b [u8], &'b [u8])>,
     ) -> bool {
-        self.timestamp == timestamp && self.line == line && pairs_equal(self.metadata(), metadata.into_iter())
-    }
-}
-
-fn pairs_equal<'a, 'b>(
-    mut a: impl Iterator<Item = (&'a [u8], &'a [u8])>,
-    mut b: impl Iterator<Item = (&'b [u8], &'b [u8])>,
-) -> bool {
-    loop {
-        match (a.next(), b.next()) {
-            (None, None) => return true,
-            (Some(x), Some(y)) if x.0 == y.0 && x.1 == y.1 => {}
-            _ => return false,
-        }
+        let mut mine = self.metadata();
+        self.timestamp == timestamp
+            && self.line == line
+            && metadata.into_iter().all(|pair| mine.next() == Some(pair))
+            && mine.next().is_none()
     }
 }
 

@@ -220,7 +220,7 @@ impl<'a> Cursor<'a> {
                 (Entries::Block(open), left)
             }
             Part::Head(head) => {
-                let order = head.order(start, end);
+                let order = head.order(start..end);
                 let left = 0..order.len();
                 (Entries::Head(head, order), left)
             }
