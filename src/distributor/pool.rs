@@ -92,7 +92,8 @@ impl ClientPool {
         let checks = all.into_iter().map(|(addr, client)| {
             let in_ring = members.contains(addr.as_str());
             async move {
-                let problem = if in_ring { self.problem_of(&client).await } else { Some("not in the ring".to_string()) };
+                let problem =
+                    if in_ring { self.problem_of(&client).await } else { Some("not in the ring".to_string()) };
                 problem.map(|problem| (addr, client, problem))
             }
         });

@@ -34,7 +34,11 @@ impl Plan {
             for instance in &set.instances {
                 targets.entry(*instance).or_default().push(index as u32);
             }
-            streams.push(Progress { min_success: set.min_success(), max_errors: set.max_errors, ..Progress::default() });
+            streams.push(Progress {
+                min_success: set.min_success(),
+                max_errors: set.max_errors,
+                ..Progress::default()
+            });
         }
         Ok(Self { targets, tracker: Tracker::new(streams) })
     }
@@ -82,7 +86,9 @@ impl Replicator {
         self.metrics.appends.with_label_values(&[&addr]).inc();
         async move {
             let Some(_room) = pooled.reserve(push.arena.len()) else {
-                return Err(PushError::unavailable(format!("too many bytes are on their way to ingester {addr}; try again")));
+                return Err(PushError::unavailable(format!(
+                    "too many bytes are on their way to ingester {addr}; try again"
+                )));
             };
             match tokio::time::timeout(timeout, pooled.client.push(tenant, push, streams)).await {
                 Ok(answer) => answer,
