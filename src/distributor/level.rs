@@ -282,49 +282,67 @@ fn logfmt_pair(line: &[u8]) -> Option<(&[u8], Option<&[u8]>, &[u8])> {
     }
 }
 
-/// The first three letters of the words that name a level.
-const PREFIXES: [&[u8; 3]; 7] = [b"tra", b"deb", b"inf", b"war", b"err", b"cri", b"fat"];
+/// How the words that name a level begin, in small letters.
+const BEGINNINGS: [&str; 7] = ["trace", "debug", "info", "warn", "err", "crit", "fatal"];
+/// Bytes of a line that are searched at once.
+const WINDOW: usize = 256;
+/// Windows overlap by the longest beginning less one byte.
+const OVERLAP: usize = 4;
+/// Shorter windows are padded: the vector search has a least length.
+const MIN_WINDOW: usize = 64;
 
-/// Finds the prefixes in any case: vector instructions where the processor has them.
-enum PrefixSearch {
+/// Finds beginnings in small letters: with vector instructions where the processor has them.
+enum WordSearch {
     Packed(packed::Searcher),
     Automaton(aho_corasick::AhoCorasick),
     /// Neither could be built, which the tests rule out.
     Every,
 }
 
-static SEARCH: LazyLock<PrefixSearch> = LazyLock::new(|| {
-    let packed = packed::Searcher::new(PREFIXES.iter().flat_map(|prefix| cases_of(prefix)));
-    packed.map_or_else(PrefixSearch::automaton, PrefixSearch::Packed)
-});
+static SEARCH: LazyLock<WordSearch> =
+    LazyLock::new(|| packed::Searcher::new(BEGINNINGS).map_or_else(WordSearch::automaton, WordSearch::Packed));
 
-impl PrefixSearch {
+impl WordSearch {
     fn automaton() -> Self {
-        let built = aho_corasick::AhoCorasick::builder().ascii_case_insensitive(true).build(PREFIXES);
-        built.map_or(Self::Every, Self::Automaton)
+        aho_corasick::AhoCorasick::new(BEGINNINGS).map_or(Self::Every, Self::Automaton)
     }
 
-    /// Where the next prefix begins, at `from` or later.
-    fn find(&self, line: &[u8], from: usize) -> Option<usize> {
+    /// Where the next beginning is, at `from` or later.
+    fn find(&self, small: &[u8], from: usize) -> Option<usize> {
+        let span = from..small.len();
         match self {
-            Self::Packed(search) => search.find_in(line, (from..line.len()).into()).map(|m| m.start()),
-            Self::Automaton(search) => {
-                search.find(aho_corasick::Input::new(line).range(from..line.len())).map(|m| m.start())
-            }
-            Self::Every => (from < line.len()).then_some(from),
+            Self::Packed(search) => search.find_in(small, span.into()).map(|m| m.start()),
+            Self::Automaton(search) => search.find(aho_corasick::Input::new(small).range(span)).map(|m| m.start()),
+            Self::Every => (from < small.len()).then_some(from),
         }
     }
 
+    /// The level that the first level word of the line names.
     fn first_word(&self, line: &[u8]) -> Option<Level> {
+        let mut start = 0;
+        loop {
+            let window = line.get(start..line.len().min(start + WINDOW))?;
+            let mut small = [0u8; WINDOW];
+            for (to, from) in small.iter_mut().zip(window) {
+                // Makes capital letters small, and no other byte a letter.
+                *to = from | 0x20;
+            }
+            let small = small.get(..window.len().max(MIN_WINDOW))?;
+            if let Some(level) = self.first_word_of_window(line, start, small) {
+                return Some(level);
+            }
+            if start + WINDOW >= line.len() {
+                return None;
+            }
+            start += WINDOW - OVERLAP;
+        }
+    }
+
+    fn first_word_of_window(&self, line: &[u8], start: usize, small: &[u8]) -> Option<Level> {
         let mut from = 0;
-        while let Some(at) = self.find(line, from) {
-            let starts_word = at == 0 || line.get(at - 1).is_some_and(|b| !is_word(b));
-            if starts_word {
-                let word = line.get(at..)?;
-                let len = word.iter().take(9).take_while(|b| is_word(b)).count();
-                if let Some(level) = word.get(..len).and_then(Level::of_word) {
-                    return Some(level);
-                }
+        while let Some(at) = self.find(small, from) {
+            if let Some(level) = level_word_at(line, start + at) {
+                return Some(level);
             }
             from = at + 1;
         }
@@ -332,13 +350,14 @@ impl PrefixSearch {
     }
 }
 
-/// All eight spellings of three letters.
-fn cases_of(prefix: &[u8; 3]) -> impl Iterator<Item = [u8; 3]> + use<> {
-    let prefix = *prefix;
-    (0..8u8).map(move |bits| {
-        let case = |i: usize| if bits >> i & 1 == 1 { prefix[i].to_ascii_uppercase() } else { prefix[i] };
-        [case(0), case(1), case(2)]
-    })
+/// The level that the word which begins at `at` names.
+fn level_word_at(line: &[u8], at: usize) -> Option<Level> {
+    if at > 0 && line.get(at - 1).is_some_and(is_word) {
+        return None;
+    }
+    let word = line.get(at..)?;
+    let len = word.iter().take(9).take_while(|b| is_word(b)).count();
+    Level::of_word(word.get(..len)?)
 }
 
 fn is_word(byte: &u8) -> bool {
@@ -519,17 +538,23 @@ mod tests {
     #[test]
     fn the_vector_search_is_there_on_x86() {
         if cfg!(target_arch = "x86_64") && std::arch::is_x86_feature_detected!("avx2") {
-            assert!(matches!(&*SEARCH, PrefixSearch::Packed(_)));
+            assert!(matches!(&*SEARCH, WordSearch::Packed(_)));
         }
-        assert!(matches!(PrefixSearch::automaton(), PrefixSearch::Automaton(_)));
+        assert!(matches!(WordSearch::automaton(), WordSearch::Automaton(_)));
     }
 
     proptest! {
         #[test]
         fn every_search_finds_the_same(line in "([a-z_ \\[\\]:=\"{}]{0,9}|error|INFO|Warn|warning| trace|fatal |CRITICAL|dEbug|err){0,12}") {
-            let expected = PrefixSearch::Every.first_word(line.as_bytes());
+            let expected = WordSearch::Every.first_word(line.as_bytes());
             prop_assert_eq!(SEARCH.first_word(line.as_bytes()), expected);
-            prop_assert_eq!(PrefixSearch::automaton().first_word(line.as_bytes()), expected);
+            prop_assert_eq!(WordSearch::automaton().first_word(line.as_bytes()), expected);
+        }
+
+        #[test]
+        fn words_are_found_across_windows(before in 200usize..600, word in "(error|INFO|Warning|critical|err)") {
+            let line = format!("{}{word} and on", ". ".repeat(before / 2) + &"-".repeat(before % 2));
+            prop_assert_eq!(first_word(line.as_bytes()), Level::of_word(word.as_bytes()));
         }
 
         #[test]
