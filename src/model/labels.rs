@@ -1,5 +1,7 @@
+use regex::Regex;
 use std::fmt;
 use std::hash::Hasher;
+use std::sync::LazyLock;
 
 /// The labels of one stream in canonical form: sorted by name, no empty values, no name twice.
 ///
@@ -12,8 +14,8 @@ pub struct LabelSet {
 }
 
 impl LabelSet {
-    /// Sorts the pairs by name and drops empty values. The names must be distinct; [`parse_labels`] and the
-    /// distributor check that.
+    /// Sorts the pairs by name and drops empty values. The names must be distinct; the
+    /// distributor checks that.
     pub fn new<N: Into<Box<str>>, V: Into<Box<str>>>(pairs: impl IntoIterator<Item = (N, V)>) -> Self {
         let mut pairs: Vec<(Box<str>, Box<str>)> =
             pairs.into_iter().map(|(n, v)| (n.into(), v.into())).filter(|(_, v)| !v.is_empty()).collect();
@@ -88,14 +90,35 @@ fn quote(value: &str, out: &mut String) {
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
-            c => out.push(c),
+            ' '..='~' => out.push(c),
+            _ => quote_special(c, out),
         }
     }
     out.push('"');
+}
+
+/// A character outside printable ASCII, as Go quotes it.
+fn quote_special(c: char, out: &mut String) {
+    let escaped = match c {
+        '\x07' => "\\a".to_string(),
+        '\x08' => "\\b".to_string(),
+        '\x0c' => "\\f".to_string(),
+        '\n' => "\\n".to_string(),
+        '\r' => "\\r".to_string(),
+        '\t' => "\\t".to_string(),
+        '\x0b' => "\\v".to_string(),
+        '\0'..='\x1f' | '\x7f' => format!("\\x{:02x}", c as u32),
+        c if is_print(c) => return out.push(c),
+        c if (c as u32) < 0x1_0000 => format!("\\u{:04x}", c as u32),
+        c => format!("\\U{:08x}", c as u32),
+    };
+    out.push_str(&escaped);
+}
+
+/// Go's `unicode.IsPrint`: letters, marks, numbers, punctuation and symbols.
+fn is_print(c: char) -> bool {
+    static PRINTABLE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^[\pL\pM\pN\pP\pS]$").ok());
+    PRINTABLE.as_ref().is_none_or(|r| r.is_match(c.encode_utf8(&mut [0; 4])))
 }
 
 /// Why a label text was refused.
@@ -104,18 +127,10 @@ fn quote(value: &str, out: &mut String) {
 pub struct LabelError {
     /// Line of the text, from 1.
     pub line: usize,
-    /// Column of the text in characters, from 1.
+    /// Column in bytes from the line's start, from 1, as Prometheus' parser counts.
     pub column: usize,
     /// What was wrong there.
     pub reason: String,
-}
-
-/// Parses a label text such as `{job="app", env='dev'}` into pairs in the order in which they are written.
-///
-/// # Errors
-/// [`LabelError`] with the place of the first character that does not fit.
-pub fn parse_labels(_text: &str) -> Result<Vec<(String, String)>, LabelError> {
-    Err(LabelError { line: 1, column: 1, reason: "not built yet".into() })
 }
 
 #[cfg(test)]
@@ -135,6 +150,23 @@ mod tests {
         assert_eq!(a.hash(), 0x6117_5bbd_01d9_082b);
         assert_eq!(a.hash(), b.hash());
         assert_ne!(a.text(), b.text());
+    }
+
+    #[test]
+    fn values_are_quoted_as_go_does() {
+        let cases = [
+            ("a\"b\\", r#""a\"b\\""#),
+            ("\x07\x08\x0c\n\r\t\x0b\x01\x7f", r#""\a\b\f\n\r\t\v\x01\x7f""#),
+            ("é世\u{301}😀€", "\"é世\u{301}😀€\""),
+            ("\u{a0}\u{85}\u{200b}\u{feff}\u{e000}", r#""\u00a0\u0085\u200b\ufeff\ue000""#),
+            ("\u{e0001}", r#""\U000e0001""#),
+            ("\u{fffd}", "\"\u{fffd}\""),
+        ];
+        for (value, expected) in cases {
+            let mut out = String::new();
+            quote(value, &mut out);
+            assert_eq!(out, expected, "{value:?}");
+        }
     }
 
     #[test]

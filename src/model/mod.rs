@@ -2,6 +2,7 @@
 
 mod entry;
 mod error;
+mod label_parser;
 mod labels;
 mod limits;
 mod matcher;
@@ -10,7 +11,8 @@ mod tenant;
 
 pub use entry::{LogEntry, Metadata};
 pub use error::PushError;
-pub use labels::{LabelError, LabelSet, parse_labels};
+pub use label_parser::parse_labels;
+pub use labels::{LabelError, LabelSet};
 pub use limits::{Limits, Overrides};
 pub use matcher::{MatchOp, Matcher};
 pub use push::{Entry, MetadataPair, Push, PushRequest, PushStream, RawStream, Span};
