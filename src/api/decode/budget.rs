@@ -90,6 +90,11 @@ impl Lease {
         self.reserved
     }
 
+    /// Bytes of the lease that are in use.
+    pub(super) fn taken(&self) -> usize {
+        self.taken
+    }
+
     /// Takes `bytes` from what is reserved, and reserves what is missing.
     ///
     /// # Errors

@@ -101,8 +101,28 @@ impl Encoding {
 ///
 /// # Errors
 /// 400 if the body or its headers are wrong, 413 if a limit is exceeded or the whole budget would not do, 503 if other
-/// pushes hold the budget.
+/// pushes hold the budget. After an error the lease holds nothing of this push.
 pub fn decode(
+    headers: &PushHeaders<'_>,
+    body: Bytes,
+    limits: &DecodeLimits,
+    lease: &mut Lease,
+) -> Result<PushRequest, PushError> {
+    let before = lease.taken();
+    let result = decode_body(headers, body, limits, lease);
+    settle(&result, before, lease);
+    result
+}
+
+/// Gives back what a push took that came to nothing, and what was reserved for one that turned out smaller.
+fn settle(result: &Result<PushRequest, PushError>, before: usize, lease: &mut Lease) {
+    if result.is_err() {
+        lease.give_back(lease.taken() - before);
+    }
+    lease.trim();
+}
+
+fn decode_body(
     headers: &PushHeaders<'_>,
     body: Bytes,
     limits: &DecodeLimits,
@@ -111,26 +131,24 @@ pub fn decode(
     limits.check_compressed(body.len())?;
     let encoding = Encoding::parse(headers.content_encoding)?;
     let format = media_type::format(headers.content_type)?;
-    let request = match format {
+    match format {
         Format::Json => {
             let text = decompress(encoding, body, limits, lease)?;
-            json::decode(text, headers.path_is_v1, limits, lease)?
+            json::decode(text, headers.path_is_v1, limits, lease)
         }
         Format::Protobuf if encoding == Encoding::None => {
             let message = inflate::snappy(&body, limits, lease)?;
             drop(body);
-            protobuf::decode(message, limits, lease)?
+            protobuf::decode(message, limits, lease)
         }
         Format::Protobuf => {
             let packed = decompress(encoding, body, limits, lease)?;
             let message = inflate::snappy(&packed, limits, lease)?;
             lease.give_back(packed.capacity());
             drop(packed);
-            protobuf::decode(message, limits, lease)?
+            protobuf::decode(message, limits, lease)
         }
-    };
-    lease.trim();
-    Ok(request)
+    }
 }
 
 fn decompress(encoding: Encoding, body: Bytes, limits: &DecodeLimits, lease: &mut Lease) -> Result<Vec<u8>, PushError> {
@@ -154,10 +172,11 @@ fn decompress(encoding: Encoding, body: Bytes, limits: &DecodeLimits, lease: &mu
 /// As [`decode`].
 pub fn decode_protobuf(message: Vec<u8>, limits: &DecodeLimits, lease: &mut Lease) -> Result<PushRequest, PushError> {
     limits.check_decompressed(message.len())?;
+    let before = lease.taken();
     lease.take(message.capacity())?;
-    let request = protobuf::decode(message, limits, lease)?;
-    lease.trim();
-    Ok(request)
+    let result = protobuf::decode(message, limits, lease);
+    settle(&result, before, lease);
+    result
 }
 
 /// An estimate of the bytes that decoding a body will hold. A caller that is ready to wait for the budget reserves them

@@ -387,6 +387,7 @@ fn bombs_hold_no_more_than_the_budget() {
         let mut lease = budget.try_reserve(0).unwrap();
         let error = decode(&headers, Bytes::from(body.clone()), &DecodeLimits::default(), &mut lease).unwrap_err();
         assert_eq!(error.status, 413, "{}", error.message);
+        assert_eq!((lease.reserved(), budget.used()), (0, 0));
         drop(lease);
 
         // The same while others hold nearly everything: come back later.
