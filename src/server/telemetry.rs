@@ -186,7 +186,8 @@ struct Fields {
 impl Fields {
     fn put(&mut self, field: &Field, mut value: String) {
         if value.len() > MAX_VALUE {
-            value.truncate(value.floor_char_boundary(MAX_VALUE));
+            let end = (0..=MAX_VALUE).rev().find(|at| value.is_char_boundary(*at));
+            value.truncate(end.unwrap_or(0));
             value.push('…');
         }
         match field.name() {

@@ -54,11 +54,13 @@ mod tests {
     fn the_tightest_group_counts() {
         let read = |path: &Path| match path.to_str()? {
             "/sys/fs/cgroup/a/b/memory.max" => Some("max\n".to_string()),
+            "/sys/fs/cgroup/a/c/memory.max" => Some("1073741824\n".to_string()),
             "/sys/fs/cgroup/a/memory.max" => Some("536870912\n".to_string()),
             "/sys/fs/cgroup/memory/x/memory.limit_in_bytes" => Some("268435456\n".to_string()),
             _ => None,
         };
         assert_eq!(cgroup_limit("0::/a/b\n", read), Some(512 << 20));
+        assert_eq!(cgroup_limit("0::/a/c\n", read), Some(512 << 20));
         assert_eq!(cgroup_limit("5:cpu,memory:/x\n0::/a\n", read), Some(256 << 20));
         assert_eq!(cgroup_limit("5:cpu:/x\n", read), None);
         assert_eq!(cgroup_limit("garbage", read), None);

@@ -477,7 +477,7 @@ impl Section {
     }
 }
 
-/// A word's default text for the command line, used by `/log_level`.
+/// For `/log_level`.
 impl std::str::FromStr for LogLevel {
     type Err = String;
 

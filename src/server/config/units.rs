@@ -161,7 +161,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 
 /// The shortest exact writing: `256KB`, `64MB`, `1000`.
 pub fn show_bytes(bytes: u64) -> String {
-    match SIZES.iter().find(|(_, factor)| bytes != 0 && bytes % factor == 0) {
+    match SIZES.iter().find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor)) {
         Some((unit, factor)) if *factor > 1 => format!("{}{unit}B", bytes / factor),
         _ => bytes.to_string(),
     }
