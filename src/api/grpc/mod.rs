@@ -1,0 +1,195 @@
+//! `logproto.Pusher` and `grpc.health.v1.Health`, and the client of a remote ingester.
+
+mod client;
+mod status;
+
+pub use client::{ClientConfig, ClientError, ClientTls, GrpcIngesterClient};
+
+use super::body;
+use super::decode::{self, Lease};
+use super::http::joined;
+use super::pb::logproto::PushResponse;
+use super::tenancy::tenant_of;
+use super::{Api, Status as ServerStatus};
+use crate::model::{PushError, Tenant};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::request::Parts;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::post;
+use bytes::Buf;
+use futures_util::FutureExt;
+use prost::Message;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::server::{Grpc, UnaryService};
+use tonic::service::Routes;
+use tonic::{Code, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+const PUSH: &str = "/logproto.Pusher/Push";
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+/// Flag and length before a gRPC message.
+const FRAME_HEAD: usize = 5;
+
+/// All routes of the gRPC listener; pushes go to [`Backends::grpc_pusher`](super::Backends::grpc_pusher).
+pub fn router(api: Arc<Api>) -> Router {
+    let health = HealthServer::new(HealthService(Arc::clone(&api.backends.status)));
+    Routes::new(health)
+        .into_axum_router()
+        .route(PUSH, post(push).with_state(Arc::clone(&api)))
+        .layer(from_fn_with_state(api, observe))
+}
+
+/// Around every call: duration, calls in flight, and an answer when the handler panics.
+async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    // The path is the client's; the label has few values.
+    let route = [PUSH, HEALTH_CHECK].into_iter().find(|r| *r == request.uri().path()).unwrap_or("other");
+    let observation = api.metrics.start("gRPC", route);
+    let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(payload) => {
+            let panic = api.metrics.panicked(route, &*payload);
+            let error = PushError::with_status(500, format!("error while processing request: {panic}"));
+            status::from_error(&error).into_http()
+        }
+    };
+    observation.finish(&status::metric_label(response.extensions().get::<Status>()));
+    response
+}
+
+/// The generated server would collect the message before anything here sees it, and make an object of each line. So the
+/// body is read as that of an HTTP push, within the same limits, and decoded where it lies.
+async fn push(State(api): State<Arc<Api>>, request: Request) -> Response {
+    let (head, mut body) = request.into_parts();
+    let (tenant, body, lease) = match receive(&api, &head, &mut body).await {
+        Ok(received) => received,
+        Err(error) => return status::from_error(&error).into_http(),
+    };
+    let max = api.config.grpc_max_recv_msg_size;
+    let call = PushCall { api, tenant, body_lease: Some(lease) };
+    let request = Request::from_parts(head, Body::from(body));
+    Grpc::new(PushCodec).apply_max_message_size_config(Some(max), None).unary(call, request).await.map(Body::new)
+}
+
+async fn receive(api: &Api, head: &Parts, body: &mut Body) -> Result<(Tenant, Vec<u8>, Lease), PushError> {
+    api.backends.status.accepts_pushes()?;
+    let tenant = tenant_of(&head.headers, &api.config)?;
+    let limits = api.body_limits(api.config.grpc_max_recv_msg_size.saturating_add(FRAME_HEAD));
+    let mut lease = api.budget.try_reserve(0)?;
+    let body = body::read(body, None, limits, &mut lease).await?;
+    // tonic copies the message out of its frame; while it does, both are there.
+    body::patiently(limits.budget_wait, || lease.take(body.len())).await?;
+    Ok((tenant, body, lease))
+}
+
+/// One push whose message is to come out of its frame.
+struct PushCall {
+    api: Arc<Api>,
+    tenant: Tenant,
+    /// Of the frame and of the message.
+    body_lease: Option<Lease>,
+}
+
+impl UnaryService<Vec<u8>> for PushCall {
+    type Response = PushResponse;
+    type Future = Pin<Box<dyn Future<Output = Result<tonic::Response<PushResponse>, Status>> + Send>>;
+
+    fn call(&mut self, request: tonic::Request<Vec<u8>>) -> Self::Future {
+        let (api, tenant, body_lease) = (Arc::clone(&self.api), self.tenant.clone(), self.body_lease.take());
+        // A task of its own: what was handed on is stored to its end, also when the client goes away.
+        let task = tokio::spawn(store(api, tenant, request.into_inner(), body_lease));
+        Box::pin(async move {
+            match joined(task.await) {
+                Ok(()) => Ok(tonic::Response::new(PushResponse {})),
+                Err(error) => Err(status::from_error(&error)),
+            }
+        })
+    }
+}
+
+async fn store(api: Arc<Api>, tenant: Tenant, message: Vec<u8>, body_lease: Option<Lease>) -> Result<(), PushError> {
+    let limits = api.config.decode;
+    // The message becomes the arena; its entries take about a quarter of that.
+    let expected = message.capacity() + message.capacity() / 4;
+    let decode = move |lease: &mut Lease| {
+        // The message is about to be taken from the other lease.
+        drop(body_lease);
+        decode::decode_protobuf(message, &limits, lease)
+    };
+    // The lease lives until the push is answered: so long the decoded push is in memory.
+    let (request, _lease) = api.decode(expected, decode).await?;
+    api.backends.grpc_pusher.push(tenant, request, "loki").await
+}
+
+/// Takes the message out of its frame as it is.
+#[derive(Clone, Copy, Debug, Default)]
+struct PushCodec;
+
+impl Codec for PushCodec {
+    type Encode = PushResponse;
+    type Decode = Vec<u8>;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for PushCodec {
+    type Item = PushResponse;
+    type Error = Status;
+
+    fn encode(&mut self, item: PushResponse, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        item.encode(buffer).map_err(|e| Status::internal(format!("the answer cannot be encoded: {e}")))
+    }
+}
+
+impl Decoder for PushCodec {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining()).into()))
+    }
+}
+
+/// Serving as long as `/ready` says so.
+struct HealthService(Arc<dyn ServerStatus>);
+
+#[tonic::async_trait]
+impl Health for HealthService {
+    type WatchStream = futures_util::stream::Empty<Result<HealthCheckResponse, Status>>;
+
+    async fn check(
+        &self,
+        request: tonic::Request<HealthCheckRequest>,
+    ) -> Result<tonic::Response<HealthCheckResponse>, Status> {
+        let service = &request.get_ref().service;
+        if !["", "logproto.Pusher"].contains(&service.as_str()) {
+            return Err(Status::new(Code::NotFound, "unknown service; ask for \"\" or \"logproto.Pusher\""));
+        }
+        let status = if self.0.ready().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        Ok(tonic::Response::new(HealthCheckResponse { status: status.into() }))
+    }
+
+    /// Not supported, as in Loki: clients then take the server for healthy and ask with `Check`.
+    async fn watch(&self, _: tonic::Request<HealthCheckRequest>) -> Result<tonic::Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("Watch is not supported; use Check"))
+    }
+}
+
+#[cfg(test)]
+mod tests;
