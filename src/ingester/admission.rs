@@ -165,8 +165,11 @@ impl Ingester<Live> {
         size: usize,
         room: OwnedSemaphorePermit,
     ) -> Result<(), PushError> {
-        let record = self.encode(&instance.tenant, push, &admitted, size);
+        #[allow(unused_mut, reason = "a planted bug changes it")]
+        let mut record = self.encode(&instance.tenant, push, &admitted, size);
         let (ack, answer) = oneshot::channel();
+        #[cfg(feature = "planted-bugs")]
+        super::planted::memory_before_log(&self.state, &mut record, &admitted.iter().map(|a| a.stream.clone()).collect::<Vec<_>>());
         let (mut streams, mut logs, mut taken) = (Vec::new(), Vec::new(), Vec::new());
         for a in admitted {
             logs.push(a.stream.log.clone());
@@ -176,6 +179,10 @@ impl Ingester<Live> {
         let append = Append { record, streams: logs, payload: Payload { instance, streams, taken, ack, room } };
         if let Err((why, append)) = self.log.wal.append(append) {
             append.payload.fail(&why);
+        }
+        #[cfg(feature = "planted-bugs")]
+        if super::planted::is("ack-before-write") {
+            return Ok(());
         }
         answer.await.unwrap_or_else(|_| Err(refusal(&Unavailable::Stopped)))
     }
@@ -194,9 +201,10 @@ impl Ingester<Live> {
     }
 
     fn discard(&self, reason: &str, tenant: &Tenant, lines: usize, bytes: u64) {
-        let labels = [reason, tenant.as_str()];
-        self.state.metrics.discarded_samples.with_label_values(&labels).inc_by(lines as u64);
-        self.state.metrics.discarded_bytes.with_label_values(&labels).inc_by(bytes);
+        // As Loki's ingester: it knows no format and no policy.
+        let labels = [reason, tenant.as_str(), "", "", ""];
+        self.state.metrics.discarded_samples.with_label_values(&labels).inc_by(lines as f64);
+        self.state.metrics.discarded_bytes.with_label_values(&labels).inc_by(bytes as f64);
     }
 
     /// Writes what waits, syncs, tells so on disk. Later pushes get 503.

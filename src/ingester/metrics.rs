@@ -1,5 +1,5 @@
 use crate::wal::WalMetrics;
-use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{CounterVec, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// Figures of the ingester, with Loki's names where Loki has the metric.
 #[derive(Clone)]
@@ -13,8 +13,8 @@ pub struct IngesterMetrics {
     pub(super) block_bytes: IntCounter,
     pub(super) chunks_closed: IntCounterVec,
     pub(super) duplicate_bytes: IntCounterVec,
-    pub(super) discarded_samples: IntCounterVec,
-    pub(super) discarded_bytes: IntCounterVec,
+    pub(super) discarded_samples: CounterVec,
+    pub(super) discarded_bytes: CounterVec,
     pub(super) replay_active: IntGauge,
     pub(super) replay_seconds: Gauge,
     pub(super) replay_bytes: IntGauge,
@@ -29,11 +29,12 @@ pub struct IngesterMetrics {
 
 impl IngesterMetrics {
     /// Registers the metrics. `discarded` are the two vectors `loki_discarded_samples_total` and
-    /// `loki_discarded_bytes_total` with the labels (reason, tenant), which the distributor registers and both use.
+    /// `loki_discarded_bytes_total` with the labels (reason, tenant, retention_hours, policy, format), which the
+    /// distributor registers and both use.
     ///
     /// # Errors
     /// The registry holds one of the names already.
-    pub fn new(registry: &Registry, discarded: (IntCounterVec, IntCounterVec)) -> Result<Self, prometheus::Error> {
+    pub fn new(registry: &Registry, discarded: (CounterVec, CounterVec)) -> Result<Self, prometheus::Error> {
         let r = Registering(registry);
         Ok(Self {
             wal: WalMetrics::new(registry)?,

@@ -11,6 +11,8 @@ mod data_dir;
 mod index;
 mod instance;
 mod metrics;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod rate;
 mod recovery;
 mod seal;

@@ -81,6 +81,11 @@ impl Stream {
         &self.log.labels
     }
 
+    /// Stream id: given at birth, never again in this data directory.
+    pub fn id(&self) -> u64 {
+        self.log.id
+    }
+
     /// Lowest and highest timestamp of applied lines; the lowest is above the highest without any.
     pub fn bounds(&self) -> (i64, i64) {
         (self.oldest.load(Ordering::Acquire), self.newest.load(Ordering::Acquire))

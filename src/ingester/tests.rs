@@ -2,7 +2,7 @@ use super::*;
 use crate::chunk::{Selection, select};
 use crate::fs::RealFs;
 use crate::model::{Entry, LogEntry, MatchOp, MetadataPair, Push, PushError, PushStream, Span};
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::{CounterVec, Opts, Registry};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -34,7 +34,7 @@ fn config(dir: &Path) -> IngesterConfig {
 }
 
 fn start(config: IngesterConfig, overrides: Overrides) -> (Ingester<Live>, RecoveryReport) {
-    let counter = |name: &str| IntCounterVec::new(Opts::new(name, name), &["reason", "tenant"]).unwrap();
+    let counter = |name: &str| CounterVec::new(Opts::new(name, name), &["reason", "tenant", "retention_hours", "policy", "format"]).unwrap();
     let metrics = IngesterMetrics::new(&Registry::new(), (counter("a"), counter("b"))).unwrap();
     let replayed = Ingester::replay(config, Arc::new(overrides), metrics, &Progress::default()).unwrap();
     let report = replayed.report.clone();

@@ -292,7 +292,7 @@ fn load_tls(config: &TlsConfig, alpn: &[&str]) -> Result<Option<Arc<rustls::Serv
         client_auth: match config.client_auth_type {
             ClientAuth::None => tls::ClientAuth::None,
             ClientAuth::IfGiven => tls::ClientAuth::VerifyIfGiven,
-            ClientAuth::Required => tls::ClientAuth::Require,
+            ClientAuth::Required => tls::ClientAuth::RequireAndVerify,
         },
     };
     Ok(Some(tls::load(&settings, alpn)?))

@@ -1,4 +1,78 @@
-//! (server)
+//! Configuration, telemetry, lifecycle: from the command line to a running server.
+
 pub mod config;
 pub mod flags;
+mod lifecycle;
+mod local;
+mod reader;
+mod status;
 pub mod telemetry;
+
+use config::Loaded;
+use flags::Command;
+use std::process::ExitCode;
+use telemetry::Telemetry;
+use tracing::{error, warn};
+
+pub use lifecycle::EXIT_POISONED;
+
+/// Does what the command line asks for.
+pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
+    match flags::parse(args) {
+        Ok(Command::Serve { loaded, print_config }) => serve(*loaded, print_config),
+        Ok(Command::Verify(loaded)) => {
+            loaded.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Health { url }) => match flags::health(&url) {
+            Ok(text) => {
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(why) => {
+                eprintln!("{why}");
+                ExitCode::FAILURE
+            }
+        },
+        Ok(Command::Version) => {
+            println!("timberline, version {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Help) => {
+            println!("{}", flags::help());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(Loaded { config, warnings }: Loaded, print_config: bool) -> ExitCode {
+    if print_config {
+        eprintln!("{}", config.to_yaml());
+    }
+    let telemetry = match Telemetry::install(config.server.log_level, config.server.log_format) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    warnings.iter().for_each(|w| warn!("{w}"));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "cannot start the runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(lifecycle::run(config, telemetry)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

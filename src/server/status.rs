@@ -1,5 +1,6 @@
 //! The process as its operators see it.
 
+use super::config::units::Word;
 use super::config::{Config, LogLevel, Target, WalSync};
 use super::local::LocalIngester;
 use super::telemetry::Telemetry;
@@ -125,7 +126,7 @@ impl Status for ProcessStatus {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let shards: Vec<serde_json::Value> = match &self.ring {
             Some(ring) => {
-                let ring = ring.get();
+                let ring = ring.load();
                 let instances = ring.instances().iter();
                 let shard = |i: &crate::ring::Instance| json!({"id": i.id, "state": "ACTIVE", "address": i.addr, "zone": i.zone, "tokens": i.tokens});
                 instances.map(shard).collect()
@@ -142,11 +143,11 @@ impl Status for ProcessStatus {
     }
 
     fn log_level(&self) -> String {
-        self.telemetry.level().to_string()
+        self.telemetry.level().as_str().to_string()
     }
 
     fn set_log_level(&self, level: &str) -> Result<(), String> {
-        let level: LogLevel = level.parse().map_err(|_| format!("unrecognized log level \"{level}\""))?;
+        let level: LogLevel = LogLevel::find(level).ok_or_else(|| format!("unrecognized log level \"{level}\""))?;
         self.telemetry.set_level(level).map_err(|e| e.to_string())
     }
 }

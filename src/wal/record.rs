@@ -131,6 +131,14 @@ impl EntriesRecord {
         self.rows.iter().map(|r| u64::from(r.count)).sum()
     }
 
+    /// Takes seqs before the record is logged, as no correct program does.
+    #[cfg(feature = "planted-bugs")]
+    pub fn stamp_early(&mut self, row: usize, stream: &super::StreamLog) -> Option<TableRow> {
+        let seq = stream.take_seqs_early(u64::from(self.rows.get(row)?.count));
+        self.set_first_seq(row, seq);
+        self.rows.get(row).copied()
+    }
+
     /// Stamps the first seq of the stream in row `row`.
     pub(super) fn set_first_seq(&mut self, row: usize, seq: u64) {
         let at = self.rows_at + row * ROW_LEN + 8;

@@ -68,6 +68,14 @@ impl StreamLog {
         Self { id, tenant, labels, fingerprint, cursor: Mutex::new(StreamCursor { next_seq, ..Default::default() }) }
     }
 
+    /// Takes seqs before a record is logged, as no correct program does.
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn take_seqs_early(&self, count: u64) -> u64 {
+        let mut cursor = self.cursor.lock();
+        cursor.next_seq += count;
+        cursor.next_seq - count
+    }
+
     /// Sets the seq of the next entry, once, after replay.
     pub fn resume_at(&self, next_seq: u64) {
         self.cursor.lock().next_seq = next_seq;
@@ -574,6 +582,10 @@ impl Writer {
         builder.series(self.staged.values().filter(|s| s.defined).map(|s| s.stream.definition(s.cursor.next_seq)));
         for append in group.iter_mut() {
             for (row, stream) in append.streams.iter().enumerate() {
+                #[cfg(feature = "planted-bugs")]
+                if std::env::var("TIMBERLINE_PLANTED_BUG").is_ok_and(|b| b == "memory-before-log") {
+                    continue;
+                }
                 if let Some(staged) = self.staged.get_mut(&stream.id) {
                     append.record.set_first_seq(row, staged.cursor.next_seq);
                     let count = append.record.rows().get(row).map_or(0, |r| r.count);
@@ -604,6 +616,10 @@ impl Writer {
                 (cursor.segment, cursor.definitions) = (segment, 0);
             }
             cursor.definitions += u8::from(staged.defined);
+            #[cfg(feature = "planted-bugs")]
+            {
+                cursor.next_seq = cursor.next_seq.max(staged.stream.cursor.lock().next_seq);
+            }
             *staged.stream.cursor.lock() = cursor;
         }
     }

@@ -1,0 +1,27 @@
+//! Bugs on purpose: the crash tests must find them.
+
+use super::{State, Stream};
+use crate::wal::{BodyView, EntriesRecord};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Was this bug asked for?
+pub(super) fn is(bug: &str) -> bool {
+    std::env::var("TIMBERLINE_PLANTED_BUG").is_ok_and(|b| b == bug)
+}
+
+/// Loki's order: memory first, with the stream's counter, and the log later, without the lock in between.
+pub(super) fn memory_before_log(state: &State, record: &mut EntriesRecord, streams: &[Arc<Stream>]) {
+    if !is("memory-before-log") {
+        return;
+    }
+    let raw = record.raw().clone();
+    let Ok(body) = BodyView::new(&raw) else { return };
+    let mut start = 0;
+    for (i, stream) in streams.iter().enumerate() {
+        let Some(row) = record.stamp_early(i, &stream.log) else { return };
+        let _ = state.apply(stream, &row, &body, start);
+        start += row.part_len as usize;
+    }
+    std::thread::sleep(Duration::from_micros(u64::from(record.rows().len() as u32) * 300 * (streams[0].id() % 3)));
+}
