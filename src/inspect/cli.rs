@@ -63,7 +63,7 @@ pub enum Command {
         #[arg(long, value_name = "NAME")]
         tenant: Option<String>,
         /// Only streams that satisfy a selector, such as '{app="web", env=~"prod|test"}'
-        #[arg(short, long = "match", value_name = "SELECTOR")]
+        #[arg(short = 'm', long = "match", value_name = "SELECTOR")]
         selector: Option<Selector>,
     },
     /// Lines, bytes and compression

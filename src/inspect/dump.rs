@@ -72,7 +72,7 @@ pub struct DumpArgs {
     #[arg(long, value_name = "NAME")]
     pub tenant: Option<String>,
     /// Only streams that satisfy a selector, such as '{app="web", env=~"prod|test"}'
-    #[arg(short, long = "match", value_name = "SELECTOR")]
+    #[arg(short = 'm', long = "match", value_name = "SELECTOR")]
     pub selector: Option<Selector>,
     /// Only this stream id
     #[arg(long, value_name = "ID")]
