@@ -60,7 +60,8 @@ impl FromStr for Moment {
             }
         };
         let ns = at.and_then(|at| i64::try_from(at.as_nanosecond()).ok());
-        let wrong = "expected a time such as 2026-11-22T10:00:00Z, nanoseconds since 1970, or a duration ago such as 15m";
+        let wrong =
+            "expected a time such as 2026-11-22T10:00:00Z, nanoseconds since 1970, or a duration ago such as 15m";
         ns.map(Self).ok_or_else(|| wrong.to_string())
     }
 }
@@ -160,31 +161,35 @@ pub fn run<W: Write>(args: &DumpArgs, judged: &Judged, context: &mut Context<W>)
     let Context { printer, progress } = context;
     printer.section("records", Shape::Stream).map_err(InspectError::Output)?;
     let mut left = args.limit.unwrap_or(u64::MAX);
-    judged.walk(|number| args.wants_segment(number), progress, |step| {
-        // What was retired meanwhile had lost its worth; its records are not shown.
-        let Step::Segment(view) = step else { return Ok(true) };
-        let mut emit = |row: Row| -> Result<bool, InspectError> {
-            printer.row(&row).map_err(InspectError::Output)?;
-            left -= 1;
-            Ok(left > 0)
-        };
-        for (_, record, state) in view.records() {
-            let at = Position { segment: view.number, offset: record.offset };
-            if !record.body_is_sound || !args.wants_record(at, state) {
-                continue;
-            }
-            let dump = Dump { args, streams: &streams, view, record, at, state };
-            let go_on = match record.head.known_kind() {
-                Some(Kind::Series) if args.wants_series() => dump.series(&mut emit)?,
-                Some(Kind::Entries) if args.wants_entries() => dump.entries(&mut emit)?,
-                _ => true,
+    judged.walk(
+        |number| args.wants_segment(number),
+        progress,
+        |step| {
+            // What was retired meanwhile had lost its worth; its records are not shown.
+            let Step::Segment(view) = step else { return Ok(true) };
+            let mut emit = |row: Row| -> Result<bool, InspectError> {
+                printer.row(&row).map_err(InspectError::Output)?;
+                left -= 1;
+                Ok(left > 0)
             };
-            if !go_on {
-                return Ok(false);
+            for (_, record, state) in view.records() {
+                let at = Position { segment: view.number, offset: record.offset };
+                if !record.body_is_sound || !args.wants_record(at, state) {
+                    continue;
+                }
+                let dump = Dump { args, streams: &streams, view, record, at, state };
+                let go_on = match record.head.known_kind() {
+                    Some(Kind::Series) if args.wants_series() => dump.series(&mut emit)?,
+                    Some(Kind::Entries) if args.wants_entries() => dump.entries(&mut emit)?,
+                    _ => true,
+                };
+                if !go_on {
+                    return Ok(false);
+                }
             }
-        }
-        Ok(true)
-    })
+            Ok(true)
+        },
+    )
 }
 
 type Emit<'a> = dyn FnMut(Row) -> Result<bool, InspectError> + 'a;

@@ -78,7 +78,8 @@ impl InspectError {
                 format!("sudo -u <user of the server> wal-inspect ..., which may read {}", path.display())
             }
             Self::Io { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                format!("ls -l {}", path.parent().unwrap_or(path).display())
+                let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                format!("ls -l {}, then wal-inspect -d DIR with the data directory of the server", parent.display())
             }
             Self::Io { .. } => "dmesg, which shows whether the disk failed".to_string(),
             Self::Version { .. } | Self::Kind { .. } => {

@@ -51,7 +51,9 @@ pub fn run<W: Write>(place: &Place, dir: &Path, context: &mut Context<W>) -> Res
         return Err(InspectError::Usage(what));
     }
     let mut explained = explain(&map, place.offset, &path)?;
-    explained.fields.insert(0, Field { offset: explained.at, bytes: 0..0, name: "structure", value: explained.what.into() });
+    explained
+        .fields
+        .insert(0, Field { offset: explained.at, bytes: 0..0, name: "structure", value: explained.what.into() });
     let rows = explained.fields.iter().map(|f| f.row(&map));
     let mut print = || {
         context.printer.section("fields", Shape::Many)?;
@@ -117,7 +119,8 @@ fn explain(file: &[u8], offset: u64, path: &Path) -> Result<Explained, InspectEr
     };
     let group = scan.groups.iter().find(|g| (g.offset..g.end).contains(&offset));
     let nothing = |near: u64| {
-        let what = format!("nothing but zeros lies at offset {offset} of {segment}; the structure before it is at {near}");
+        let what =
+            format!("nothing but zeros lies at offset {offset} of {segment}; the structure before it is at {near}");
         InspectError::Usage(what)
     };
     let Some(group) = group else {
@@ -344,7 +347,9 @@ fn series_texts(definitions: &[SeriesDef]) -> Vec<(&'static str, String)> {
     let text = |d: &SeriesDef| {
         let labels = crate::model::LabelSet::new(d.labels.iter().map(|(n, v)| (n.as_str(), v.as_str())));
         let SeriesDef { id, tenant, fingerprint, next_seq, settled_seq, .. } = d;
-        format!("stream {id} of {tenant} {labels} next seq {next_seq}, settled {settled_seq}, fingerprint {fingerprint:016x}")
+        format!(
+            "stream {id} of {tenant} {labels} next seq {next_seq}, settled {settled_seq}, fingerprint {fingerprint:016x}"
+        )
     };
     definitions.iter().map(|d| ("definition", text(d))).collect()
 }

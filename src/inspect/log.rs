@@ -11,8 +11,7 @@ use super::progress::Progress;
 use crate::fs::{Fs, Map, RealFs};
 use crate::wal::format::{FIRST_GROUP, FLAG_SKIPPABLE, GROUP_ALIGN, GroupHeader, HeaderError, Kind, SegmentHeader};
 use crate::wal::{
-    Damage, GroupScan, Plan, RecordScan, SegmentScan, Summary, Tables, plan, scan_segment, segment_name,
-    segment_number,
+    Damage, GroupScan, Plan, RecordScan, SegmentScan, Summary, Tables, plan, scan_segment, segment_name, segment_number,
 };
 use std::collections::{BTreeSet, HashSet};
 use std::io;

@@ -82,8 +82,7 @@ impl<'a> Parser<'a> {
     fn matcher(&mut self) -> Result<Matcher, SelectorError> {
         let name = self.name()?;
         // Longer operators first: `=` is the beginning of `=~`.
-        let ops =
-            [("=~", MatchOp::Regex), ("!~", MatchOp::NotRegex), ("!=", MatchOp::NotEqual), ("=", MatchOp::Equal)];
+        let ops = [("=~", MatchOp::Regex), ("!~", MatchOp::NotRegex), ("!=", MatchOp::NotEqual), ("=", MatchOp::Equal)];
         let Some((_, op)) = ops.into_iter().find(|(token, _)| self.take(token)) else {
             return Err(self.error("expected one of = != =~ !~"));
         };

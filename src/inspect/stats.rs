@@ -48,16 +48,20 @@ fn each_entries<W: Write>(
     context: &mut Context<W>,
     mut visit: impl FnMut(&Tables<'_>, u64, u64),
 ) -> Result<(), InspectError> {
-    judged.walk(|_| true, &mut context.progress, |step| {
-        let Step::Segment(view) = step else { return Ok(true) };
-        let durable = view.records().filter(|(_, r, state)| *state == State::Durable && r.body_is_sound);
-        for (_, r, _) in durable.filter(|(_, r, _)| r.head.known_kind() == Some(Kind::Entries)) {
-            if let Ok(tables) = Tables::decode(r.head.tables(view.file, r.offset)) {
-                visit(&tables, r.head.len.into(), r.head.raw_len.into());
+    judged.walk(
+        |_| true,
+        &mut context.progress,
+        |step| {
+            let Step::Segment(view) = step else { return Ok(true) };
+            let durable = view.records().filter(|(_, r, state)| *state == State::Durable && r.body_is_sound);
+            for (_, r, _) in durable.filter(|(_, r, _)| r.head.known_kind() == Some(Kind::Entries)) {
+                if let Ok(tables) = Tables::decode(r.head.tables(view.file, r.offset)) {
+                    visit(&tables, r.head.len.into(), r.head.raw_len.into());
+                }
             }
-        }
-        Ok(true)
-    })
+            Ok(true)
+        },
+    )
 }
 
 #[derive(Default)]

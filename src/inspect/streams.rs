@@ -61,14 +61,18 @@ pub fn run<W: Write>(choice: &Choice<'_>, judged: &Judged, context: &mut Context
     let streams = Streams::of(judged);
     let selected = |id: u64| choice.selector.is_none_or(|s| streams.get(id).is_some_and(|d| s.matches(&d.labels)));
     let mut figures: HashMap<u64, Figures> = HashMap::new();
-    judged.walk(|_| true, &mut context.progress, |step| {
-        let Step::Segment(view) = step else { return Ok(true) };
-        let durable = view.records().filter(|(_, r, state)| *state == State::Durable && r.body_is_sound);
-        for (_, record, _) in durable.filter(|(_, r, _)| r.head.known_kind() == Some(Kind::Entries)) {
-            count(view, record, choice.tenant, &selected, &mut figures);
-        }
-        Ok(true)
-    })?;
+    judged.walk(
+        |_| true,
+        &mut context.progress,
+        |step| {
+            let Step::Segment(view) = step else { return Ok(true) };
+            let durable = view.records().filter(|(_, r, state)| *state == State::Durable && r.body_is_sound);
+            for (_, record, _) in durable.filter(|(_, r, _)| r.head.known_kind() == Some(Kind::Entries)) {
+                count(view, record, choice.tenant, &selected, &mut figures);
+            }
+            Ok(true)
+        },
+    )?;
     let mut rows: Vec<(u64, Figures)> = figures.into_iter().collect();
     let key = |f: &Figures| if choice.by == Order::Lines { (f.lines, f.bytes) } else { (f.bytes, f.lines) };
     rows.sort_by(|(a_id, a), (b_id, b)| key(b).cmp(&key(a)).then(a_id.cmp(b_id)));

@@ -62,25 +62,29 @@ pub fn verdict(judged: &Judged) -> &'static str {
 
 fn totals<W: Write>(judged: &Judged, context: &mut Context<W>) -> Result<Totals, InspectError> {
     let mut totals = Totals::default();
-    judged.walk(|_| true, &mut context.progress, |step| {
-        let Step::Segment(view) = step else { return Ok(true) };
-        for (_, record, state) in view.records() {
-            if !record.body_is_sound || record.head.known_kind() != Some(Kind::Entries) {
-                continue;
+    judged.walk(
+        |_| true,
+        &mut context.progress,
+        |step| {
+            let Step::Segment(view) = step else { return Ok(true) };
+            for (_, record, state) in view.records() {
+                if !record.body_is_sound || record.head.known_kind() != Some(Kind::Entries) {
+                    continue;
+                }
+                let Ok(tables) = Tables::decode(record.head.tables(view.file, record.offset)) else { continue };
+                if state == State::Tail {
+                    totals.tail_lines += tables.lines();
+                    continue;
+                }
+                totals.records += 1;
+                totals.lines += tables.lines();
+                if !totals.tenants.contains(tables.tenant) {
+                    totals.tenants.insert(tables.tenant.to_string());
+                }
             }
-            let Ok(tables) = Tables::decode(record.head.tables(view.file, record.offset)) else { continue };
-            if state == State::Tail {
-                totals.tail_lines += tables.lines();
-                continue;
-            }
-            totals.records += 1;
-            totals.lines += tables.lines();
-            if !totals.tenants.contains(tables.tenant) {
-                totals.tenants.insert(tables.tenant.to_string());
-            }
-        }
-        Ok(true)
-    })?;
+            Ok(true)
+        },
+    )?;
     Ok(totals)
 }
 

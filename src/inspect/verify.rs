@@ -56,16 +56,20 @@ pub fn run<W: Write>(judged: &Judged, context: &mut Context<W>) -> Result<bool, 
         bytes: 0,
         previous: None,
     };
-    judged.walk(|_| true, &mut context.progress, |step| {
-        match step {
-            Step::Segment(view) => check.segment(view),
-            Step::Vanished => {
-                check.seqs.restart();
-                check.previous = None;
+    judged.walk(
+        |_| true,
+        &mut context.progress,
+        |step| {
+            match step {
+                Step::Segment(view) => check.segment(view),
+                Step::Vanished => {
+                    check.seqs.restart();
+                    check.previous = None;
+                }
             }
-        }
-        Ok(true)
-    })?;
+            Ok(true)
+        },
+    )?;
     context.progress.clear();
     check.report(judged, context).map_err(InspectError::Output)
 }
