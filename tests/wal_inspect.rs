@@ -335,7 +335,7 @@ fn a_damaged_head_is_attributed_by_the_seqs_around_it() {
 }
 
 #[test]
-fn every_flipped_byte_of_the_used_part_is_judged_without_a_crash() {
+fn a_byte_flipped_anywhere_in_a_record_is_damage() {
     let data = sample();
     let path = first_segment(data.path());
     let whole = fs::read(&path).unwrap();

@@ -244,7 +244,8 @@ impl Dump<'_> {
             if !wanted(row) {
                 continue;
             }
-            for (seq, entry) in (row.first_seq..).zip(part.map_while(Result::ok)) {
+            for (seq, entry) in (0u64..).zip(part.map_while(Result::ok)) {
+                let seq = row.first_seq.saturating_add(seq);
                 if self.args.wants_entry(&entry) && !emit(self.entry(&tables, row.stream, seq, &entry, &body))? {
                     return Ok(false);
                 }

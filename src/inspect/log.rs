@@ -241,9 +241,9 @@ impl Facts {
             used: scan.groups.last().map_or(FIRST_GROUP, |g| g.end),
             groups: scan.groups.len() as u64,
             first_lsn: headers().next().map(|h| h.first_lsn),
-            end_lsn: headers().last().map(|h| h.end_lsn()),
+            end_lsn: headers().next_back().map(|h| h.end_lsn()),
             first_clock: headers().next().map(|h| h.wall_clock),
-            last_clock: headers().last().map(|h| h.wall_clock),
+            last_clock: headers().next_back().map(|h| h.wall_clock),
             ..Self::default()
         };
         for group in &scan.groups {

@@ -105,7 +105,7 @@ impl Check {
         let with_lsn = || group.records.iter().filter(|r| r.head.known_kind().is_some_and(Kind::has_lsn));
         let found = (group.records.len() as u64, with_lsn().count() as u64);
         let counts = found == (u64::from(header.records), u64::from(header.lsns));
-        let in_order = with_lsn().zip(header.first_lsn..).all(|(r, lsn)| r.head.lsn == lsn);
+        let in_order = with_lsn().zip(0u64..).all(|(r, i)| r.head.lsn.checked_sub(header.first_lsn) == Some(i));
         if !counts || !in_order {
             let what = "the group holds other records than its header says".to_string();
             self.problem(view.number, group.offset, group.end - group.offset, what);
