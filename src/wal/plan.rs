@@ -25,7 +25,8 @@ pub struct Summary {
     groups: Vec<GroupSummary>,
     /// Sound records above the largest durable LSN that the segment itself tells.
     tail: Vec<(RecordRef, Vec<TableRow>)>,
-    definitions: Vec<SeriesDef>,
+    /// Definitions of streams; a reader of many segments may drop those that it has seen.
+    pub(crate) definitions: Vec<SeriesDef>,
     gaps: Vec<Gap>,
     damage: Vec<Damage>,
     max_stream_id: u64,

@@ -1,0 +1,256 @@
+//! `verify`: every checksum, position and seq of the log, and what is missing, by stream.
+
+use super::command::{Context, Streams};
+use super::dump::Position;
+use super::error::InspectError;
+use super::log::{Judged, Problem, SegmentView, State, Step};
+use super::output::{Cell, Row, Shape};
+use super::seqs::Seqs;
+use crate::codec::crc32;
+use crate::wal::format::Kind;
+use crate::wal::{BodyError, BodyView, GroupScan, Open, RecordScan, SeriesDef, Tables, decode_control};
+use crate::wal::{decompress_body, segment_name};
+use std::io::Write;
+
+/// What was checked and found beyond the judgement.
+struct Check {
+    seqs: Seqs,
+    problems: Vec<Problem>,
+    groups: u64,
+    records: u64,
+    lines: u64,
+    bytes: u64,
+    /// The segment before, for the digest in the next Open.
+    previous: Option<Chain>,
+}
+
+/// Digest of a segment's groups, after each of them: where it ends, and the digest.
+struct Chain {
+    segment: u64,
+    ends: Vec<(u64, u32)>,
+}
+
+impl Chain {
+    fn of(view: &SegmentView<'_>) -> Self {
+        let mut digest = 0u32;
+        let groups = view.scan.groups.iter().filter(|g| g.header.is_some());
+        let ends = groups.map(|g| {
+            digest = crc32(&[&digest.to_le_bytes(), &g.crc.to_le_bytes()]);
+            (g.end, digest)
+        });
+        Self { segment: view.number, ends: ends.collect() }
+    }
+}
+
+/// Checks the log and prints the findings; `true` if it is sound.
+///
+/// # Errors
+/// The log cannot be read, or the output not be written.
+pub fn run<W: Write>(judged: &Judged, context: &mut Context<W>) -> Result<bool, InspectError> {
+    let mut check = Check {
+        seqs: Seqs::new(judged.plan.first_lsn == 0, &judged.plan.gaps),
+        problems: judged.damage(),
+        groups: 0,
+        records: 0,
+        lines: 0,
+        bytes: 0,
+        previous: None,
+    };
+    judged.walk(
+        |_| true,
+        &mut context.progress,
+        |step| {
+            match step {
+                Step::Segment(view) => check.segment(view),
+                Step::Vanished => {
+                    check.seqs.restart();
+                    check.previous = None;
+                }
+            }
+            Ok(true)
+        },
+    )?;
+    context.progress.clear();
+    check.report(judged, context).map_err(InspectError::Output)
+}
+
+impl Check {
+    fn segment(&mut self, view: &SegmentView<'_>) {
+        for (_, record, state) in view.records() {
+            self.records += 1;
+            self.bytes += u64::from(record.head.len);
+            let decoded = self.record(view, record, state);
+            if let (Err(error), State::Durable) = (decoded, state) {
+                let what = format!("{} record: {error}", record.head.known_kind().map_or("unknown", Kind::name));
+                self.problem(view.number, record.offset, record.head.len.into(), what);
+            }
+        }
+        self.groups += view.scan.groups.len() as u64;
+        view.scan.groups.iter().for_each(|g| self.group(view, g));
+        self.previous = Some(Chain::of(view));
+    }
+
+    fn problem(&mut self, segment: u64, offset: u64, bytes: u64, what: String) {
+        if !self.problems.iter().any(|p| (p.segment, p.offset) == (segment, offset)) {
+            self.problems.push(Problem { segment, offset, bytes, what });
+        }
+    }
+
+    /// A group whose bytes hold must also hold what its header says.
+    fn group(&mut self, view: &SegmentView<'_>, group: &GroupScan) {
+        let Some(header) = group.header.filter(|_| group.damage.is_empty()) else { return };
+        if group.records.iter().any(|r| view.state(r) != State::Durable) {
+            return;
+        }
+        let with_lsn = || group.records.iter().filter(|r| r.head.known_kind().is_some_and(Kind::has_lsn));
+        let found = (group.records.len() as u64, with_lsn().count() as u64);
+        let counts = found == (u64::from(header.records), u64::from(header.lsns));
+        let in_order = with_lsn().zip(0u64..).all(|(r, i)| r.head.lsn.checked_sub(header.first_lsn) == Some(i));
+        if !counts || !in_order {
+            let what = "the group holds other records than its header says".to_string();
+            self.problem(view.number, group.offset, group.end - group.offset, what);
+        }
+    }
+
+    fn record(&mut self, view: &SegmentView<'_>, record: &RecordScan, state: State) -> Result<(), BodyError> {
+        let (head, at) = (&record.head, record.offset);
+        match head.known_kind() {
+            Some(Kind::Entries) => self.entries(view, record, state),
+            _ if !record.body_is_sound => Ok(()),
+            Some(Kind::Series) => {
+                let definitions: Vec<SeriesDef> = decode_control(head, head.body(view.file, at))?;
+                if state == State::Durable {
+                    definitions.iter().for_each(|d| self.seqs.defined(d.id, d.next_seq));
+                }
+                Ok(())
+            }
+            Some(Kind::Open) => {
+                let open: Open = decode_control(head, head.body(view.file, at))?;
+                self.digest(view.number, at, &open);
+                Ok(())
+            }
+            // The plan has decoded Gaps; unknown kinds that may be skipped have nothing to decode.
+            Some(Kind::Gap) | None => Ok(()),
+        }
+    }
+
+    fn entries(&mut self, view: &SegmentView<'_>, record: &RecordScan, state: State) -> Result<(), BodyError> {
+        let head = &record.head;
+        let tables = Tables::decode(head.tables(view.file, record.offset))?;
+        let body = if record.body_is_sound {
+            check_body(&tables, decompress_body(head, head.body(view.file, record.offset)))
+        } else {
+            Ok(())
+        };
+        if state != State::Durable {
+            return body;
+        }
+        let sound = record.body_is_sound && body.is_ok();
+        self.lines += if sound { tables.lines() } else { 0 };
+        for row in &tables.rows {
+            let seqs = row.first_seq..row.first_seq.saturating_add(row.count.into());
+            if let Some(twice) = self.seqs.entries(row.stream, seqs, sound) {
+                let what = format!("stream {} has seqs {} to {} twice", row.stream, twice.start, twice.end);
+                self.problem(view.number, record.offset, head.len.into(), what);
+            }
+        }
+        body
+    }
+
+    /// The Open of a segment tells the digest of the groups before it. A difference that no damage explains means
+    /// that a whole group was replaced.
+    fn digest(&mut self, segment: u64, offset: u64, open: &Open) {
+        let (Some(told), Some(chain)) = (open.previous, &self.previous) else { return };
+        if told.segment != chain.segment || self.problems.iter().any(|p| p.segment == chain.segment) {
+            return;
+        }
+        let found = chain.ends.iter().rev().find(|(end, _)| *end <= told.end_offset).map_or(0, |(_, d)| *d);
+        if found != told.digest {
+            let what = format!("segment {} does not hold the groups that were written to it", chain.segment);
+            self.problem(segment, offset, 0, what);
+        }
+    }
+
+    fn report<W: Write>(mut self, judged: &Judged, context: &mut Context<W>) -> std::io::Result<bool> {
+        let (plan, printer) = (&judged.plan, &mut context.printer);
+        let streams = Streams::of(judged);
+        self.problems.sort_by_key(|p| (p.segment, p.offset));
+        let missing = self.seqs.missing();
+        let attributed: u64 = missing.iter().map(|(_, r)| r.end - r.start).sum();
+        let lost = plan.loss.lines.max(attributed);
+        let sound = judged.is_sound() && self.problems.is_empty() && missing.is_empty();
+        printer.section("verify", Shape::One)?;
+        printer.row(&vec![
+            ("directory", judged.log.dir.display().to_string().into()),
+            ("segments", Cell::Count(judged.used().count() as u64)),
+            ("groups", self.groups.into()),
+            ("records", self.records.into()),
+            ("bytes", Cell::Size(self.bytes)),
+            ("lines", self.lines.into()),
+            ("first_lsn", plan.first_lsn.into()),
+            ("durable_lsn", plan.durable_lsn.into()),
+            ("tail_records", Cell::Count(plan.tail.len() as u64)),
+            ("unresolved_lsns", Cell::Count(plan.unresolved.iter().map(|r| r.end - r.start).sum())),
+            ("settled_gaps", Cell::Count(plan.gaps.len() as u64)),
+            ("dirty_padding_bytes", Cell::Count(judged.facts.iter().map(|f| f.dirty_padding).sum())),
+            ("damaged_places", Cell::Count(self.problems.len() as u64)),
+            ("lost_records", Cell::Count(plan.loss.lsns.iter().map(|r| r.end - r.start).sum())),
+            ("lost_lines", lost.into()),
+            ("lost_lines_unattributed", lost.saturating_sub(attributed).into()),
+            ("verdict", if sound { "sound" } else { "damaged" }.into()),
+        ])?;
+        section(printer, "damage", self.problems.iter().map(damage_row))?;
+        section(printer, "missing_segments", plan.loss.missing_segments.iter().map(missing_segment_row))?;
+        let ranges = |r: &std::ops::Range<u64>| -> Row { vec![("first", r.start.into()), ("end", r.end.into())] };
+        section(printer, "missing_lsns", plan.loss.lsns.iter().map(ranges))?;
+        let missing_row = |(id, seqs): &(u64, std::ops::Range<u64>)| -> Row {
+            vec![
+                ("stream", (*id).into()),
+                ("tenant", streams.tenant(*id).into()),
+                ("first_seq", seqs.start.into()),
+                ("end_seq", seqs.end.into()),
+                ("lines", (seqs.end - seqs.start).into()),
+                ("labels", streams.labels(*id).into()),
+            ]
+        };
+        section(printer, "missing", missing.iter().map(missing_row))?;
+        section(printer, "unresolved", plan.unresolved.iter().map(ranges))?;
+        Ok(sound)
+    }
+}
+
+fn section<W: Write>(
+    printer: &mut super::output::Printer<W>,
+    name: &'static str,
+    mut rows: impl Iterator<Item = Row>,
+) -> std::io::Result<()> {
+    printer.section(name, Shape::Many)?;
+    rows.try_for_each(|row| printer.row(&row))
+}
+
+fn damage_row(p: &Problem) -> Row {
+    vec![
+        ("position", Position { segment: p.segment, offset: p.offset }.to_string().into()),
+        ("bytes", Cell::Size(p.bytes)),
+        ("what", p.what.as_str().into()),
+        ("file", segment_name(p.segment).into()),
+    ]
+}
+
+fn missing_segment_row(number: &u64) -> Row {
+    vec![("segment", (*number).into()), ("file", segment_name(*number).into())]
+}
+
+/// A CRC holds for what was written; this checks that it can also be read.
+fn check_body(tables: &Tables<'_>, raw: Result<Vec<u8>, BodyError>) -> Result<(), BodyError> {
+    let raw = raw?;
+    let body = BodyView::new(&raw)?;
+    let mut start = 0usize;
+    for row in &tables.rows {
+        for entry in body.part(start, row)? {
+            entry?;
+        }
+        start = start.saturating_add(row.part_len as usize);
+    }
+    Ok(())
+}

@@ -1,0 +1,552 @@
+//! `wal-inspect` on logs that the library's writer made: every command, every exit code, damage, a live writer.
+
+use parking_lot::Mutex;
+use serde_json::Value;
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use tempfile::TempDir;
+use timberline::codec::crc32;
+use timberline::fs::{Fs, RealFs};
+use timberline::model::{LabelSet, Tenant};
+use timberline::wal::format::{Kind, SECOND_HEADER};
+use timberline::wal::{
+    Append, Applied, Codec, EntriesBuilder, Sink, StreamLog, SyncMode, Unavailable, Wal, WalMetrics, WalOptions,
+    recover, scan_segment, segment_name,
+};
+
+/// First timestamp of every test log: 2026-01-01T00:00:00Z.
+const T0: i64 = 1_767_225_600_000_000_000;
+
+struct Ack(mpsc::Sender<()>);
+
+impl Sink<()> for Ack {
+    fn durable(&mut self, records: Vec<Applied<()>>) {
+        for _ in records {
+            // The test may have ended already.
+            let _ = self.0.send(());
+        }
+    }
+    fn failed(&mut self, _: Vec<()>, why: &Unavailable) {
+        panic!("{why}");
+    }
+    fn poisoned(&mut self, error: &io::Error) {
+        panic!("{error}");
+    }
+}
+
+/// A data directory with a log that is being written.
+struct Log {
+    data: TempDir,
+    wal: Wal<()>,
+    acks: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Log {
+    fn start(data: TempDir) -> Self {
+        let dir = data.path().join("wal");
+        RealFs.create_dir_all(&dir).unwrap();
+        let options = WalOptions {
+            fs: Arc::new(RealFs),
+            dir,
+            volume: uuid::Uuid::from_u128(7),
+            segment_size: 1 << 20,
+            sync: SyncMode::Always,
+            queue_bytes: 1 << 20,
+            next_stream_id: Arc::new(AtomicU64::new(1)),
+            metrics: WalMetrics::unregistered(),
+        };
+        let (tx, rx) = mpsc::channel();
+        let wal = recover(options, &mut |_, _| {}).unwrap().open(Ack(tx)).unwrap();
+        Self { data, wal, acks: Mutex::new(rx) }
+    }
+
+    fn new() -> Self {
+        Self::start(tempfile::tempdir().unwrap())
+    }
+
+    /// Appends one push and waits for its ack. `lines` are of one tenant, by stream.
+    fn push(&self, tenant: &str, lines: &[(&Arc<StreamLog>, &[&str])]) {
+        let mut builder = EntriesBuilder::new(0);
+        for (stream, lines) in lines {
+            builder.stream(stream.id);
+            for (i, line) in lines.iter().enumerate() {
+                let metadata = [(&b"level"[..], &b"info"[..])];
+                builder.entry(T0 + i as i64 * 1_000_000_000, line.as_bytes(), metadata.into_iter());
+            }
+        }
+        let streams = lines.iter().map(|(s, _)| (*s).clone()).collect();
+        let append = Append { record: builder.finish(tenant, Codec::None), streams, payload: () };
+        assert!(self.wal.append(append).is_ok());
+        self.acks.lock().recv().unwrap();
+    }
+
+    fn stop(self) -> TempDir {
+        self.wal.stop();
+        self.data
+    }
+}
+
+fn stream(id: u64, tenant: &str, app: &str, env: &str) -> Arc<StreamLog> {
+    let labels = Arc::new(LabelSet::new([("app", app), ("env", env)]));
+    Arc::new(StreamLog::new(id, Tenant::new(tenant).unwrap(), labels, 0))
+}
+
+/// Two tenants, three streams, four pushes, twelve lines.
+fn sample() -> TempDir {
+    let log = Log::new();
+    let (web, db) = (stream(1, "acme", "web", "prod"), stream(2, "acme", "db", "test"));
+    let other = stream(3, "other", "web", "dev");
+    log.push("acme", &[(&web, &["GET /a", "GET /b"]), (&db, &["select 1"])]);
+    log.push("acme", &[(&web, &["POST /a", "\x1b[31mred\x1b[0m", "GET /c"]), (&db, &["select 2", "select 3"])]);
+    log.push("other", &[(&other, &["hello"])]);
+    log.push("acme", &[(&web, &["GET /last", "GET /d", "GET /e"])]);
+    log.stop()
+}
+
+fn inspect(data: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wal-inspect"));
+    command.arg("-d").arg(data).args(args).output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or_else(|| panic!("{output:?}"))
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Runs a command with `-o json`, checks its exit code and gives the document.
+fn json(data: &Path, args: &[&str], exit: i32) -> Value {
+    let output = inspect(data, &[args, &["-o", "json"]].concat());
+    assert_eq!(code(&output), exit, "{args:?}: {}\n{}", stderr(&output), stdout(&output));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["schema_version"], 1);
+    document
+}
+
+fn lines(document: &Value) -> Vec<&str> {
+    let records = document["records"].as_array().unwrap();
+    records.iter().filter_map(|r| r["line"].as_str()).collect()
+}
+
+fn segment(data: &Path, number: u64) -> PathBuf {
+    data.join("wal").join(segment_name(number))
+}
+
+/// Places of the Entries records of a segment: record and body offsets, by LSN.
+fn entries(path: &Path) -> Vec<(u64, u64)> {
+    let file = fs::read(path).unwrap();
+    let scan = scan_segment(&file).unwrap();
+    let records = scan.groups.iter().flat_map(|g| &g.records);
+    let entries = records.filter(|r| r.head.known_kind() == Some(Kind::Entries));
+    entries.map(|r| (r.offset, r.offset + 48 + u64::from(r.head.tables_len))).collect()
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], offset).unwrap();
+}
+
+/// The only segment with content.
+fn first_segment(data: &Path) -> PathBuf {
+    segment(data, 1)
+}
+
+#[test]
+fn every_command_reads_a_sound_log_in_every_format() {
+    let data = sample();
+    let place = "1:8192";
+    let commands: [&[&str]; 9] = [
+        &[],
+        &["summary"],
+        &["ls"],
+        &["dump"],
+        &["streams", "--top", "2"],
+        &["stats", "--by", "tenant"],
+        &["stats", "--by", "stream"],
+        &["verify"],
+        &["explain", place],
+    ];
+    for args in commands {
+        for format in ["table", "json", "jsonl", "logfmt"] {
+            let output = inspect(data.path(), &[args, &["-o", format]].concat());
+            assert_eq!((code(&output), stderr(&output).as_str()), (0, ""), "{args:?} {format}");
+            let text = stdout(&output);
+            assert!(!text.is_empty() && !text.contains('\x1b'), "{args:?} {format}: {text}");
+            match format {
+                "json" => drop(serde_json::from_str::<Value>(&text).unwrap()),
+                "jsonl" => text.lines().for_each(|l| drop(serde_json::from_str::<Value>(l).unwrap())),
+                "logfmt" => assert!(text.lines().all(|l| l.starts_with("type=")), "{text}"),
+                _ => assert!(text.lines().count() < 60, "{args:?} fills more than a screen"),
+            }
+        }
+    }
+    // The directory of the segments will do as well.
+    assert_eq!(code(&inspect(&data.path().join("wal"), &["verify"])), 0);
+}
+
+#[test]
+fn figures_are_those_of_the_pushes() {
+    let data = sample();
+    let summary = &json(data.path(), &[], 0)["summary"];
+    for (name, value) in [("lines", 12), ("records", 4), ("streams", 3), ("tenants", 2), ("durable_lsn", 4)] {
+        assert_eq!(summary[name], value, "{name}");
+    }
+    assert_eq!(summary["verdict"], "sound");
+    assert_eq!((&summary["tail_records"], &summary["lost_lines"]), (&0.into(), &0.into()));
+
+    let ls = json(data.path(), &["ls"], 0);
+    assert_eq!((&ls["segments"][0]["state"], &ls["segments"][0]["lines"]), (&"active".into(), &12.into()));
+    assert_eq!((&ls["segments"][1]["state"], &ls["segments"][1]["lines"]), (&"prepared".into(), &0.into()));
+
+    let tenants = json(data.path(), &["stats"], 0);
+    let acme = &tenants["tenants"][0];
+    assert_eq!((&acme["tenant"], &acme["lines"], &acme["records"]), (&"acme".into(), &11.into(), &3.into()));
+    let by_segment = json(data.path(), &["stats", "--by", "segment"], 0);
+    assert_eq!(by_segment["segments"].as_array().unwrap().len(), 1);
+
+    let streams = json(data.path(), &["streams", "--by", "lines"], 0);
+    let web = &streams["streams"][0];
+    assert_eq!((&web["stream"], &web["lines"], &web["next_seq"]), (&1.into(), &8.into(), &8.into()));
+    assert_eq!(web["labels"], "{app=\"web\", env=\"prod\"}");
+    assert_eq!((&web["first"], &web["last"]), (&"2026-01-01T00:00:00Z".into(), &"2026-01-01T00:00:02Z".into()));
+    let top = json(data.path(), &["streams", "--top", "1", "-m", "{env=~\"test|dev\"}"], 0);
+    assert_eq!(top["streams"].as_array().unwrap().len(), 1);
+    assert_eq!(top["streams"][0]["stream"], 2);
+}
+
+#[test]
+fn dump_filters() {
+    let data = sample();
+    let dump = |args: &[&str]| json(data.path(), &[&["dump"], args].concat(), 0);
+    assert_eq!(lines(&dump(&[])).len(), 12);
+    assert_eq!(lines(&dump(&["--tenant", "other"])), ["hello"]);
+    assert_eq!(lines(&dump(&["--stream", "2"])), ["select 1", "select 2", "select 3"]);
+    assert_eq!(lines(&dump(&["-m", "{app=\"web\", env!=\"prod\"}"])), ["hello"]);
+    assert_eq!(lines(&dump(&["-g", "^POST|last$"])), ["POST /a", "GET /last"]);
+    assert_eq!(lines(&dump(&["--since", "2026-01-01T00:00:02Z"])), ["GET /c", "GET /e"]);
+    assert_eq!(lines(&dump(&["--until", &T0.to_string()])).len(), 0);
+    assert_eq!(lines(&dump(&["-n", "2", "--kind", "entries"])), ["GET /a", "GET /b"]);
+
+    let series = dump(&["--kind", "series"]);
+    assert!(series["records"].as_array().unwrap().iter().all(|r| r["kind"] == "series" && r["line"].is_null()));
+    assert_eq!(series["records"][0]["labels"].as_str().unwrap().get(..5), Some("{app="));
+
+    // Positions select a half-open range of records.
+    let all = dump(&["--kind", "entries"]);
+    let mut positions: Vec<&str> = Vec::new();
+    for record in all["records"].as_array().unwrap() {
+        let position = record["position"].as_str().unwrap();
+        if positions.last() != Some(&position) {
+            positions.push(position);
+        }
+    }
+    assert_eq!(positions.len(), 4);
+    let range = dump(&["--kind", "entries", "--from", positions[2], "--to", positions[3]]);
+    assert_eq!(lines(&range), ["hello"]);
+
+    let hidden = dump(&["--no-lines", "--stream", "3", "--kind", "entries"]);
+    assert_eq!((&hidden["records"][0]["line_bytes"], &hidden["records"][0]["line"]), (&5.into(), &Value::Null));
+    let text = stdout(&inspect(data.path(), &["dump", "--no-lines"]));
+    assert!(!text.contains("hello") && !text.contains("level"), "{text}");
+
+    // A line's escapes are shown, not obeyed; JSON keeps the bytes.
+    let text = stdout(&inspect(data.path(), &["dump", "-g", "red"]));
+    assert!(text.contains("\\x1b[31mred\\x1b[0m") && !text.contains('\x1b'), "{text}");
+    assert_eq!(lines(&dump(&["-g", "red"])), ["\x1b[31mred\x1b[0m"]);
+}
+
+#[test]
+fn only_dump_prints_lines() {
+    let data = sample();
+    let places = entries(&first_segment(data.path()));
+    let place = format!("1:{}", places[2].0);
+    let hex: String = "hello".bytes().map(|b| format!("{b:02x}")).collect();
+    let commands: [&[&str]; 6] = [&["summary"], &["ls"], &["streams"], &["stats"], &["verify"], &["explain", &place]];
+    for args in commands {
+        let text = stdout(&inspect(data.path(), args));
+        assert!(!text.contains("hello") && !text.contains(&hex), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn a_flipped_byte_in_a_body_costs_its_record_and_is_told_by_stream() {
+    let data = sample();
+    let path = first_segment(data.path());
+    let (record, body) = entries(&path)[1];
+    flip(&path, body + 4);
+    let verify = json(data.path(), &["verify"], 1);
+    assert_eq!(verify["verify"]["verdict"], "damaged");
+    assert_eq!(verify["damage"].as_array().unwrap().len(), 1);
+    assert_eq!(verify["damage"][0]["position"], format!("1:{record}"));
+    assert_eq!(verify["damage"][0]["what"], "record body");
+    assert_eq!((&verify["verify"]["lost_lines"], &verify["verify"]["lost_lines_unattributed"]), (&5.into(), &0.into()));
+    let missing: Vec<_> = verify["missing"].as_array().unwrap().iter().collect();
+    let ranges: Vec<_> = missing.iter().map(|m| (&m["stream"], &m["first_seq"], &m["end_seq"])).collect();
+    let n = |n: u64| Value::from(n);
+    assert_eq!(ranges, [(&n(1), &n(2), &n(5)), (&n(2), &n(1), &n(3))]);
+    assert_eq!((&missing[0]["tenant"], &missing[0]["labels"]), (&"acme".into(), &"{app=\"web\", env=\"prod\"}".into()));
+
+    // The other commands still work, answer 1 and name the next command.
+    assert_eq!(lines(&json(data.path(), &["dump"], 1)).len(), 7);
+    for args in [&["summary"][..], &["ls"], &["stats"], &["streams"]] {
+        let output = inspect(data.path(), args);
+        assert_eq!(code(&output), 1, "{args:?}");
+        assert!(stderr(&output).contains("next: wal-inspect verify -d "), "{}", stderr(&output));
+    }
+    let output = inspect(data.path(), &["verify"]);
+    assert!(stderr(&output).contains(&format!("next: wal-inspect explain 1:{record} ")), "{}", stderr(&output));
+    let explained = json(data.path(), &["explain", &format!("1:{record}")], 1);
+    let field = |name: &str| {
+        let fields = explained["fields"].as_array().unwrap();
+        fields.iter().find(|f| f["field"] == name).map(|f| f["value"].to_string()).unwrap_or_default()
+    };
+    assert!(field("body_crc").contains("MISMATCH") && field("head_crc").contains("ok"), "{explained}");
+}
+
+#[test]
+fn a_damaged_head_is_attributed_by_the_seqs_around_it() {
+    let data = sample();
+    let path = first_segment(data.path());
+    let (record, _) = entries(&path)[1];
+    flip(&path, record + 8);
+    let verify = json(data.path(), &["verify"], 1);
+    assert_eq!(verify["damage"][0]["what"], "record head");
+    assert_eq!(verify["missing_lsns"][0]["first"], 1);
+    assert_eq!(verify["verify"]["lost_lines"], 5);
+    // Stream 1 goes on after the loss; stream 2 has no later record, so its two lines have no name.
+    assert_eq!(verify["missing"].as_array().unwrap().len(), 1);
+    assert_eq!((&verify["missing"][0]["stream"], &verify["missing"][0]["lines"]), (&1.into(), &3.into()));
+    assert_eq!(verify["verify"]["lost_lines_unattributed"], 2);
+    let explained = json(data.path(), &["explain", &format!("1:{record}")], 1);
+    assert!(explained.to_string().contains("MISMATCH"));
+}
+
+#[test]
+fn a_byte_flipped_anywhere_in_a_record_is_damage() {
+    let data = sample();
+    let path = first_segment(data.path());
+    let whole = fs::read(&path).unwrap();
+    let (first, _) = entries(&path)[0];
+    // Heads, tables and body of the first record: the durable part of the log.
+    let end = entries(&path)[0].1 + 8;
+    for offset in (first..end).step_by(5) {
+        flip(&path, offset);
+        let verify = json(data.path(), &["verify"], 1);
+        assert_eq!(verify["verify"]["lost_lines"], 3, "offset {offset}");
+        fs::write(&path, &whole).unwrap();
+    }
+    assert_eq!(code(&inspect(data.path(), &["verify"])), 0);
+}
+
+#[test]
+fn a_lost_segment_and_a_lost_header_are_damage() {
+    let log = Log::new();
+    let web = stream(1, "acme", "web", "prod");
+    let big = "x".repeat(300_000);
+    for _ in 0..8 {
+        log.push("acme", &[(&web, &[&big])]);
+    }
+    let data = log.stop();
+    assert_eq!(code(&inspect(data.path(), &["verify"])), 0);
+    let middle = segment(data.path(), 2);
+    let whole = fs::read(&middle).unwrap();
+    fs::remove_file(&middle).unwrap();
+    let verify = json(data.path(), &["verify"], 1);
+    assert_eq!(verify["missing_segments"][0]["segment"], 2);
+    assert!(verify["verify"]["lost_lines"].as_u64().unwrap() >= 1);
+    assert_eq!(verify["verify"]["lost_lines_unattributed"], 0);
+
+    let mut headless = whole.clone();
+    headless[..8192].fill(0);
+    fs::write(&middle, headless).unwrap();
+    let verify = json(data.path(), &["verify"], 1);
+    assert_eq!(verify["damage"][0]["position"], "2:0");
+    fs::write(&middle, &whole[..200_000]).unwrap();
+    let verify = json(data.path(), &["verify"], 1);
+    assert!(verify["damage"].to_string().contains("end of the file is missing"), "{verify}");
+}
+
+#[test]
+fn a_tail_that_was_cut_is_no_damage() {
+    let log = Log::new();
+    let web = stream(1, "acme", "web", "prod");
+    log.push("acme", &[(&web, &["first"])]);
+    log.push("acme", &[(&web, &["second"])]);
+    // Copied at once: as after kill -9, no watermark follows the last group.
+    let copy = tempfile::tempdir().unwrap();
+    fs::create_dir(copy.path().join("wal")).unwrap();
+    fs::copy(first_segment(log.data.path()), first_segment(copy.path())).unwrap();
+    drop(log.stop());
+    let summary = &json(copy.path(), &[], 0)["summary"];
+    if summary["tail_records"] == 1 {
+        assert_eq!((&summary["lines"], &summary["tail_lines"]), (&1.into(), &1.into()));
+        assert_eq!(lines(&json(copy.path(), &["dump"], 0)), ["first"]);
+        assert_eq!(lines(&json(copy.path(), &["dump", "--tail"], 0)), ["first", "second"]);
+        flip(&first_segment(copy.path()), entries(&first_segment(copy.path()))[1].1);
+        let verify = json(copy.path(), &["verify"], 0);
+        assert_eq!(verify["verify"]["unresolved_lsns"], 1);
+    } else {
+        // The machine was so slow that the watermark came first.
+        assert_eq!(summary["lines"], 2);
+    }
+}
+
+#[test]
+fn a_newer_version_is_refused_with_5() {
+    let data = sample();
+    let path = first_segment(data.path());
+    let mut file = fs::read(&path).unwrap();
+    for at in [0, SECOND_HEADER as usize] {
+        file[at + 8] = 2;
+        let crc = crc32(&[&file[at..at + 60], &(at as u64).to_le_bytes()]);
+        file[at + 60..at + 64].copy_from_slice(&crc.to_le_bytes());
+    }
+    fs::write(&path, file).unwrap();
+    for args in [&["summary"][..], &["verify"], &["dump"], &["explain", "1:8192"]] {
+        let output = inspect(data.path(), args);
+        assert_eq!(code(&output), 5, "{args:?}");
+        assert!(stderr(&output).contains("format version 2") && stderr(&output).contains("next: "));
+    }
+}
+
+#[test]
+fn usage_is_2_and_io_is_3() {
+    let data = sample();
+    let wrong: [&[&str]; 8] = [
+        &["nonsense"],
+        &["dump", "-m", "{app="],
+        &["dump", "-g", "("],
+        &["dump", "--from", "x"],
+        &["dump", "-n", "0"],
+        &["stats", "--by", "moon"],
+        &["explain"],
+        &["explain", "1:999999999"],
+    ];
+    for args in wrong {
+        let output = inspect(data.path(), args);
+        assert_eq!(code(&output), 2, "{args:?}: {}", stderr(&output));
+        assert!(!stderr(&output).is_empty());
+    }
+    let empty = tempfile::tempdir().unwrap();
+    for dir in [empty.path().to_path_buf(), empty.path().join("missing")] {
+        let output = inspect(&dir, &[]);
+        assert_eq!(code(&output), 3, "{}", stderr(&output));
+        assert!(stderr(&output).contains("next: "), "{}", stderr(&output));
+    }
+    assert_eq!(code(&inspect(data.path(), &["explain", "99:8192"])), 3);
+    assert_eq!(code(&inspect(data.path(), &["--help"])), 0);
+    assert_eq!(code(&inspect(data.path(), &["--version"])), 0);
+}
+
+#[test]
+fn explain_takes_every_structure_and_every_way_to_name_a_file() {
+    let data = sample();
+    let path = first_segment(data.path());
+    let what = |place: &str| {
+        let document = json(data.path(), &["explain", place], 0);
+        document["fields"][0]["value"].as_str().unwrap().to_string()
+    };
+    assert_eq!(what("1:0"), "segment header, first copy");
+    assert_eq!(what("1:4100"), "segment header, second copy");
+    assert_eq!(what(&format!("{}:8192", path.display())), "group header");
+    let (record, body) = entries(&path)[0];
+    assert_eq!(what(&format!("{}:{record}", segment_name(1))), "record");
+    // A place inside a record is the record.
+    assert_eq!(what(&format!("1:{}", body + 3)), "record");
+    let explained = json(data.path(), &["explain", &format!("1:{record}")], 0).to_string();
+    for part in ["entries (2)", "stream 1: seqs 0 to 2 (end)", "stream 2: seqs 0 to 1 (end)", ": ok"] {
+        assert!(explained.contains(part), "{part}: {explained}");
+    }
+    let output = inspect(data.path(), &["explain", "1:500000"]);
+    assert_eq!(code(&output), 2);
+    assert!(stderr(&output).contains("nothing but zeros"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let log = Log::new();
+    let web = stream(1, "acme", "web", "prod");
+    let line = "y".repeat(200);
+    let many: Vec<&str> = (0..3000).map(|_| line.as_str()).collect();
+    log.push("acme", &[(&web, &many)]);
+    let data = log.stop();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wal-inspect"));
+    command.arg("-d").arg(data.path()).arg("dump").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(first.starts_with("1:"), "{first}");
+    assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
+}
+
+#[test]
+fn nothing_is_changed() {
+    let data = sample();
+    let state = || {
+        let files = fs::read_dir(data.path().join("wal")).unwrap().flatten();
+        let mut files: Vec<_> = files.map(|f| (f.file_name(), fs::read(f.path()).unwrap())).collect();
+        files.sort();
+        files
+    };
+    let before = state();
+    for args in [&["summary"][..], &["verify"], &["dump"], &["explain", "1:0"]] {
+        assert_eq!(code(&inspect(data.path(), args)), 0);
+    }
+    assert!(before == state());
+    assert_eq!(fs::read_dir(data.path()).unwrap().count(), 1, "no lock file or anything else is made");
+}
+
+#[test]
+fn a_log_that_is_being_written_is_never_damaged() {
+    let log = Log::new();
+    let streams: Vec<_> = (1..=4).map(|id| stream(id, "acme", &format!("app-{id}"), "prod")).collect();
+    let done = AtomicBool::new(false);
+    let wanted = std::env::var("WAL_INSPECT_LIVE_RUNS").map_or(20, |n| n.parse().unwrap());
+    let line = "z".repeat(700);
+    let (mut runs, mut seen) = (0, 0);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut pushes = 0;
+            while !done.load(Ordering::Relaxed) && pushes < 200_000 {
+                let stream = &streams[pushes % streams.len()];
+                log.push("acme", &[(stream, &vec![line.as_str(); 1 + pushes % 20])]);
+                pushes += 1;
+                if pushes > 3000 {
+                    // Long runs read the whole log each time: let it grow slowly.
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+            }
+            pushes
+        });
+        for _ in 0..wanted {
+            let output = inspect(log.data.path(), &["verify", "-o", "json"]);
+            if code(&output) != 0 {
+                done.store(true, Ordering::Relaxed);
+                panic!("{}\n{}", stdout(&output), stderr(&output));
+            }
+            let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let lines = document["verify"]["lines"].as_u64().unwrap();
+            runs += u64::from(lines > seen);
+            seen = seen.max(lines);
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(writer.join().unwrap() > 20);
+    });
+    assert!(runs >= 5, "the log must grow while it is read; it grew before {runs} of {wanted} runs");
+    let data = log.stop();
+    assert_eq!(code(&inspect(data.path(), &["verify"])), 0);
+}
