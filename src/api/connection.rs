@@ -302,7 +302,8 @@ mod tests {
             }
         };
         let read = async { while stream.read_u8().await.is_ok() {} };
-        tokio::select! { () = drip => (), () = read => () }
+        let limit = tokio::time::sleep(Duration::from_secs(100));
+        tokio::select! { () = drip => (), () = read => (), () = limit => () }
         assert_eq!(start.elapsed().as_secs(), 10);
     }
 

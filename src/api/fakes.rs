@@ -9,11 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
 
-/// A push in a form that is easy to compare: tenant, then label text, timestamp, line and metadata of each entry.
+/// Label text, timestamp, line and metadata.
+pub type PushedEntry = (String, i64, String, Vec<(String, String)>);
+
+/// A push in a form that is easy to compare.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Pushed {
     pub tenant: String,
-    pub entries: Vec<(String, i64, String, Vec<(String, String)>)>,
+    pub entries: Vec<PushedEntry>,
 }
 
 #[derive(Clone)]

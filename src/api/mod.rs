@@ -18,7 +18,6 @@ mod tenancy;
 #[cfg(test)]
 mod fakes;
 
-
 pub use metrics::ApiMetrics;
 
 use crate::distributor::Pusher;

@@ -64,9 +64,8 @@ fn shortened(text: &str, max: usize) -> String {
     if text.len() <= max {
         return text.into();
     }
-    let mut cut = text[..text.floor_char_boundary(max - MARK.len())].to_owned();
-    cut.push_str(MARK);
-    cut
+    let end = (0..=max - MARK.len()).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+    format!("{}{MARK}", text.get(..end).unwrap_or_default())
 }
 
 fn code_of(http_status: u16) -> Code {
