@@ -147,6 +147,11 @@ impl IngesterClient for GrpcIngesterClient {
         let client = self.clone();
         Box::pin(async move { client.send(tenant, message_of(push, &streams)).await })
     }
+
+    fn check(&self) -> BoxFuture<'static, Result<(), PushError>> {
+        let client = self.clone();
+        Box::pin(async move { client.health().await.map_err(PushError::unavailable) })
+    }
 }
 
 fn serving(answer: &HealthCheckResponse) -> Result<(), String> {

@@ -126,7 +126,7 @@ async fn store(api: Arc<Api>, tenant: Tenant, message: Vec<u8>, body_lease: Opti
     };
     // The lease lives until the push is answered: so long the decoded push is in memory.
     let (request, _lease) = api.decode(expected, decode).await?;
-    api.backends.grpc_pusher.push(tenant, request, "loki").await
+    api.backends.grpc_pusher.push_grpc(tenant, request).await
 }
 
 /// Takes the message out of its frame as it is.
