@@ -34,8 +34,9 @@ pub(super) fn prepare(fs: &dyn Fs, dir: &Path, volume: Uuid, number: u64, file_l
     let temporary = temporary_name(&path);
     let made = fill(fs, dir, &temporary, &path, SegmentHeader { number, file_len, salt: new_salt(), volume });
     if made.is_err() {
-        // The name may or may not exist; what counts is that no unfinished file takes space.
+        // Either name may or may not exist; what counts is that no unfinished file takes space.
         let _ = fs.remove(&temporary);
+        let _ = fs.remove(&path);
     }
     made
 }
