@@ -39,8 +39,8 @@ pub enum Call {
 #[derive(Clone, Debug)]
 pub struct Fault {
     pub call: Call,
-    /// Only calls on files whose name contains this.
-    pub name: &'static str,
+    /// Only calls on files whose name ends with this.
+    pub name: String,
     /// Calls that still succeed.
     pub after: usize,
     /// Calls that fail then.
@@ -52,7 +52,7 @@ pub struct Fault {
 
 impl Fault {
     pub fn new(call: Call, after: usize, errno: i32) -> Self {
-        Self { call, name: "", after, times: 1, errno, leaves: 0 }
+        Self { call, name: String::new(), after, times: 1, errno, leaves: 0 }
     }
 }
 
@@ -265,7 +265,7 @@ impl State {
 
     /// The errno of a fault that this call meets, with the bytes that a write leaves behind.
     fn fault(&mut self, call: Call, name: &str) -> Result<(), (io::Error, usize)> {
-        for fault in self.faults.iter_mut().filter(|f| f.call == call && name.contains(f.name)) {
+        for fault in self.faults.iter_mut().filter(|f| f.call == call && name.ends_with(&f.name)) {
             if fault.after > 0 {
                 fault.after -= 1;
             } else if fault.times > 0 {

@@ -28,7 +28,8 @@ pub struct Summary {
     definitions: Vec<SeriesDef>,
     gaps: Vec<Gap>,
     damage: Vec<Damage>,
-    /// Bytes that are missing at the end of a segment with content: never a torn write, files are filled before use.
+    /// Bytes that are missing at the end: never a torn write, files are filled before use. What they held, if
+    /// anything, is not known.
     cut: Option<Damage>,
     /// The first group is there with every record that its header counts.
     first_group_is_whole: bool,
@@ -40,6 +41,7 @@ pub struct Summary {
 #[derive(Clone, Copy, Debug)]
 struct GroupSummary {
     first_lsn: u64,
+    start: u64,
     end: u64,
     crc: u32,
     end_lsn: u64,
@@ -95,7 +97,7 @@ impl Summary {
         for group in &scan.groups {
             out.group(group, file, durable);
         }
-        if scan.missing > 0 && !scan.groups.is_empty() {
+        if scan.missing > 0 {
             let end = scan.header.file_len;
             out.cut = Some(Damage { bytes: end - scan.missing..end, what: "end of the file" });
         }
@@ -109,7 +111,7 @@ impl Summary {
 
     /// Holds no group and no remains of one.
     pub fn is_empty(&self) -> bool {
-        self.groups.is_empty() && self.lsns.is_empty() && self.damage.is_empty() && self.tail.is_empty()
+        self.groups.is_empty() && self.lsns.is_empty() && self.damage.is_empty() && self.cut.is_none()
     }
 
     fn group(&mut self, group: &GroupScan, file: &[u8], durable: u64) {
@@ -136,6 +138,7 @@ impl Summary {
         if let Some(h) = group.header {
             self.groups.push(GroupSummary {
                 first_lsn: h.first_lsn,
+                start: group.offset,
                 end: group.end,
                 crc: group.crc,
                 end_lsn: h.end_lsn(),
@@ -404,7 +407,9 @@ fn find_losses(live: &[Live<'_>], out: &mut Plan) {
         covered.extend(l.summary.lsns.iter().map(|r| r.start..r.end.min(end)).filter(|r| !r.is_empty()));
         let in_bounds = l.summary.lines.iter().filter(|(r, _)| r.start < end);
         surviving_lines += in_bounds.map(|(_, n)| n).sum::<u64>();
-        let before_tail = l.groups().filter(|g| g.end_lsn <= durable).map(|g| g.end).max().unwrap_or(0);
+        // A group that begins at the durable end proves the bytes before it.
+        let proved = l.groups().filter(|g| g.first_lsn <= durable);
+        let before_tail = proved.map(|g| if g.end_lsn <= durable { g.end } else { g.start }).max().unwrap_or(0);
         // Bytes that a torn write left above the durable end are no damage.
         let damage_end = if l.byte_end == u64::MAX { before_tail } else { l.byte_end };
         // A file whose header is gone proves nothing: what it held is not known, so the file itself is the loss.
