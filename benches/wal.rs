@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use timberline::fs::{Fs, RealFs, write_all_at};
 use timberline::model::{LabelSet, Tenant};
 use timberline::wal::{
-    Append, Applied, Codec, EntriesBuilder, Sink, StreamLog, SyncMode, Unavailable, Wal, WalMetrics, WalOptions, recover,
+    Append, Applied, Codec, EntriesBuilder, Sink, StreamLog, SyncMode, Unavailable, Wal, WalMetrics, WalOptions,
+    recover,
 };
 
 const LINE: usize = 150;
@@ -48,7 +49,8 @@ fn open(dir: &Path, sync: SyncMode) -> Wal<Reply> {
 
 /// Lines that compress about as well as real ones.
 fn lines(count: usize) -> Vec<Vec<u8>> {
-    let words = ["GET", "POST", "status=200", "status=503", "upstream", "10.2.3.4", "duration_ms=", "/api/v1/items", "user"];
+    let words =
+        ["GET", "POST", "status=200", "status=503", "upstream", "10.2.3.4", "duration_ms=", "/api/v1/items", "user"];
     let mut x = 0x9E37_79B9u64;
     let mut word = || {
         x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -94,9 +96,11 @@ fn run(wal: &Wal<Reply>, writers: u64, pushes: u64, lines: &[Vec<u8>]) -> Durati
 }
 
 fn bench(c: &mut Criterion) {
-    for (mode, sync) in
-        [("always", SyncMode::Always), ("interval", SyncMode::Interval(Duration::from_millis(100))), ("os", SyncMode::Os)]
-    {
+    for (mode, sync) in [
+        ("always", SyncMode::Always),
+        ("interval", SyncMode::Interval(Duration::from_millis(100))),
+        ("os", SyncMode::Os),
+    ] {
         let mut group = c.benchmark_group(format!("append/{mode}"));
         group.sample_size(10).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(300));
         for writers in [1, 8] {

@@ -410,14 +410,17 @@ fn the_crate_reads_the_golden_log() {
 fn the_golden_log_holds_what_it_should() {
     use timberline::wal::{Summary, plan, scan_segment};
     let files = golden_files();
-    let summaries: Vec<Summary> =
-        files.iter().map(|(n, b)| Summary::of(*n, &scan_segment(b).unwrap(), b)).collect();
+    let summaries: Vec<Summary> = files.iter().map(|(n, b)| Summary::of(*n, &scan_segment(b).unwrap(), b)).collect();
     let plan = plan(&summaries);
     assert!(plan.loss.is_empty() && plan.tail.is_empty());
-    let void: usize = files.iter().map(|(n, b)| {
-        let all = scan_segment(b).unwrap().groups.iter().flat_map(|g| &g.records).filter(|r| r.head.kind == 2).count();
-        all - plan.records(*n, &scan_segment(b).unwrap()).len()
-    }).sum();
+    let void: usize = files
+        .iter()
+        .map(|(n, b)| {
+            let all =
+                scan_segment(b).unwrap().groups.iter().flat_map(|g| &g.records).filter(|r| r.head.kind == 2).count();
+            all - plan.records(*n, &scan_segment(b).unwrap()).len()
+        })
+        .sum();
     assert!(void >= 2, "void records: of a failed write, and the originals of a rewritten tail; {void} found");
     assert_eq!(plan.gaps.len(), 1);
     assert!(!plan.empty.is_empty(), "a prepared segment");
@@ -536,10 +539,8 @@ fn generate_example() {
     let (log, _) = Log::mem(&disk, SyncMode::Always);
     let k = || vec![(b"k".to_vec(), b"v".to_vec())];
     let t = 1_700_000_000_000_000_000;
-    let p = vec![
-        (1, vec![(-1, b"one".to_vec(), k()), (t, Vec::new(), vec![])]),
-        (2, vec![(t + 1, b"two".to_vec(), k())]),
-    ];
+    let p =
+        vec![(1, vec![(-1, b"one".to_vec(), k()), (t, Vec::new(), vec![])]), (2, vec![(t + 1, b"two".to_vec(), k())])];
     log.send(0, &p, "demo", Codec::Snappy).unwrap();
     log.outcome(0);
     log.wal.stop();

@@ -10,6 +10,9 @@ use support::disk::{MemDisk, Unsynced};
 use support::{Lines, Log, Outcome, VOLUME, decode_record, dir, large_push, note, options, push};
 use timberline::wal::*;
 
+/// (stream id, seq) of lines.
+type Keys = BTreeSet<(u64, u64)>;
+
 /// A small log and what each of its bytes is.
 struct Fixture {
     files: Vec<(u64, Vec<u8>)>,
@@ -17,7 +20,7 @@ struct Fixture {
     lines: Lines,
     plan: Plan,
     /// Records: segment, bytes, keys of their lines.
-    records: Vec<(u64, Range<u64>, BTreeSet<(u64, u64)>)>,
+    records: Vec<(u64, Range<u64>, Keys)>,
     /// Bytes of groups, padding excluded.
     live: Vec<(u64, Range<u64>)>,
     /// Nothing of this segment from this offset on is proved durable.
@@ -32,7 +35,7 @@ fn make(orderly: bool) -> Fixture {
     let (log, _) = Log::open(options, None).unwrap();
     let mut lines = Lines::new();
     for n in 0..14 {
-        let p = push(n, if n % 2 == 0 { &[1, 2] } else { &[2, 3, 1] }, 2);
+        let p = push(n, if u32::is_multiple_of(n, 2) { &[1, 2] } else { &[2, 3, 1] }, 2);
         log.send(n, &p, "t", Codec::Snappy).unwrap();
         match log.outcome(n) {
             Outcome::Durable { rows, .. } => note(&p, &rows, &mut lines),
@@ -129,7 +132,8 @@ impl Fixture {
 
     /// Reads the log with one segment replaced. A wrong line or a line twice fails here.
     fn with(&self, number: u64, bytes: &[u8]) -> Found {
-        let replaced = self.summaries.iter().map(|s| if s.number == number { summary(number, bytes) } else { s.clone() });
+        let replaced =
+            self.summaries.iter().map(|s| if s.number == number { summary(number, bytes) } else { s.clone() });
         let plan = plan(&replaced.collect::<Vec<_>>());
         let lines = read(&plan, |n| if n == number { Some(bytes) } else { self.file(n) });
         self.found(plan, &lines)

@@ -50,7 +50,8 @@ pub type Push = Vec<(u64, Vec<Line>)>;
 pub fn push(number: u32, streams: &[u64], lines: usize) -> Push {
     let line = |stream: u64, i: usize| {
         let text = format!("push {number} stream {stream} line {i}");
-        let metadata = if i % 2 == 0 { vec![(b"trace".to_vec(), format!("{number}").into_bytes())] } else { vec![] };
+        let metadata =
+            if i.is_multiple_of(2) { vec![(b"trace".to_vec(), format!("{number}").into_bytes())] } else { vec![] };
         (1_000_000 * i64::from(number) + i as i64, text.into_bytes(), metadata)
     };
     streams.iter().map(|s| (*s, (0..lines).map(|i| line(*s, i)).collect())).collect()
@@ -71,7 +72,11 @@ pub fn large_push(number: u32, stream: u64, bytes: usize) -> Push {
 #[derive(Debug)]
 pub enum Outcome {
     /// LSN and rows; when it was told, in operations of the disk.
-    Durable { lsn: u64, rows: Vec<TableRow>, at: usize },
+    Durable {
+        lsn: u64,
+        rows: Vec<TableRow>,
+        at: usize,
+    },
     Failed(Unavailable),
 }
 

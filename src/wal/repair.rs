@@ -165,9 +165,12 @@ impl Recovered {
     }
 }
 
+/// Stream ids and the first seq of each in one record.
+type FirstSeqs = Vec<(u64, u64)>;
+
 /// The records above the durable LSN with the ids and first seqs of their streams; a Gap stands for each LSN between them that has no
 /// record, so that LSNs stay dense and the next start does not find the hole again.
-fn tail_records(options: &WalOptions, plan: &Plan) -> Result<Vec<(TailRecord, Vec<(u64, u64)>)>, RecoverError> {
+fn tail_records(options: &WalOptions, plan: &Plan) -> Result<Vec<(TailRecord, FirstSeqs)>, RecoverError> {
     let mut out = Vec::new();
     let mut expected = plan.durable_lsn;
     let mut open: Option<(u64, Vec<u8>)> = None;
