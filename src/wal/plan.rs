@@ -1,6 +1,6 @@
 //! From the scans of all segments to what recovery does: pure, so that every state of a disk can be tried.
 
-use super::format::{FIRST_GROUP, GROUP_ALIGN, Kind, RecordHead, SegmentHeader};
+use super::format::{FIRST_GROUP, FLAG_SKIPPABLE, GROUP_ALIGN, Kind, RecordHead, SegmentHeader};
 use super::record::{Gap, Open, Previous, SeriesDef, TableRow, Tables, decode_control};
 use super::scan::{Damage, GroupScan, RecordScan, SegmentScan};
 use super::writer::chain_digest;
@@ -34,6 +34,8 @@ pub struct Summary {
     cut: Option<Damage>,
     /// The first group is there with every record that its header counts.
     first_group_is_whole: bool,
+    /// A kind of record that this program does not know and may not skip.
+    pub unknown_kind: Option<u8>,
     max_stream_id: u64,
     /// Lines of sound Entries, by LSN range: (lsn, lines), merged a group.
     lines: Vec<(Range<u64>, u64)>,
@@ -82,6 +84,7 @@ impl Summary {
             damage: Vec::new(),
             cut: None,
             first_group_is_whole: false,
+            unknown_kind: None,
             max_stream_id: 0,
             lines: Vec::new(),
         }
@@ -129,7 +132,7 @@ impl Summary {
             if record.body_is_sound && record.head.known_kind().is_some_and(Kind::has_lsn) {
                 lines += n;
                 let lsn = record.head.lsn;
-                range = Some(range.map_or(lsn..lsn + 1, |r| r.start.min(lsn)..r.end.max(lsn + 1)));
+                range = Some(range.map_or(lsn..lsn.saturating_add(1), |r| r.start.min(lsn)..r.end.max(lsn.saturating_add(1))));
             }
         }
         if let Some(range) = range {
@@ -152,7 +155,12 @@ impl Summary {
     /// Takes a record in; returns its lines, or `None` if it is sound and still does not decode.
     fn record(&mut self, record: &RecordScan, file: &[u8], durable: u64) -> Option<u64> {
         let RecordScan { offset, head, body_is_sound } = *record;
-        let Some(kind) = head.known_kind() else { return Some(0) };
+        let Some(kind) = head.known_kind() else {
+            if head.flags & FLAG_SKIPPABLE == 0 {
+                self.unknown_kind = Some(head.kind);
+            }
+            return Some(0);
+        };
         let mut rows = Vec::new();
         if kind == Kind::Entries {
             rows = Tables::decode(head.tables(file, offset)).ok()?.rows;
@@ -179,7 +187,7 @@ impl Summary {
         if kind.has_lsn() {
             match self.lsns.last_mut() {
                 Some(last) if last.end == head.lsn => last.end += 1,
-                _ => self.lsns.push(head.lsn..head.lsn + 1),
+                _ => self.lsns.push(head.lsn..head.lsn.saturating_add(1)),
             }
             if head.lsn >= durable {
                 self.tail.push((RecordRef { segment: self.number, offset, head }, rows));
@@ -385,9 +393,9 @@ fn find_tail(live: &[Live<'_>], out: &mut Plan) {
         broken.extend(l.summary.broken.iter().filter(|(lsn, _)| above(*lsn)).map(|(lsn, rows)| (*lsn, &rows[..])));
     }
     let told_end = live.iter().flat_map(|l| l.groups().map(move |g| g.end_lsn.min(l.lsn_end))).max().unwrap_or(durable);
-    let kept_end = tail.last_key_value().map_or(durable, |(lsn, _)| lsn + 1);
-    let seen_end = kept_end.max(told_end).max(broken.last_key_value().map_or(0, |(lsn, _)| lsn + 1));
-    out.unresolved = missing(durable..seen_end, tail.keys().map(|lsn| *lsn..*lsn + 1));
+    let kept_end = tail.last_key_value().map_or(durable, |(lsn, _)| lsn.saturating_add(1));
+    let seen_end = kept_end.max(told_end).max(broken.last_key_value().map_or(0, |(lsn, _)| lsn.saturating_add(1)));
+    out.unresolved = missing(durable..seen_end, tail.keys().map(|lsn| *lsn..lsn.saturating_add(1)));
     let lost = broken.iter().filter(|(lsn, _)| !tail.contains_key(lsn));
     out.unresolved_rows = lost.flat_map(|(lsn, rows)| rows.iter().map(|row| (*lsn, *row))).collect();
     out.tail = tail.into_values().map(|(record, _)| record).collect();

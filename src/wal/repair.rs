@@ -28,6 +28,9 @@ pub enum RecoverError {
     /// A segment of a newer format.
     #[error("segment {0}: {1}")]
     Version(String, HeaderError),
+    /// A segment with records of a newer format.
+    #[error("segment {0} holds records of type {1}, which this program does not know: use the newer program that wrote it")]
+    Kind(String, u8),
     /// A segment of another data directory.
     #[error(
         "segment {0} belongs to another volume ({1}, this directory is {2}): move it away, or restore the identity file"
@@ -88,7 +91,10 @@ fn summarize(options: &WalOptions, number: u64) -> Result<Summary, RecoverError>
         Ok(scan) if scan.header.volume != options.volume => {
             Err(RecoverError::Foreign(name, scan.header.volume, options.volume))
         }
-        Ok(scan) => Ok(Summary::of(number, &scan, &file)),
+        Ok(scan) => {
+            let summary = Summary::of(number, &scan, &file);
+            summary.unknown_kind.map_or(Ok(summary), |kind| Err(RecoverError::Kind(name, kind)))
+        }
         Err(e @ HeaderError::Version(_)) => Err(RecoverError::Version(name, e)),
         Err(HeaderError::NotASegment | HeaderError::Damaged) => Ok(Summary::unusable(number)),
     }
