@@ -6,8 +6,8 @@ use super::{
 };
 use crate::model::{LabelSet, Overrides, Tenant};
 use crate::wal::{
-    BodyView, Plan, RecordRef, RecoverError, Recovered, ReplaySegment, StreamLog, Tables, WalOptions, decompress_body,
-    recover,
+    BodyView, Plan, RecordRef, RecoverError, Recovered, ReplaySegment, StreamLog, Tables, WalOptions,
+    decompress_body_into, recover,
 };
 use ahash::AHashMap;
 use std::ops::Range;
@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Records are decompressed and applied in batches of about this many bytes.
-const BATCH: usize = 32 << 20;
+/// Records are decompressed and applied in batches of about this many bytes: what was decompressed is still cached when
+/// it is applied.
+const BATCH: usize = 4 << 20;
 
 /// How far recovery is; for `/ready` and the log.
 #[derive(Debug, Default)]
@@ -110,6 +111,7 @@ impl Ingester<NilRecord> {
             state: &state,
             plan: &recovered.plan,
             streams: AHashMap::new(),
+            bodies: Vec::new(),
             report: RecoveryReport::default(),
         };
         let total = recovered.bytes.max(1);
@@ -154,7 +156,16 @@ struct Replay<'a> {
     state: &'a Arc<State>,
     plan: &'a Plan,
     streams: AHashMap<u64, Arc<Stream>>,
+    /// Decompressed bodies of a batch; their memory is used again.
+    bodies: Vec<Body>,
     report: RecoveryReport,
+}
+
+/// A decompressed body, if it is sound.
+#[derive(Default)]
+struct Body {
+    raw: Vec<u8>,
+    sound: bool,
 }
 
 /// A record with its table resolved to streams.
@@ -210,9 +221,12 @@ impl Replay<'_> {
 
     fn apply(&mut self, batch: &[Part<'_>]) {
         let threads = self.state.config.threads.max(1);
-        let bodies = decompress(batch, threads);
+        if self.bodies.len() < batch.len() {
+            self.bodies.resize_with(batch.len(), Body::default);
+        }
+        decompress(batch, &mut self.bodies, threads);
         let state = self.state;
-        let bodies = &bodies;
+        let bodies = &self.bodies[..];
         let totals: Vec<(u64, u64)> = std::thread::scope(|scope| {
             let shard = |shard: usize| move || apply_shard(state, batch, bodies, shard, threads);
             let running: Vec<_> = (0..threads).map(|n| scope.spawn(shard(n))).collect();
@@ -253,27 +267,25 @@ impl Replay<'_> {
 }
 
 /// Decompresses the bodies of a batch, each thread a part of it.
-fn decompress(batch: &[Part<'_>], threads: usize) -> Vec<Option<Vec<u8>>> {
+fn decompress(batch: &[Part<'_>], bodies: &mut [Body], threads: usize) {
     let size = batch.len().div_ceil(threads).max(1);
+    let work = |parts: &[Part<'_>], bodies: &mut [Body]| {
+        for (part, body) in parts.iter().zip(bodies) {
+            body.sound = decompress_body_into(&part.record.head, part.stored, &mut body.raw).is_ok();
+        }
+    };
     std::thread::scope(|scope| {
-        let work = |parts: &[Part<'_>]| -> Vec<Option<Vec<u8>>> {
-            parts.iter().map(|p| decompress_body(&p.record.head, p.stored).ok()).collect()
-        };
-        let running: Vec<_> = batch.chunks(size).map(|parts| scope.spawn(move || work(parts))).collect();
-        running.into_iter().flat_map(|t| t.join().unwrap_or_else(|_| std::process::abort())).collect()
-    })
+        let pieces = batch.chunks(size).zip(bodies.chunks_mut(size));
+        let running: Vec<_> = pieces.map(|(parts, bodies)| scope.spawn(move || work(parts, bodies))).collect();
+        // A panic while replaying must not pass as a shorter log.
+        running.into_iter().for_each(|t| t.join().unwrap_or_else(|_| std::process::abort()));
+    });
 }
 
-fn apply_shard(
-    state: &State,
-    batch: &[Part<'_>],
-    bodies: &[Option<Vec<u8>>],
-    shard: usize,
-    threads: usize,
-) -> (u64, u64) {
+fn apply_shard(state: &State, batch: &[Part<'_>], bodies: &[Body], shard: usize, threads: usize) -> (u64, u64) {
     let (mut lines, mut bytes) = (0, 0);
     for (part, body) in batch.iter().zip(bodies) {
-        let Some(Ok(body)) = body.as_deref().map(BodyView::new) else { continue };
+        let Some(Ok(body)) = body.sound.then(|| BodyView::new(&body.raw)) else { continue };
         for (row, stream, start) in &part.rows {
             if shard_of(row.stream, threads) != shard {
                 continue;

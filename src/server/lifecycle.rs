@@ -89,16 +89,22 @@ impl Server {
         let local: Arc<dyn IngesterClient> = Arc::new(LocalClient(ingester.clone()));
         let pool = static_ring(&config, &registry)?;
         let distributor = |overrides: Arc<Overrides>, route, registry: &Registry| {
-            let settings = DistributorConfig { replication_factor: config.common.replication_factor, ..Default::default() };
+            let settings =
+                DistributorConfig { replication_factor: config.common.replication_factor, ..Default::default() };
             Distributor::new(settings, overrides, route, registry).map(Arc::new)
         };
         let distributes = config.runs(Target::Distributor);
         // What an ingester gets over gRPC was routed already: it never enters the ring again. Without a distributor in
         // this process it was validated already, too.
-        let local_limits = if distributes { overrides.clone() } else { Arc::new(Overrides::new(validated_already(), Default::default())) };
+        let local_limits = if distributes {
+            overrides.clone()
+        } else {
+            Arc::new(Overrides::new(validated_already(), Default::default()))
+        };
         let (pusher, grpc_pusher) = match &pool {
             Some((pool, ring)) if distributes => {
-                let ring = distributor(overrides.clone(), Route::Ring { ring: ring.clone(), pool: pool.clone() }, &registry)?;
+                let ring =
+                    distributor(overrides.clone(), Route::Ring { ring: ring.clone(), pool: pool.clone() }, &registry)?;
                 let own = if config.runs(Target::Ingester) {
                     // The names are taken by the distributor before the ring; these counts are not shown.
                     distributor(local_limits, Route::Local(local), &Registry::new())?
@@ -116,7 +122,8 @@ impl Server {
             }
         };
         let discarded = pusher.metrics();
-        let metrics = IngesterMetrics::new(&registry, (discarded.discarded_samples.clone(), discarded.discarded_bytes.clone()))?;
+        let metrics =
+            IngesterMetrics::new(&registry, (discarded.discarded_samples.clone(), discarded.discarded_bytes.clone()))?;
         let status = Arc::new(ProcessStatus {
             config: config.clone(),
             telemetry,
@@ -129,7 +136,9 @@ impl Server {
         let waiting = status.clone();
         let reader = Arc::new(QueryReader {
             querier: Querier::new(Arc::new(LocalSource(ingester.clone())), overrides.clone()),
-            unavailable: Box::new(move || waiting.ingester.get().is_none().then(|| waiting.not_ready().unwrap_or_default())),
+            unavailable: Box::new(move || {
+                waiting.ingester.get().is_none().then(|| waiting.not_ready().unwrap_or_default())
+            }),
         });
         let backends = Backends {
             pusher: pusher as Arc<dyn Pusher>,
@@ -166,7 +175,10 @@ impl Server {
         let (http, grpc) = tokio::join!(http, grpc);
         let cut = http.unwrap_or(0) + grpc.unwrap_or(0);
         if cut > 0 {
-            warn!(connections = cut, "connections were cut off: their requests took longer than graceful_shutdown_timeout");
+            warn!(
+                connections = cut,
+                "connections were cut off: their requests took longer than graceful_shutdown_timeout"
+            );
         }
         if let Some(ingester) = self.ingester.get().cloned() {
             tokio::task::spawn_blocking(move || ingester.stop()).await?;
@@ -250,10 +262,16 @@ fn tell(config: &Config, report: &RecoveryReport) {
         );
     }
     if report.unattributed_lines > 0 {
-        error!(lines = report.unattributed_lines, "lines of streams whose definitions are lost are kept in the log, and not shown");
+        error!(
+            lines = report.unattributed_lines,
+            "lines of streams whose definitions are lost are kept in the log, and not shown"
+        );
     }
     if report.unresolved > 0 {
-        info!(records = report.unresolved, "tail unresolved: the last write was cut before its ack, or damaged within 50 ms of it");
+        info!(
+            records = report.unresolved,
+            "tail unresolved: the last write was cut before its ack, or damaged within 50 ms of it"
+        );
     }
     match durability_note(config) {
         None => info!("ready: a push is answered when its lines are synced to disk (ingester.wal.sync: always)"),
@@ -339,7 +357,8 @@ fn static_ring(config: &Config, registry: &Registry) -> Result<Option<(Arc<Clien
     }
     for member in &ring.instances {
         // A wrong address shows at the start, not at the first push.
-        GrpcIngesterClient::new(&member.addr, ClientConfig::default()).with_context(|| format!("ring member {}", member.id))?;
+        GrpcIngesterClient::new(&member.addr, ClientConfig::default())
+            .with_context(|| format!("ring member {}", member.id))?;
     }
     let members = ring.instances.iter().map(|i| (i.id.as_str(), i.addr.as_str()));
     let tokens = u32::try_from(ring.num_tokens).map_err(|_| anyhow!("common.ring.num_tokens is too large"))?;
@@ -406,6 +425,10 @@ fn segment_size(fs: &dyn Fs, config: &Config) -> Result<u64> {
         return Ok(wanted);
     }
     let size = 1 << (u64::BITS - 1 - fits.leading_zeros());
-    warn!(bytes = size, disk = space.total, "log segments are smaller than ingester.wal.segment_size: the disk is small");
+    warn!(
+        bytes = size,
+        disk = space.total,
+        "log segments are smaller than ingester.wal.segment_size: the disk is small"
+    );
     Ok(size)
 }

@@ -20,7 +20,7 @@ pub use metrics::WalMetrics;
 pub use plan::{Loss, Plan, RecordRef, Summary, plan};
 pub use record::{
     BodyError, BodyView, Codec, EntriesBuilder, EntriesRecord, EntryView, Gap, Open, PartIter, Previous, SeriesDef,
-    TableRow, Tables, decode_control, decompress_body,
+    TableRow, Tables, decode_control, decompress_body, decompress_body_into,
 };
 pub use repair::{RecoverError, Recovered, ReplaySegment, recover};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_segment};

@@ -132,7 +132,9 @@ impl Summary {
             if record.body_is_sound && record.head.known_kind().is_some_and(Kind::has_lsn) {
                 lines += n;
                 let lsn = record.head.lsn;
-                range = Some(range.map_or(lsn..lsn.saturating_add(1), |r| r.start.min(lsn)..r.end.max(lsn.saturating_add(1))));
+                range = Some(
+                    range.map_or(lsn..lsn.saturating_add(1), |r| r.start.min(lsn)..r.end.max(lsn.saturating_add(1))),
+                );
             }
         }
         if let Some(range) = range {
@@ -271,8 +273,8 @@ pub struct Plan {
     pub previous: Option<Previous>,
     /// Oldest segment that is needed.
     pub first_live_segment: u64,
-    /// Segments without content.
-    pub empty: Vec<u64>,
+    /// Segments without content: zeros behind their headers.
+    pub empty: Vec<SegmentHeader>,
     /// Damage below the durable LSN.
     pub loss: Loss,
     /// Largest segment number seen.
@@ -299,7 +301,7 @@ impl Plan {
 /// Makes the plan from the summaries of all segments, in the order of their numbers.
 pub fn plan(summaries: &[Summary]) -> Plan {
     let mut out = Plan { last_segment: summaries.last().map_or(0, |s| s.number), ..Plan::default() };
-    out.empty = summaries.iter().filter(|s| s.is_empty()).map(|s| s.number).collect();
+    out.empty = summaries.iter().filter(|s| s.is_empty()).filter_map(|s| s.header).collect();
     let used: Vec<&Summary> = summaries.iter().filter(|s| !s.is_empty()).collect();
     // What a valid header says of the log before it is true, also when the group itself is void.
     let told = used.iter().flat_map(|s| &s.groups).map(|g| g.durable_lsn);

@@ -271,7 +271,29 @@ impl<'a> EntriesBuilder<'a> {
 }
 
 thread_local! {
-    static SNAPPY: RefCell<snap::raw::Encoder> = RefCell::new(snap::raw::Encoder::new());
+    /// The encoder, and a buffer of the worst case: filled once with zeros, not for each push.
+    static SNAPPY: RefCell<(snap::raw::Encoder, Vec<u8>)> = RefCell::new((snap::raw::Encoder::new(), Vec::new()));
+}
+
+/// A scratch buffer above this size is given back after use.
+const KEPT_SCRATCH: usize = 4 << 20;
+
+fn snappy(out: &mut Vec<u8>, raw: &[u8]) -> bool {
+    SNAPPY.with_borrow_mut(|(encoder, scratch)| {
+        let worst = snap::raw::max_compress_len(raw.len());
+        if scratch.len() < worst {
+            scratch.resize(worst, 0);
+        }
+        let len = encoder.compress(raw, scratch).unwrap_or(usize::MAX);
+        let smaller = len < raw.len();
+        if smaller {
+            out.extend_from_slice(scratch.get(..len).unwrap_or_default());
+        }
+        if scratch.len() > KEPT_SCRATCH {
+            *scratch = Vec::new();
+        }
+        smaller
+    })
 }
 
 /// Appends the compressed body to head and tables, and returns the head without LSN and place.
@@ -298,13 +320,7 @@ fn compress(out: &mut Vec<u8>, raw: &[u8], codec: Codec) -> Codec {
     let start = out.len();
     let compressed = match codec {
         Codec::None => false,
-        Codec::Snappy => {
-            out.resize(start + snap::raw::max_compress_len(raw.len()), 0);
-            let target = out.get_mut(start..).unwrap_or_default();
-            let len = SNAPPY.with_borrow_mut(|s| s.compress(raw, target)).unwrap_or(usize::MAX);
-            out.truncate(start.saturating_add(len));
-            len < raw.len()
-        }
+        Codec::Snappy => snappy(out, raw),
         Codec::Zstd => match zstd::bulk::compress(raw, 1) {
             Ok(body) if body.len() < raw.len() => {
                 out.extend_from_slice(&body);
@@ -351,23 +367,41 @@ pub fn decode_control<T: bincode::Decode<()>>(head: &RecordHead, stored: &[u8]) 
 /// # Errors
 /// Unknown codec, more than [`MAX_RECORD_LEN`], or bytes that do not decompress to that length.
 pub fn decompress_body(head: &RecordHead, stored: &[u8]) -> Result<Vec<u8>, BodyError> {
+    let mut raw = Vec::new();
+    decompress_body_into(head, stored, &mut raw)?;
+    Ok(raw)
+}
+
+/// As [`decompress_body`], into a buffer whose memory is used again.
+///
+/// # Errors
+/// As [`decompress_body`]; what the buffer holds is unknown then.
+pub fn decompress_body_into(head: &RecordHead, stored: &[u8], raw: &mut Vec<u8>) -> Result<(), BodyError> {
     let wrong = || BodyError::Decompress(head.raw_len);
     if u64::from(head.raw_len) > MAX_RECORD_LEN {
         return Err(wrong());
     }
     let raw_len = head.raw_len as usize;
-    let raw = match head.codec {
-        0 => stored.to_vec(),
+    let len = match head.codec {
+        0 => {
+            raw.clear();
+            raw.extend_from_slice(stored);
+            stored.len()
+        }
         1 => {
             if snap::raw::decompress_len(stored).map_err(|_| wrong())? != raw_len {
                 return Err(wrong());
             }
-            snap::raw::Decoder::new().decompress_vec(stored).map_err(|_| wrong())?
+            raw.resize(raw_len, 0);
+            snap::raw::Decoder::new().decompress(stored, raw).map_err(|_| wrong())?
         }
-        2 => zstd::bulk::decompress(stored, raw_len).map_err(|_| wrong())?,
+        2 => {
+            raw.resize(raw_len, 0);
+            zstd::bulk::decompress_to_buffer(stored, raw).map_err(|_| wrong())?
+        }
         other => return Err(BodyError::Codec(other)),
     };
-    if raw.len() == raw_len { Ok(raw) } else { Err(wrong()) }
+    if len == raw_len { Ok(()) } else { Err(wrong()) }
 }
 
 /// A decompressed body of an Entries record, with its symbols.

@@ -1,13 +1,13 @@
 //! Recovery: reads what the disk holds, plans, replays, writes the unsettled tail again. The only part of the log that
 //! changes what an earlier process wrote, and it only adds a segment or removes an empty one.
 
-use super::format::{FIRST_GROUP, HeaderError, Kind, RecordHead};
+use super::format::{HeaderError, Kind, RecordHead};
 use super::plan::{Plan, RecordRef, Summary, plan};
 use super::record::{Gap, SeriesDef, Tables, encode_control};
 use super::scan::scan_segment;
 use super::segment::{Prepared, segment_name, segment_number};
 use super::writer::{LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
-use crate::fs::{Fs, read_full_at};
+use crate::fs::{File, read_full_at};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -29,7 +29,9 @@ pub enum RecoverError {
     #[error("segment {0}: {1}")]
     Version(String, HeaderError),
     /// A segment with records of a newer format.
-    #[error("segment {0} holds records of type {1}, which this program does not know: use the newer program that wrote it")]
+    #[error(
+        "segment {0} holds records of type {1}, which this program does not know: use the newer program that wrote it"
+    )]
     Kind(String, u8),
     /// A segment of another data directory.
     #[error(
@@ -73,8 +75,9 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     let total: u64 = numbers.iter().map(|(_, len)| len).sum();
     let (mut done, mut bytes) = (0, 0);
     let mut summaries = Vec::new();
+    let mut reader = SegmentReader::new(&options);
     for (number, len) in numbers {
-        let summary = summarize(&options, number)?;
+        let summary = summarize(&options, number, reader.from_disk(number)?)?;
         done += len;
         bytes += if summary.is_empty() { 0 } else { len };
         summaries.push(summary);
@@ -84,15 +87,14 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     Ok(Recovered { plan, bytes, segments: summaries.iter().filter(|s| !s.is_empty()).count(), options })
 }
 
-fn summarize(options: &WalOptions, number: u64) -> Result<Summary, RecoverError> {
+fn summarize(options: &WalOptions, number: u64, file: &[u8]) -> Result<Summary, RecoverError> {
     let name = segment_name(number);
-    let file = read_segment(&*options.fs, &options.dir.join(&name))?;
-    match scan_segment(&file) {
+    match scan_segment(file) {
         Ok(scan) if scan.header.volume != options.volume => {
             Err(RecoverError::Foreign(name, scan.header.volume, options.volume))
         }
         Ok(scan) => {
-            let summary = Summary::of(number, &scan, &file);
+            let summary = Summary::of(number, &scan, file);
             summary.unknown_kind.map_or(Ok(summary), |kind| Err(RecoverError::Kind(name, kind)))
         }
         Err(e @ HeaderError::Version(_)) => Err(RecoverError::Version(name, e)),
@@ -100,17 +102,40 @@ fn summarize(options: &WalOptions, number: u64) -> Result<Summary, RecoverError>
     }
 }
 
-/// Reads a segment's bytes from the disk, not from a page cache that an I/O error has left behind: what is dirty is
-/// written first, then dropped.
-fn read_segment(fs: &dyn Fs, path: &Path) -> Result<Vec<u8>, RecoverError> {
-    let file = fs.open(path, false).map_err(io_error("open", path))?;
-    file.sync_data().map_err(io_error("sync", path))?;
-    file.drop_cache().map_err(io_error("drop the cache of", path))?;
-    let len = file.len().map_err(io_error("size of", path))?;
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-    let read = read_full_at(&*file, 0, &mut bytes).map_err(io_error("read", path))?;
-    bytes.truncate(read);
-    Ok(bytes)
+/// Reads whole segments, one at a time, into the same buffer.
+struct SegmentReader<'a> {
+    options: &'a WalOptions,
+    buffer: Vec<u8>,
+}
+
+impl<'a> SegmentReader<'a> {
+    fn new(options: &'a WalOptions) -> Self {
+        Self { options, buffer: Vec::new() }
+    }
+
+    /// The bytes on the disk, not those of a page cache that an I/O error has left behind: what is dirty is written
+    /// first, then dropped.
+    fn from_disk(&mut self, number: u64) -> Result<&[u8], RecoverError> {
+        let path = self.options.dir.join(segment_name(number));
+        let file = self.options.fs.open(&path, false).map_err(io_error("open", &path))?;
+        file.sync_data().map_err(io_error("sync", &path))?;
+        file.drop_cache().map_err(io_error("drop the cache of", &path))?;
+        self.read(&*file, &path)
+    }
+
+    /// The bytes again, after [`SegmentReader::from_disk`] in this process: what is cached came from the disk.
+    fn again(&mut self, number: u64) -> Result<&[u8], RecoverError> {
+        let path = self.options.dir.join(segment_name(number));
+        let file = self.options.fs.open(&path, false).map_err(io_error("open", &path))?;
+        self.read(&*file, &path)
+    }
+
+    fn read(&mut self, file: &dyn File, path: &Path) -> Result<&[u8], RecoverError> {
+        let len = file.len().map_err(io_error("size of", path))?;
+        self.buffer.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+        let read = read_full_at(file, 0, &mut self.buffer).map_err(io_error("read", path))?;
+        Ok(self.buffer.get(..read).unwrap_or_default())
+    }
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecoverError + use<> {
@@ -124,11 +149,12 @@ impl Recovered {
     /// # Errors
     /// A file could not be read.
     pub fn replay(&self, apply: &mut dyn FnMut(ReplaySegment<'_>)) -> Result<(), RecoverError> {
+        let mut reader = SegmentReader::new(&self.options);
         for (number, _) in &self.plan.replay {
-            let file = read_segment(&*self.options.fs, &self.options.dir.join(segment_name(*number)))?;
+            let file = reader.again(*number)?;
             // The plan has reported files that are no segment.
-            let Ok(scan) = scan_segment(&file) else { continue };
-            apply(ReplaySegment { number: *number, file: &file, records: self.plan.records(*number, &scan) });
+            let Ok(scan) = scan_segment(file) else { continue };
+            apply(ReplaySegment { number: *number, file, records: self.plan.records(*number, &scan) });
         }
         Ok(())
     }
@@ -179,17 +205,16 @@ type FirstSeqs = Vec<(u64, u64)>;
 fn tail_records(options: &WalOptions, plan: &Plan) -> Result<Vec<(TailRecord, FirstSeqs)>, RecoverError> {
     let mut out = Vec::new();
     let mut expected = plan.durable_lsn;
-    let mut open: Option<(u64, Vec<u8>)> = None;
+    let mut reader = SegmentReader::new(options);
+    let mut open = None;
     for r in &plan.tail {
         while expected < r.head.lsn {
             out.push((lost(expected, plan), Vec::new()));
             expected += 1;
         }
         expected += 1;
-        if open.as_ref().is_none_or(|(number, _)| *number != r.segment) {
-            open = Some((r.segment, read_segment(&*options.fs, &options.dir.join(segment_name(r.segment)))?));
-        }
-        let Some((_, file)) = &open else { continue };
+        let file = if open == Some(r.segment) { &reader.buffer } else { reader.again(r.segment)? };
+        open = Some(r.segment);
         let bytes = file.get(r.offset as usize..r.offset as usize + r.head.len as usize).unwrap_or_default().to_vec();
         let tables = Tables::decode(r.head.tables(file, r.offset));
         let (streams, lines) = match &tables {
@@ -210,30 +235,19 @@ fn lost(lsn: u64, plan: &Plan) -> TailRecord {
     TailRecord::Lost { bytes, head }
 }
 
-/// Keeps untouched prepared segments for use, and removes empty ones that are not all zeros or have another size.
+/// Keeps prepared segments for use, and removes those of another size, or that newer ones have overtaken.
 fn take_stock(options: &WalOptions, plan: &Plan) -> Result<Vec<Prepared>, RecoverError> {
     let newest_used = plan.replay.last().map_or(0, |(number, _)| *number);
     let mut prepared = Vec::new();
     let mut removed = false;
-    for number in &plan.empty {
-        let path = options.dir.join(segment_name(*number));
-        let file = options.fs.open(&path, true).map_err(io_error("open", &path))?;
-        let bytes = read_segment(&*options.fs, &path)?;
-        let header = scan_segment(&bytes).map(|s| s.header);
-        let untouched = bytes.get(FIRST_GROUP as usize..).unwrap_or_default().iter().all(|b| *b == 0);
-        match header {
-            Ok(header)
-                if untouched
-                    && *number > newest_used
-                    && header.file_len >= options.segment_size
-                    && bytes.len() as u64 >= header.file_len =>
-            {
-                prepared.push(Prepared { header, file });
-            }
-            _ => {
-                options.fs.remove(&path).map_err(io_error("remove", &path))?;
-                removed = true;
-            }
+    for header in &plan.empty {
+        let path = options.dir.join(segment_name(header.number));
+        if header.number > newest_used && header.file_len >= options.segment_size {
+            let file = options.fs.open(&path, true).map_err(io_error("open", &path))?;
+            prepared.push(Prepared { header: *header, file });
+        } else {
+            options.fs.remove(&path).map_err(io_error("remove", &path))?;
+            removed = true;
         }
     }
     for entry in options.fs.list(&options.dir).map_err(io_error("list", &options.dir))? {
