@@ -2,7 +2,7 @@
 //! `pwrite`, syncs it, and only then hands the records on.
 
 use super::format::{FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, Kind, RECORD_ALIGN, SegmentHeader};
-use super::record::{EntriesRecord, Open, Previous, SeriesDef, TableRow, encode_control};
+use super::record::{ControlBody, EntriesRecord, Open, Previous, SeriesDef, TableRow, encode_control};
 use super::segment::{self, Prepared};
 use super::supply::Supply;
 use super::{RecordHead, WalMetrics};
@@ -829,7 +829,7 @@ impl GroupBuilder {
         self.lsns += u32::from(has_lsn);
     }
 
-    fn control<T: bincode::Encode>(&mut self, kind: Kind, value: &T) {
+    fn control<T: ControlBody>(&mut self, kind: Kind, value: &T) {
         let (bytes, head) = encode_control(kind, value);
         self.stamped(&bytes, head, kind.has_lsn());
     }
