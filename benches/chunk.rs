@@ -1,22 +1,17 @@
 //! Costs of a line between the log and the object store: append to a head, seal, read back.
 
+#[path = "support/lines.rs"]
+mod support;
+
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use std::sync::Arc;
+use support::lines;
 use timberline::chunk::{Block, Encoding, Head, Part, Selection, Symbols, select};
-
-/// Real lines of five systems (`testdata/corpus`). None is repeated: snappy would find it again.
-const CORPUS: [&str; 5] = [
-    include_str!("../testdata/corpus/HDFS.log"),
-    include_str!("../testdata/corpus/Hadoop.log"),
-    include_str!("../testdata/corpus/OpenSSH.log"),
-    include_str!("../testdata/corpus/OpenStack.log"),
-    include_str!("../testdata/corpus/Spark.log"),
-];
 
 /// A head of about Loki's block size: all lines, with timestamps that `offset` gives for the place of a line.
 fn head(offset: impl Fn(i64) -> i64) -> Head {
     let mut head = Head::new();
-    for (place, line) in (0..).zip(CORPUS.iter().flat_map(|text| text.lines())) {
+    for (place, line) in (0..).zip(&lines(209_000)) {
         append(&mut head, 1_795_365_103_000_000_000 + offset(place), line);
     }
     head
@@ -33,7 +28,7 @@ fn line_bytes(head: &Head) -> Throughput {
 }
 
 fn append_lines(c: &mut Criterion) {
-    let lines: Vec<&str> = CORPUS.iter().flat_map(|text| text.lines()).collect();
+    let lines = lines(209_000);
     let mut group = c.benchmark_group("append");
     group.throughput(Throughput::Elements(lines.len() as u64));
     let fill = |mut head: Head| {

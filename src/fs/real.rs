@@ -81,10 +81,18 @@ impl Fs for RealFs {
     }
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        if dir.as_os_str().is_empty() || dir.is_dir() {
+        if dir.as_os_str().is_empty() {
             return Ok(());
         }
         let parent = dir.parent().unwrap_or(Path::new("."));
+        if dir.is_dir() {
+            // An earlier process may have been killed between mkdir and the sync. A parent that we may not read is
+            // somebody else's, and older than us.
+            return match self.sync_dir(parent) {
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+                outcome => outcome,
+            };
+        }
         self.create_dir_all(parent)?;
         match std::fs::DirBuilder::new().mode(DIR_MODE).create(dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),

@@ -42,7 +42,11 @@ impl Payload {
 
 /// The answer to a push that the log did not take.
 pub(super) fn refusal(why: &Unavailable) -> PushError {
-    PushError::unavailable(why.to_string())
+    match why {
+        // A retry will not help.
+        Unavailable::TooLarge(_) => PushError::too_large(why.to_string()),
+        _ => PushError::unavailable(why.to_string()),
+    }
 }
 
 /// A durable record on its way through the appliers.

@@ -68,7 +68,10 @@ fn serve(Loaded { config, warnings }: Loaded, print_config: bool) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(lifecycle::run(config, telemetry)) {
+    let outcome = runtime.block_on(lifecycle::run(config, telemetry));
+    // A replay that a stop has made pointless is not waited for.
+    runtime.shutdown_background();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");

@@ -1,10 +1,10 @@
 //! From the scans of all segments to what recovery does: pure, so that every state of a disk can be tried.
 
-use super::format::{Kind, RecordHead, SegmentHeader};
+use super::format::{FIRST_GROUP, FLAG_SKIPPABLE, GROUP_ALIGN, Kind, RecordHead, SegmentHeader};
 use super::record::{Gap, Open, Previous, SeriesDef, TableRow, Tables, decode_control};
 use super::scan::{Damage, GroupScan, RecordScan, SegmentScan};
 use super::writer::chain_digest;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 /// After damage, stream ids go on this far ahead: ids of lost records are never given again.
@@ -29,6 +29,13 @@ pub struct Summary {
     pub(crate) definitions: Vec<SeriesDef>,
     gaps: Vec<Gap>,
     damage: Vec<Damage>,
+    /// Bytes that are missing at the end: never a torn write, files are filled before use. What they held, if
+    /// anything, is not known.
+    cut: Option<Damage>,
+    /// The first group is there with every record that its header counts.
+    first_group_is_whole: bool,
+    /// A kind of record that this program does not know and may not skip.
+    pub unknown_kind: Option<u8>,
     max_stream_id: u64,
     /// Lines of sound Entries, by LSN range: (lsn, lines), merged a group.
     lines: Vec<(Range<u64>, u64)>,
@@ -37,6 +44,7 @@ pub struct Summary {
 #[derive(Clone, Copy, Debug)]
 struct GroupSummary {
     first_lsn: u64,
+    start: u64,
     end: u64,
     crc: u32,
     end_lsn: u64,
@@ -58,7 +66,7 @@ pub struct RecordRef {
 impl Summary {
     /// A segment whose header is unusable.
     pub fn unusable(number: u64) -> Self {
-        let damage = vec![Damage { bytes: 0..8192, what: "segment header" }];
+        let damage = vec![Damage { bytes: 0..FIRST_GROUP, what: "segment header" }];
         Self { header: None, damage, ..Self::empty(number) }
     }
 
@@ -74,28 +82,40 @@ impl Summary {
             definitions: Vec::new(),
             gaps: Vec::new(),
             damage: Vec::new(),
+            cut: None,
+            first_group_is_whole: false,
+            unknown_kind: None,
             max_stream_id: 0,
             lines: Vec::new(),
         }
     }
 
-    /// Sums a scan up. `file` are the bytes that were scanned.
+    /// Sums a scan up. `number` is the one in the file's name, `file` are the bytes that were scanned.
     pub fn of(number: u64, scan: &SegmentScan, file: &[u8]) -> Self {
+        if scan.header.number != number {
+            let damage = vec![Damage { bytes: 0..FIRST_GROUP, what: "segment under the name of another one" }];
+            return Self { damage, ..Self::empty(number) };
+        }
         let mut out = Self { header: Some(scan.header), ..Self::empty(number) };
         let durable = scan.groups.iter().filter_map(|g| g.header).map(|h| h.durable_lsn).max().unwrap_or(0);
         for group in &scan.groups {
             out.group(group, file, durable);
         }
-        if scan.missing > 0 && !scan.groups.is_empty() {
+        if scan.missing > 0 {
             let end = scan.header.file_len;
-            out.damage.push(Damage { bytes: end - scan.missing..end, what: "end of the file is missing" });
+            out.cut = Some(Damage { bytes: end - scan.missing..end, what: "end of the file" });
         }
+        out.first_group_is_whole = scan.groups.first().is_some_and(|g| {
+            g.offset == FIRST_GROUP
+                && g.damage.is_empty()
+                && g.header.is_some_and(|h| h.records as usize == g.records.len())
+        });
         out
     }
 
     /// Holds no group and no remains of one.
     pub fn is_empty(&self) -> bool {
-        self.groups.is_empty() && self.lsns.is_empty() && self.damage.is_empty() && self.tail.is_empty()
+        self.groups.is_empty() && self.lsns.is_empty() && self.damage.is_empty() && self.cut.is_none()
     }
 
     fn group(&mut self, group: &GroupScan, file: &[u8], durable: u64) {
@@ -112,7 +132,7 @@ impl Summary {
             if record.body_is_sound && record.head.known_kind().is_some_and(Kind::has_lsn) {
                 lines += n;
                 let lsn = record.head.lsn;
-                range = Some(range.map_or(lsn..lsn + 1, |r| r.start.min(lsn)..r.end.max(lsn + 1)));
+                range = Some(range.map_or(lsn..lsn.saturating_add(1), |r| r.start.min(lsn)..r.end.max(lsn.saturating_add(1))));
             }
         }
         if let Some(range) = range {
@@ -122,6 +142,7 @@ impl Summary {
         if let Some(h) = group.header {
             self.groups.push(GroupSummary {
                 first_lsn: h.first_lsn,
+                start: group.offset,
                 end: group.end,
                 crc: group.crc,
                 end_lsn: h.end_lsn(),
@@ -134,7 +155,12 @@ impl Summary {
     /// Takes a record in; returns its lines, or `None` if it is sound and still does not decode.
     fn record(&mut self, record: &RecordScan, file: &[u8], durable: u64) -> Option<u64> {
         let RecordScan { offset, head, body_is_sound } = *record;
-        let Some(kind) = head.known_kind() else { return Some(0) };
+        let Some(kind) = head.known_kind() else {
+            if head.flags & FLAG_SKIPPABLE == 0 {
+                self.unknown_kind = Some(head.kind);
+            }
+            return Some(0);
+        };
         let mut rows = Vec::new();
         if kind == Kind::Entries {
             rows = Tables::decode(head.tables(file, offset)).ok()?.rows;
@@ -161,13 +187,29 @@ impl Summary {
         if kind.has_lsn() {
             match self.lsns.last_mut() {
                 Some(last) if last.end == head.lsn => last.end += 1,
-                _ => self.lsns.push(head.lsn..head.lsn + 1),
+                _ => self.lsns.push(head.lsn..head.lsn.saturating_add(1)),
             }
             if head.lsn >= durable {
                 self.tail.push((RecordRef { segment: self.number, offset, head }, rows));
             }
         }
         Some(lines)
+    }
+
+    /// Could the segment's first group be a copy of the log's tail that a crash has cut, so that the original still
+    /// counts? Not if a header proves that it was synced, or if all of it is there.
+    fn may_be_torn_copy(&self, durable: u64) -> bool {
+        let proved = self.first_lsn().is_some_and(|first| first < durable);
+        let no_copy = self.open.as_ref().is_some_and(|o| o.tail_end <= o.first_lsn);
+        !proved && !self.first_group_is_whole && !no_copy
+    }
+
+    /// A segment with durable content and without anything where its first group was: zeros, which scan as nothing.
+    fn lost_first_group(&self, durable: u64) -> Option<Damage> {
+        let lost = self.open.is_none() && self.first_lsn().is_some_and(|first| first < durable);
+        let told = self.damage.iter().any(|d| d.bytes.start < FIRST_GROUP + GROUP_ALIGN);
+        let bytes = FIRST_GROUP..FIRST_GROUP + GROUP_ALIGN;
+        (lost && !told).then_some(Damage { bytes, what: "first group" })
     }
 
     fn first_lsn(&self) -> Option<u64> {
@@ -213,8 +255,8 @@ pub struct Plan {
     /// LSNs above the durable one with no sound record, below the end of what was found. A write that was cut before its ack, or damage
     /// to the very last group within 50 ms of its ack: the log cannot tell.
     pub unresolved: Vec<Range<u64>>,
-    /// Rows of unresolved records whose table survives.
-    pub unresolved_rows: Vec<TableRow>,
+    /// LSN and rows of unresolved records whose table survives.
+    pub unresolved_rows: Vec<(u64, TableRow)>,
     /// The LSN of the next record.
     pub next_lsn: u64,
     /// Lines of the log's life up to the durable end.
@@ -237,16 +279,34 @@ pub struct Plan {
     pub last_segment: u64,
 }
 
+impl Plan {
+    /// The records of a segment that are applied, in LSN order: sound Entries below the segment's end, and its part
+    /// of the tail.
+    pub fn records(&self, number: u64, scan: &SegmentScan) -> Vec<RecordRef> {
+        let listed = self.replay.iter().find(|(n, _)| *n == number && scan.header.number == number);
+        let end = listed.map_or(0, |(_, end)| (*end).min(self.durable_lsn));
+        let tail: HashSet<u64> = self.tail.iter().filter(|r| r.segment == number).map(|r| r.offset).collect();
+        let records = scan.groups.iter().flat_map(|g| g.records.iter());
+        let sound = records.filter(|r| r.body_is_sound && r.head.known_kind() == Some(Kind::Entries));
+        let wanted = sound.filter(|r| r.head.lsn < end || tail.contains(&r.offset));
+        let mut out: Vec<RecordRef> =
+            wanted.map(|r| RecordRef { segment: number, offset: r.offset, head: r.head }).collect();
+        out.sort_by_key(|r| r.head.lsn);
+        out
+    }
+}
+
 /// Makes the plan from the summaries of all segments, in the order of their numbers.
 pub fn plan(summaries: &[Summary]) -> Plan {
     let mut out = Plan { last_segment: summaries.last().map_or(0, |s| s.number), ..Plan::default() };
     out.empty = summaries.iter().filter(|s| s.is_empty()).map(|s| s.number).collect();
     let used: Vec<&Summary> = summaries.iter().filter(|s| !s.is_empty()).collect();
-    let live = bounds(&used, &mut out.loss);
-    out.first_live_segment = live.first().map_or(0, |l| l.summary.number);
-    let told = live.iter().flat_map(|l| l.groups()).map(|g| g.durable_lsn);
+    // What a valid header says of the log before it is true, also when the group itself is void.
+    let told = used.iter().flat_map(|s| &s.groups).map(|g| g.durable_lsn);
     let opened = used.iter().filter_map(|s| s.open.as_ref()).filter_map(|o| o.previous).map(|p| p.end_lsn);
     out.durable_lsn = told.chain(opened).max().unwrap_or(0);
+    let live = bounds(&used, out.durable_lsn, &mut out.loss);
+    out.first_live_segment = live.first().map_or(0, |l| l.summary.number);
     out.first_lsn = live.first().and_then(|l| l.summary.first_lsn()).unwrap_or(out.durable_lsn);
     for l in &live {
         out.replay.push((l.summary.number, l.lsn_end));
@@ -273,8 +333,9 @@ impl Live<'_> {
 }
 
 /// Goes from the newest segment to the oldest: each Open tells where the log ended before it, and what lies between is
-/// void. Without a readable Open, the first LSN of the newer segment ends the older one.
-fn bounds<'a>(used: &[&'a Summary], loss: &mut Loss) -> Vec<Live<'a>> {
+/// void. Without a readable Open, the first LSN of the newer segment ends the older one. A first group that may be a
+/// torn copy of the older segments' tail ends nothing.
+fn bounds<'a>(used: &[&'a Summary], durable: u64, loss: &mut Loss) -> Vec<Live<'a>> {
     let mut live = Vec::new();
     let (mut lsn_end, mut byte_end) = (u64::MAX, u64::MAX);
     let mut wanted: Option<u64> = None;
@@ -289,6 +350,10 @@ fn bounds<'a>(used: &[&'a Summary], loss: &mut Loss) -> Vec<Live<'a>> {
             }
         }
         live.push(Live { summary, lsn_end, byte_end });
+        if summary.may_be_torn_copy(durable) {
+            (wanted, byte_end) = (None, u64::MAX);
+            continue;
+        }
         match &summary.open {
             Some(Open { previous: Some(p), .. }) => {
                 (wanted, byte_end, lsn_end) = (Some(p.segment), p.end_offset, p.end_lsn.min(lsn_end));
@@ -314,24 +379,32 @@ fn bounds<'a>(used: &[&'a Summary], loss: &mut Loss) -> Vec<Live<'a>> {
 
 fn find_tail(live: &[Live<'_>], out: &mut Plan) {
     let durable = out.durable_lsn;
-    let mut tail: BTreeMap<u64, RecordRef> = BTreeMap::new();
+    let mut tail: BTreeMap<u64, (RecordRef, &[TableRow])> = BTreeMap::new();
     let mut broken: BTreeMap<u64, &[TableRow]> = BTreeMap::new();
     for l in live {
         let above = |lsn: u64| lsn >= durable && lsn < l.lsn_end;
-        for (record, _) in l.summary.tail.iter().filter(|(r, _)| above(r.head.lsn)) {
-            tail.insert(record.head.lsn, *record);
+        for (record, rows) in l.summary.tail.iter().filter(|(r, _)| above(r.head.lsn)) {
+            let older = tail.get(&record.head.lsn);
+            // A copy adds nothing; the original keeps the order of the segments.
+            if !older.is_some_and(|(o, r)| *r == &rows[..] && is_copy(&o.head, &record.head)) {
+                tail.insert(record.head.lsn, (*record, rows));
+            }
         }
         broken.extend(l.summary.broken.iter().filter(|(lsn, _)| above(*lsn)).map(|(lsn, rows)| (*lsn, &rows[..])));
     }
     let told_end = live.iter().flat_map(|l| l.groups().map(move |g| g.end_lsn.min(l.lsn_end))).max().unwrap_or(durable);
-    let kept_end = tail.last_key_value().map_or(durable, |(lsn, _)| lsn + 1);
-    let seen_end = kept_end.max(told_end).max(broken.last_key_value().map_or(0, |(lsn, _)| lsn + 1));
-    out.unresolved = missing(durable..seen_end, tail.keys().map(|lsn| *lsn..*lsn + 1));
-    let rows = broken.iter().filter(|(lsn, _)| !tail.contains_key(lsn)).flat_map(|(_, rows)| rows.iter().copied());
-    out.unresolved_rows = rows.collect();
-    out.tail = tail.into_values().collect();
+    let kept_end = tail.last_key_value().map_or(durable, |(lsn, _)| lsn.saturating_add(1));
+    let seen_end = kept_end.max(told_end).max(broken.last_key_value().map_or(0, |(lsn, _)| lsn.saturating_add(1)));
+    out.unresolved = missing(durable..seen_end, tail.keys().map(|lsn| *lsn..lsn.saturating_add(1)));
+    let lost = broken.iter().filter(|(lsn, _)| !tail.contains_key(lsn));
+    out.unresolved_rows = lost.flat_map(|(lsn, rows)| rows.iter().map(|row| (*lsn, *row))).collect();
+    out.tail = tail.into_values().map(|(record, _)| record).collect();
     // What was never found needs no LSN: the next record takes it.
     out.next_lsn = kept_end.max(durable);
+}
+
+fn is_copy(a: &RecordHead, b: &RecordHead) -> bool {
+    (a.kind, a.len, a.body_crc) == (b.kind, b.len, b.body_crc)
 }
 
 fn find_losses(live: &[Live<'_>], out: &mut Plan) {
@@ -343,12 +416,18 @@ fn find_losses(live: &[Live<'_>], out: &mut Plan) {
         covered.extend(l.summary.lsns.iter().map(|r| r.start..r.end.min(end)).filter(|r| !r.is_empty()));
         let in_bounds = l.summary.lines.iter().filter(|(r, _)| r.start < end);
         surviving_lines += in_bounds.map(|(_, n)| n).sum::<u64>();
-        let before_tail = l.groups().filter(|g| g.end_lsn <= durable).map(|g| g.end).max().unwrap_or(0);
+        // A group that begins at the durable end proves the bytes before it.
+        let proved = l.groups().filter(|g| g.first_lsn <= durable);
+        let before_tail = proved.map(|g| if g.end_lsn <= durable { g.end } else { g.start }).max().unwrap_or(0);
         // Bytes that a torn write left above the durable end are no damage.
-        let last = l.lsn_end == u64::MAX;
-        let damage_end = if last { before_tail } else { l.byte_end };
+        let damage_end = if l.byte_end == u64::MAX { before_tail } else { l.byte_end };
+        // A file whose header is gone proves nothing: what it held is not known, so the file itself is the loss.
+        let damage_end = if l.summary.header.is_none() { u64::MAX } else { damage_end };
         let damage = l.summary.damage.iter().filter(|d| d.bytes.start < damage_end);
-        out.loss.damage.extend(damage.map(|d| (l.summary.number, d.clone())));
+        let headless = l.summary.lost_first_group(durable);
+        out.loss.damage.extend(headless.map(|d| (l.summary.number, d)));
+        let cut = l.summary.cut.iter().filter(|d| d.bytes.start < l.byte_end);
+        out.loss.damage.extend(damage.chain(cut).map(|d| (l.summary.number, d.clone())));
         let broken = l.summary.broken.iter().filter(|(lsn, _)| *lsn < end);
         out.loss.streams.extend(broken.flat_map(|(_, rows)| rows.iter().copied()));
         out.gaps.extend(l.summary.gaps.iter().cloned());
@@ -363,10 +442,10 @@ fn find_losses(live: &[Live<'_>], out: &mut Plan) {
     }
 }
 
-/// Lines up to the durable end: the newest header that was written at or after it tells them.
+/// Lines up to the durable end: the newest header that does not lie above it tells them.
 fn total_lines(live: &[Live<'_>], durable: u64) -> u64 {
     let groups = live.iter().flat_map(Live::groups);
-    let told = groups.filter(|g| g.durable_lsn <= durable).map(|g| g.lines_before);
+    let told = groups.filter(|g| g.first_lsn <= durable).map(|g| g.lines_before);
     let opened = live.iter().filter_map(|l| l.summary.open.as_ref()).filter(|o| o.first_lsn <= durable);
     told.chain(opened.map(|o| o.total_lines)).max().unwrap_or(0)
 }
@@ -374,7 +453,11 @@ fn total_lines(live: &[Live<'_>], durable: u64) -> u64 {
 fn settle_ends(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
     for summary in used {
         for definition in &summary.definitions {
-            out.definitions.entry(definition.id).or_insert_with(|| definition.clone());
+            // The newest one knows the highest seq.
+            let known = out.definitions.entry(definition.id).or_insert_with(|| definition.clone());
+            if known.next_seq < definition.next_seq {
+                *known = definition.clone();
+            }
         }
     }
     let seen = used.iter().map(|s| s.max_stream_id.saturating_add(1));

@@ -533,6 +533,10 @@ pub struct Open {
     pub total_lines: u64,
     /// Where the log ended before; `None` in the first segment.
     pub previous: Option<Previous>,
+    /// The LSN after the last record that recovery wrote again in the segment's first group; `first_lsn` if it wrote
+    /// none. As long as such a group is neither whole nor proved durable, the records at the end of the older segments
+    /// are the ones that count.
+    pub tail_end: u64,
     /// Oldest segment that is still needed.
     pub first_live_segment: u64,
     /// Block segments and their synced ends. Empty in version 1.
@@ -615,6 +619,7 @@ mod tests {
             first_lsn: 300,
             next_stream_id: 9,
             total_lines: 70_000,
+            tail_end: 300,
             first_live_segment: 1,
             blocks: vec![],
             previous: Some(Previous { segment: 1, end_offset: 8192, end_lsn: 300, digest: 7 }),

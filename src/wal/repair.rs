@@ -3,12 +3,12 @@
 
 use super::format::{FIRST_GROUP, HeaderError, Kind, RecordHead};
 use super::plan::{Plan, RecordRef, Summary, plan};
-use super::record::{Gap, Tables, encode_control};
-use super::scan::{SegmentScan, scan_segment};
+use super::record::{Gap, SeriesDef, Tables, encode_control};
+use super::scan::scan_segment;
 use super::segment::{Prepared, segment_name, segment_number};
 use super::writer::{LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
 use crate::fs::{Fs, read_full_at};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -28,6 +28,9 @@ pub enum RecoverError {
     /// A segment of a newer format.
     #[error("segment {0}: {1}")]
     Version(String, HeaderError),
+    /// A segment with records of a newer format.
+    #[error("segment {0} holds records of type {1}, which this program does not know: use the newer program that wrote it")]
+    Kind(String, u8),
     /// A segment of another data directory.
     #[error(
         "segment {0} belongs to another volume ({1}, this directory is {2}): move it away, or restore the identity file"
@@ -88,7 +91,10 @@ fn summarize(options: &WalOptions, number: u64) -> Result<Summary, RecoverError>
         Ok(scan) if scan.header.volume != options.volume => {
             Err(RecoverError::Foreign(name, scan.header.volume, options.volume))
         }
-        Ok(scan) => Ok(Summary::of(number, &scan, &file)),
+        Ok(scan) => {
+            let summary = Summary::of(number, &scan, &file);
+            summary.unknown_kind.map_or(Ok(summary), |kind| Err(RecoverError::Kind(name, kind)))
+        }
         Err(e @ HeaderError::Version(_)) => Err(RecoverError::Version(name, e)),
         Err(HeaderError::NotASegment | HeaderError::Damaged) => Ok(Summary::unusable(number)),
     }
@@ -118,16 +124,11 @@ impl Recovered {
     /// # Errors
     /// A file could not be read.
     pub fn replay(&self, apply: &mut dyn FnMut(ReplaySegment<'_>)) -> Result<(), RecoverError> {
-        let tail: HashSet<(u64, u64)> = self.plan.tail.iter().map(|r| (r.segment, r.offset)).collect();
-        for (number, lsn_end) in &self.plan.replay {
+        for (number, _) in &self.plan.replay {
             let file = read_segment(&*self.options.fs, &self.options.dir.join(segment_name(*number)))?;
+            // The plan has reported files that are no segment.
             let Ok(scan) = scan_segment(&file) else { continue };
-            let end = (*lsn_end).min(self.plan.durable_lsn);
-            let mut records: Vec<RecordRef> = sound_entries(*number, &scan)
-                .filter(|r| r.head.lsn < end || tail.contains(&(r.segment, r.offset)))
-                .collect();
-            records.sort_by_key(|r| r.head.lsn);
-            apply(ReplaySegment { number: *number, file: &file, records });
+            apply(ReplaySegment { number: *number, file: &file, records: self.plan.records(*number, &scan) });
         }
         Ok(())
     }
@@ -151,8 +152,12 @@ impl Recovered {
         let queue_bytes = options.queue_bytes;
         let mut writer = Writer::new(options, start);
         if !tail.is_empty() {
-            let streams: BTreeSet<u64> = tail.iter().flat_map(|(_, streams)| streams.iter().copied()).collect();
-            let definitions = streams.iter().filter_map(|id| plan.definitions.get(id)).cloned().collect();
+            let mut first_seqs: BTreeMap<u64, u64> = BTreeMap::new();
+            for (stream, seq) in tail.iter().flat_map(|(_, streams)| streams) {
+                first_seqs.entry(*stream).or_insert(*seq);
+            }
+            let defined = first_seqs.iter().filter_map(|(id, seq)| Some((plan.definitions.get(id)?, *seq)));
+            let definitions = defined.map(|(d, next_seq)| SeriesDef { next_seq, ..d.clone() }).collect();
             let records: Vec<TailRecord> = tail.into_iter().map(|(record, _)| record).collect();
             if let Err(error) = writer.rewrite_tail(definitions, &records) {
                 writer.supply.stop();
@@ -166,15 +171,12 @@ impl Recovered {
     }
 }
 
-fn sound_entries(segment: u64, scan: &SegmentScan) -> impl Iterator<Item = RecordRef> + '_ {
-    let records = scan.groups.iter().flat_map(|g| g.records.iter());
-    let sound = records.filter(|r| r.body_is_sound && r.head.known_kind() == Some(Kind::Entries));
-    sound.map(move |r| RecordRef { segment, offset: r.offset, head: r.head })
-}
+/// Stream ids and the first seq of each in one record.
+type FirstSeqs = Vec<(u64, u64)>;
 
-/// The records above the durable LSN with the ids of their streams; a Gap stands for each LSN between them that has no
+/// The records above the durable LSN with the ids and first seqs of their streams; a Gap stands for each LSN between them that has no
 /// record, so that LSNs stay dense and the next start does not find the hole again.
-fn tail_records(options: &WalOptions, plan: &Plan) -> Result<Vec<(TailRecord, Vec<u64>)>, RecoverError> {
+fn tail_records(options: &WalOptions, plan: &Plan) -> Result<Vec<(TailRecord, FirstSeqs)>, RecoverError> {
     let mut out = Vec::new();
     let mut expected = plan.durable_lsn;
     let mut open: Option<(u64, Vec<u8>)> = None;
@@ -192,7 +194,7 @@ fn tail_records(options: &WalOptions, plan: &Plan) -> Result<Vec<(TailRecord, Ve
         let tables = Tables::decode(r.head.tables(file, r.offset));
         let (streams, lines) = match &tables {
             Ok(t) if r.head.known_kind() == Some(Kind::Entries) => {
-                (t.rows.iter().map(|row| row.stream).collect(), t.lines())
+                (t.rows.iter().map(|row| (row.stream, row.first_seq)).collect(), t.lines())
             }
             _ => (Vec::new(), 0),
         };
@@ -202,8 +204,8 @@ fn tail_records(options: &WalOptions, plan: &Plan) -> Result<Vec<(TailRecord, Ve
 }
 
 fn lost(lsn: u64, plan: &Plan) -> TailRecord {
-    let rows = plan.unresolved_rows.iter();
-    let seqs = rows.map(|r| (r.stream, r.first_seq, r.first_seq + u64::from(r.count))).collect();
+    let rows = plan.unresolved_rows.iter().filter(|(of, _)| *of == lsn);
+    let seqs = rows.map(|(_, r)| (r.stream, r.first_seq, r.first_seq.saturating_add(u64::from(r.count)))).collect();
     let (bytes, head): (Vec<u8>, RecordHead) = encode_control(Kind::Gap, &Gap { lsns: vec![(lsn, lsn + 1)], seqs });
     TailRecord::Lost { bytes, head }
 }
@@ -220,7 +222,12 @@ fn take_stock(options: &WalOptions, plan: &Plan) -> Result<Vec<Prepared>, Recove
         let header = scan_segment(&bytes).map(|s| s.header);
         let untouched = bytes.get(FIRST_GROUP as usize..).unwrap_or_default().iter().all(|b| *b == 0);
         match header {
-            Ok(header) if untouched && *number > newest_used && header.file_len >= options.segment_size => {
+            Ok(header)
+                if untouched
+                    && *number > newest_used
+                    && header.file_len >= options.segment_size
+                    && bytes.len() as u64 >= header.file_len =>
+            {
                 prepared.push(Prepared { header, file });
             }
             _ => {

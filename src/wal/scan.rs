@@ -96,7 +96,7 @@ impl Scan<'_> {
     }
 
     fn group(&self, offset: u64, header: GroupHeader) -> GroupScan {
-        let end = header.end(offset);
+        let end = header.end(offset).min(self.file.len() as u64);
         let crc_at = offset as usize + GROUP_HEADER_LEN - 4;
         let crc = self.file.get(crc_at..).and_then(|b| b.first_chunk::<4>()).map_or(0, |c| u32::from_le_bytes(*c));
         let mut group =

@@ -3,7 +3,7 @@
 use super::format::{FIRST_GROUP, SECOND_HEADER, SegmentHeader};
 use crate::fs::{File, Fs, temporary_name, write_all_at};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -34,13 +34,14 @@ pub(super) fn prepare(fs: &dyn Fs, dir: &Path, volume: Uuid, number: u64, file_l
     let temporary = temporary_name(&path);
     let made = fill(fs, dir, &temporary, &path, SegmentHeader { number, file_len, salt: new_salt(), volume });
     if made.is_err() {
-        // The name may or may not exist; what counts is that no unfinished file takes space.
+        // Either name may or may not exist; what counts is that no unfinished file takes space.
         let _ = fs.remove(&temporary);
+        let _ = fs.remove(&path);
     }
     made
 }
 
-fn fill(fs: &dyn Fs, dir: &Path, temporary: &Path, path: &PathBuf, header: SegmentHeader) -> io::Result<Prepared> {
+fn fill(fs: &dyn Fs, dir: &Path, temporary: &Path, path: &Path, header: SegmentHeader) -> io::Result<Prepared> {
     match fs.remove(temporary) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}

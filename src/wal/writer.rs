@@ -1,7 +1,9 @@
 //! The thread that writes the log: it stamps LSN and seq, gathers what waits into a group, writes it with one
 //! `pwrite`, syncs it, and only then hands the records on.
 
-use super::format::{FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, Kind, RECORD_ALIGN, SegmentHeader};
+use super::format::{
+    FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, Kind, MAX_RECORD_LEN, RECORD_ALIGN, SegmentHeader,
+};
 use super::record::{ControlBody, EntriesRecord, Open, Previous, SeriesDef, TableRow, encode_control};
 use super::segment::{self, Prepared};
 use super::supply::Supply;
@@ -131,6 +133,9 @@ pub enum Unavailable {
     /// More bytes wait than the queue may hold.
     #[error("the queue of the write-ahead log is full: the disk is slower than the pushes")]
     QueueFull,
+    /// The record, or its body before compression, is larger than [`MAX_RECORD_LEN`]: no reader would accept it.
+    #[error("the push needs a record of {0} bytes, the write-ahead log takes at most {MAX_RECORD_LEN}: split the push")]
+    TooLarge(usize),
     /// The log was stopped.
     #[error("the write-ahead log is stopped")]
     Stopped,
@@ -218,6 +223,10 @@ impl<P: Send + 'static> Wal<P> {
             return Err((why, append));
         }
         let len = append.record.len();
+        let largest = len.max(append.record.raw().len());
+        if largest as u64 > MAX_RECORD_LEN {
+            return Err((Unavailable::TooLarge(largest), append));
+        }
         let mut state = self.queue.state.lock();
         if state.stopping {
             return Err((Unavailable::Stopped, append));
@@ -352,6 +361,7 @@ impl<P: Send + 'static, S: Sink<P>> Run<P, S> {
     /// Remembers a failure for good. What waits is failed by the next turn of the loop.
     fn note(&mut self, outcome: Result<(), LogError>) {
         if let Err(LogError::Fatal(error)) = outcome {
+            self.writer.give_up();
             self.writer.options.metrics.poisoned.set(1);
             self.queue.state.lock().poisoned = Some(error.to_string());
             self.sink.poisoned(&error);
@@ -475,6 +485,12 @@ impl Writer {
         if self.announced_lsn < self.durable_lsn { self.watermark() } else { Ok(()) }
     }
 
+    /// After a failed sync or write nothing is written or synced again, and no header tells anything.
+    fn give_up(&mut self) {
+        self.active = None;
+        self.announced_lsn = self.durable_lsn;
+    }
+
     fn sync(&mut self) -> Result<(), LogError> {
         let Some(active) = self.active.as_mut().filter(|a| a.dirty) else { return Ok(()) };
         let timer = self.options.metrics.sync_seconds.start_timer();
@@ -578,7 +594,7 @@ impl Writer {
     fn build_and_write<P>(&mut self, group: &mut [Append<P>]) -> Result<u64, LogError> {
         let first_lsn = self.next_lsn;
         let lines: u64 = group.iter().map(|a| a.record.lines()).sum();
-        let mut builder = self.begin_group()?;
+        let mut builder = self.begin_group(0)?;
         builder.series(self.staged.values().filter(|s| s.defined).map(|s| s.stream.definition(s.cursor.next_seq)));
         for append in group.iter_mut() {
             for (row, stream) in append.streams.iter().enumerate() {
@@ -625,7 +641,8 @@ impl Writer {
     }
 
     /// A builder for a group at the end of the active segment; the first group of a segment begins with Open.
-    fn begin_group(&mut self) -> Result<GroupBuilder, LogError> {
+    /// `tail_len` is the number of records that recovery writes again in this group.
+    fn begin_group(&mut self, tail_len: u64) -> Result<GroupBuilder, LogError> {
         let Some(active) = &self.active else { return Err(LogError::NoSpace("no segment".into())) };
         let mut builder = GroupBuilder::new(std::mem::take(&mut self.buffer), active.header, active.at, self.next_lsn);
         if active.fresh() {
@@ -636,6 +653,7 @@ impl Writer {
                     next_stream_id: self.options.next_stream_id.load(Ordering::SeqCst),
                     total_lines: self.lines,
                     previous: self.previous,
+                    tail_end: self.next_lsn + tail_len,
                     first_live_segment: if self.first_live_segment == 0 {
                         active.header.number
                     } else {
@@ -655,12 +673,15 @@ impl Writer {
         if let Err(error) = write_all_at(&*active.file, active.at, &group.bytes) {
             self.options.metrics.write_failures.inc();
             self.buffer = group.bytes;
+            let error = LogError::of_write(error);
+            if matches!(error, LogError::NoSpace(_)) {
+                self.options.metrics.disk_full.inc();
+                // In the weaker modes earlier groups of the segment are not synced yet, and the next Open says that
+                // they are.
+                self.sync()?;
+            }
             self.abandon();
-            return Err(LogError::of_write(error)).inspect_err(|e| {
-                if matches!(e, LogError::NoSpace(_)) {
-                    self.options.metrics.disk_full.inc();
-                }
-            });
+            return Err(error);
         }
         active.dirty = true;
         active.at += group.bytes.len() as u64;
@@ -685,7 +706,7 @@ impl Writer {
             self.announced_lsn = self.durable_lsn;
             return Ok(());
         }
-        let builder = self.begin_group()?;
+        let builder = self.begin_group(0)?;
         self.write(builder, 0)?;
         let Some(active) = self.active.as_mut() else { return Ok(()) };
         active.file.sync_data().map_err(LogError::Fatal)?;
@@ -726,6 +747,9 @@ impl Writer {
         match extended {
             Ok(()) => active.header = header,
             Err(error) => {
+                // The half-enlarged file would hold its space until the next start.
+                let name = segment::segment_name(active.header.number);
+                let _ = self.options.fs.remove(&self.options.dir.join(name));
                 self.active = None;
                 return Err(match error {
                     segment::ExtendError::Write(e) => LogError::of_write(e),
@@ -748,7 +772,7 @@ impl Writer {
             self.extend(need)?;
         }
         let lines = tail.iter().map(TailRecord::lines).sum();
-        let mut builder = self.begin_group()?;
+        let mut builder = self.begin_group(tail.len() as u64)?;
         builder.series(definitions.into_iter());
         for record in tail {
             builder.tail(record);

@@ -1,0 +1,108 @@
+//! Replay: a log of real shape, read, decompressed and applied. Throughput is line bytes; divide by the threads (two
+//! here, or the cores if there is one) for the figure per core.
+
+#[path = "support/lines.rs"]
+mod support;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use prometheus::{CounterVec, Opts, Registry};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use support::lines;
+use timberline::chunk::Encoding;
+use timberline::fs::RealFs;
+use timberline::ingester::{Cluster, Ingester, IngesterConfig, IngesterMetrics, NilRecord, Progress, Replayed};
+use timberline::model::{Entry, LabelSet, MetadataPair, Overrides, Push, PushStream, Span, Tenant};
+use timberline::wal::{Codec, SyncMode};
+
+const STREAMS: usize = 400;
+const STREAMS_PER_PUSH: usize = 10;
+const LINES_PER_STREAM: usize = 100;
+
+fn config(dir: &Path, threads: usize) -> IngesterConfig {
+    IngesterConfig {
+        fs: Arc::new(RealFs),
+        data_dir: dir.to_path_buf(),
+        wal_dir: dir.join("wal"),
+        require_data: false,
+        segment_size: 64 << 20,
+        sync: SyncMode::Os,
+        wal_codec: Codec::Snappy,
+        queue_bytes: 64 << 20,
+        queue_timeout: Duration::from_secs(60),
+        chunk_block_size: 256 << 10,
+        chunk_target_size: 1536 << 10,
+        chunk_encoding: Encoding::Snappy,
+        max_chunk_age: Duration::from_secs(86_400),
+        sync_period: Duration::ZERO,
+        sync_min_utilization: 0.1,
+        max_returned_stream_errors: 10,
+        heads_budget: 4 << 30,
+        cluster: Cluster { ingesters: 1, replication_factor: 1 },
+        threads,
+    }
+}
+
+fn replay(dir: &Path, threads: usize) -> Replayed {
+    let counter = |name: &str| {
+        let labels = ["reason", "tenant", "retention_hours", "policy", "format"];
+        CounterVec::new(Opts::new(name, name), &labels).unwrap()
+    };
+    let metrics = IngesterMetrics::new(&Registry::new(), (counter("a"), counter("b"))).unwrap();
+    Ingester::<NilRecord>::replay(config(dir, threads), Arc::default(), metrics, &Progress::default()).unwrap()
+}
+
+fn push(lines: &[String], first_stream: usize, first_line: usize) -> Push {
+    let mut out = Push::default();
+    let mut intern = |text: &str| {
+        out.arena.extend_from_slice(text.as_bytes());
+        Span::new(out.arena.len() - text.len(), text.len())
+    };
+    let pair = MetadataPair { name: intern("detected_level"), value: intern("info") };
+    for stream in first_stream..first_stream + STREAMS_PER_PUSH {
+        let first = out.entries.len() as u32;
+        for n in 0..LINES_PER_STREAM {
+            let line = intern(&lines[(first_line + stream * 31 + n) % lines.len()]);
+            let timestamp = 1_700_000_000_000_000_000 + (first_line + n) as i64 * 1000;
+            out.entries.push(Entry { timestamp, line, metadata: 0..1 });
+        }
+        let labels = LabelSet::new([("job", "bench".to_string()), ("stream", format!("s{}", stream % STREAMS))]);
+        out.streams.push(PushStream { labels: Arc::new(labels), token: 0, entries: first..out.entries.len() as u32 });
+    }
+    out.metadata.push(pair);
+    out
+}
+
+/// Writes a log of about `bytes` bytes of lines and returns how many it holds.
+fn write(dir: &Path, bytes: u64) -> u64 {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let lines = lines(4 << 20);
+    let ingester = replay(dir, 2).go_live(Box::new(|e| panic!("{e}"))).unwrap();
+    let (tenant, mut written, mut round) = (Tenant::new("bench").unwrap(), 0, 0);
+    while written < bytes {
+        let push = Arc::new(push(&lines, round * STREAMS_PER_PUSH % STREAMS, round * LINES_PER_STREAM));
+        written += push.entries.iter().map(|e| u64::from(e.line.len)).sum::<u64>();
+        let all: Vec<u32> = (0..push.streams.len() as u32).collect();
+        // The limits are those of tenants: this bench has none to test.
+        let _ = runtime.block_on(ingester.push(&tenant, push, &all));
+        round += 1;
+    }
+    ingester.stop();
+    written
+}
+
+fn bench(c: &mut Criterion) {
+    let tmp = tempfile::tempdir().unwrap();
+    write(tmp.path(), 256 << 20);
+    let line_bytes = replay(tmp.path(), 2).report.line_bytes;
+    let mut group = c.benchmark_group("replay");
+    group.sample_size(10).throughput(Throughput::Bytes(line_bytes));
+    for threads in [1, 2] {
+        group.bench_function(format!("{threads} threads"), |b| b.iter_with_large_drop(|| replay(tmp.path(), threads)));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

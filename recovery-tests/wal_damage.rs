@@ -1,0 +1,435 @@
+//! Every bit flipped and every truncation of a small log, lost and repeated sectors, missing and mixed-up segments:
+//! never a panic, never a wrong line, at most the damaged record lost, and every loss of durable lines told.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+use support::disk::{MemDisk, Unsynced};
+use support::{Lines, Log, Outcome, VOLUME, decode_record, dir, large_push, note, options, push};
+use timberline::wal::*;
+
+/// (stream id, seq) of lines.
+type Keys = BTreeSet<(u64, u64)>;
+
+/// A small log and what each of its bytes is.
+struct Fixture {
+    files: Vec<(u64, Vec<u8>)>,
+    summaries: Vec<Summary>,
+    lines: Lines,
+    plan: Plan,
+    /// Records: segment, bytes, keys of their lines.
+    records: Vec<(u64, Range<u64>, Keys)>,
+    /// Bytes of groups, padding excluded.
+    live: Vec<(u64, Range<u64>)>,
+    /// Nothing of this segment from this offset on is proved durable.
+    unproved: (u64, u64),
+}
+
+/// `orderly` ends the log with a watermark; otherwise it ends as by `kill -9`, right behind its last ack.
+fn make(orderly: bool) -> Fixture {
+    let disk = MemDisk::default();
+    // Five groups a segment: the time of these tests goes with the size.
+    let options = WalOptions { segment_size: 32 << 10, ..options(Arc::new(disk.clone()), &dir(), SyncMode::Always) };
+    let (log, _) = Log::open(options, None).unwrap();
+    let mut lines = Lines::new();
+    for n in 0..14 {
+        let p = push(n, if u32::is_multiple_of(n, 2) { &[1, 2] } else { &[2, 3, 1] }, 2);
+        log.send(n, &p, "t", Codec::Snappy).unwrap();
+        match log.outcome(n) {
+            Outcome::Durable { rows, .. } => note(&p, &rows, &mut lines),
+            Outcome::Failed(why) => panic!("{why}"),
+        }
+    }
+    if orderly {
+        log.wal.stop();
+    } else {
+        log.kill();
+    }
+    let out = Fixture::of(&disk, lines);
+    let used = out.summaries.iter().filter(|s| !s.is_empty()).count();
+    assert!(used >= 3, "{used} segments");
+    out
+}
+
+fn orderly() -> &'static Fixture {
+    static LOG: OnceLock<Fixture> = OnceLock::new();
+    LOG.get_or_init(|| make(true))
+}
+
+fn killed() -> &'static Fixture {
+    static LOG: OnceLock<Fixture> = OnceLock::new();
+    LOG.get_or_init(|| make(false))
+}
+
+fn summary(number: u64, file: &[u8]) -> Summary {
+    match scan_segment(file) {
+        Ok(scan) => Summary::of(number, &scan, file),
+        Err(_) => Summary::unusable(number),
+    }
+}
+
+/// Lines of the log in these files, by this plan.
+fn read<'a>(plan: &Plan, file: impl Fn(u64) -> Option<&'a [u8]>) -> Lines {
+    let mut out = Lines::new();
+    for (number, _) in &plan.replay {
+        let Some(bytes) = file(*number) else { continue };
+        let Ok(scan) = scan_segment(bytes) else { continue };
+        plan.records(*number, &scan).iter().for_each(|r| decode_record(r, bytes, &mut out));
+    }
+    out
+}
+
+/// What a start finds.
+struct Found {
+    plan: Plan,
+    lost: BTreeSet<(u64, u64)>,
+}
+
+impl Fixture {
+    fn of(disk: &MemDisk, lines: Lines) -> Self {
+        let files: Vec<(u64, Vec<u8>)> = disk
+            .crash(Unsynced::Lost)
+            .durable_files()
+            .into_iter()
+            .filter_map(|(name, bytes)| Some((segment_number(&name)?, bytes)))
+            .collect();
+        let summaries: Vec<Summary> = files.iter().map(|(n, b)| summary(*n, b)).collect();
+        let plan = plan(&summaries);
+        let (mut records, mut live) = (Vec::new(), Vec::new());
+        let mut unproved = (u64::MAX, 0);
+        for (number, bytes) in &files {
+            for copy in [0, 4096] {
+                live.push((*number, copy..copy + 64));
+            }
+            for group in scan_segment(bytes).unwrap().groups {
+                let header = group.header.unwrap();
+                live.push((*number, group.offset..group.offset + u64::from(header.len)));
+                if header.end_lsn() > plan.durable_lsn {
+                    unproved = (*number, group.offset);
+                }
+                for r in &group.records {
+                    let mut keys = Lines::new();
+                    if r.head.kind == 2 {
+                        let r = RecordRef { segment: *number, offset: r.offset, head: r.head };
+                        decode_record(&r, bytes, &mut keys);
+                    }
+                    let range = r.offset..r.offset + u64::from(r.head.len);
+                    records.push((*number, range, keys.into_keys().collect()));
+                }
+            }
+        }
+        let out = Self { files, summaries, lines, plan, records, live, unproved };
+        assert_eq!(read(&out.plan, |n| out.file(n)), out.lines);
+        assert!(out.plan.loss.is_empty());
+        out
+    }
+
+    fn file(&self, number: u64) -> Option<&[u8]> {
+        self.files.iter().find(|(n, _)| *n == number).map(|(_, b)| &b[..])
+    }
+
+    /// Reads the log with one segment replaced. A wrong line or a line twice fails here.
+    fn with(&self, number: u64, bytes: &[u8]) -> Found {
+        let replaced =
+            self.summaries.iter().map(|s| if s.number == number { summary(number, bytes) } else { s.clone() });
+        let plan = plan(&replaced.collect::<Vec<_>>());
+        let lines = read(&plan, |n| if n == number { Some(bytes) } else { self.file(n) });
+        self.found(plan, &lines)
+    }
+
+    fn found(&self, plan: Plan, lines: &Lines) -> Found {
+        for (key, line) in lines {
+            assert_eq!(self.lines.get(key), Some(line), "a wrong line");
+        }
+        let lost = self.lines.keys().filter(|k| !lines.contains_key(k)).copied().collect();
+        Found { plan, lost }
+    }
+
+    /// Lines of all records that overlap these bytes.
+    fn lines_in(&self, number: u64, bytes: &Range<u64>) -> BTreeSet<(u64, u64)> {
+        let hit = self.records.iter().filter(|(n, r, _)| *n == number && r.start < bytes.end && bytes.start < r.end);
+        hit.flat_map(|(_, _, keys)| keys.iter().copied()).collect()
+    }
+
+    /// The first group of the oldest segment: without it nothing tells where the LSNs of the log begin.
+    fn holds_the_beginning(&self, number: u64, bytes: &Range<u64>) -> bool {
+        number == self.files[0].0 && bytes.start < 8192 + 4096
+    }
+
+    fn check(&self, number: u64, bytes: Range<u64>, found: &Found) {
+        let when = format!("bytes {bytes:?} of segment {number}");
+        let Found { plan, lost } = found;
+        let allowed = self.lines_in(number, &bytes);
+        assert!(lost.is_subset(&allowed), "{when}: more than the damaged records is lost: {lost:?} of {allowed:?}");
+        let unproved = number == self.unproved.0 && bytes.end > self.unproved.1;
+        if lost.is_empty() || unproved {
+            return;
+        }
+        assert!(!plan.loss.is_empty(), "{when}: {} lines are lost silently", lost.len());
+        if !self.holds_the_beginning(number, &bytes) {
+            assert_eq!(plan.loss.lines, lost.len() as u64, "{when}: {:?}", plan.loss);
+        }
+    }
+}
+
+/// Runs the cases on both cores.
+fn in_parallel<T: Sync>(cases: &[T], run: impl Fn(&T) + Sync) {
+    let half = cases.len() / 2;
+    std::thread::scope(|s| {
+        let first = s.spawn(|| cases[..half].iter().for_each(&run));
+        cases[half..].iter().for_each(&run);
+        first.join().unwrap();
+    });
+}
+
+fn flip_every_bit(log: &'static Fixture, tell_unresolved: bool) {
+    let bytes: Vec<(u64, u64)> = log.live.iter().flat_map(|(n, r)| r.clone().map(|at| (*n, at))).collect();
+    in_parallel(&bytes, |(number, at)| {
+        let mut file = log.file(*number).unwrap().to_vec();
+        for bit in 0..8 {
+            file[*at as usize] ^= 1 << bit;
+            let found = log.with(*number, &file);
+            log.check(*number, *at..*at + 1, &found);
+            let proved = *number < log.unproved.0 || (*number == log.unproved.0 && *at < log.unproved.1);
+            if *at >= 8192 && proved && !log.is_watermark_or_alignment(*number, *at) {
+                assert!(!found.plan.loss.is_empty(), "byte {at} of segment {number}: the flip is not found");
+            }
+            if tell_unresolved && !found.lost.is_empty() && !proved {
+                assert!(!found.plan.unresolved.is_empty(), "byte {at} of segment {number}: the tail is not told");
+            }
+            assert_eq!(found.plan.definitions.len(), 3);
+            file[*at as usize] ^= 1 << bit;
+        }
+    });
+}
+
+impl Fixture {
+    /// A group without records, or the zeros between two records: no line depends on it.
+    fn is_watermark_or_alignment(&self, number: u64, at: u64) -> bool {
+        let in_record = self.records.iter().any(|(n, r, _)| *n == number && r.contains(&at));
+        let group = self.live.iter().find(|(n, r)| *n == number && r.contains(&at)).unwrap();
+        let empty = group.1.end - group.1.start == 64;
+        empty || (!in_record && at >= group.1.start + 64)
+    }
+}
+
+#[test]
+fn every_bit_flipped_in_a_log_that_was_stopped() {
+    flip_every_bit(orderly(), false);
+}
+
+#[test]
+fn every_bit_flipped_in_a_log_that_was_killed() {
+    flip_every_bit(killed(), true);
+}
+
+#[test]
+fn padding_and_unused_bytes_do_not_matter() {
+    let log = orderly();
+    for (number, file) in &log.files {
+        let mut file = file.clone();
+        let live = |at: u64| log.live.iter().any(|(n, r)| n == number && r.contains(&at));
+        for at in (0..file.len() as u64).step_by(67).filter(|at| !live(*at)) {
+            file[at as usize] ^= 0x10;
+            let found = log.with(*number, &file);
+            assert!(found.lost.is_empty() && found.plan.loss.is_empty(), "byte {at}: {:?}", found.plan.loss);
+            assert!(found.plan.unresolved.is_empty());
+            file[at as usize] ^= 0x10;
+        }
+    }
+}
+
+#[test]
+fn every_truncation() {
+    for log in [orderly(), killed()] {
+        let cuts = log.files.iter().flat_map(|(number, file)| {
+            let live = move |at: u64| log.live.iter().any(|(n, r)| n == number && r.contains(&at));
+            (0..file.len() as u64).filter(move |at| at % 512 == 0 || live(*at)).map(|at| (*number, at))
+        });
+        in_parallel(&cuts.collect::<Vec<_>>(), |(number, cut)| {
+            let file = &log.file(*number).unwrap()[..*cut as usize];
+            let Found { plan, lost } = log.with(*number, file);
+            let when = format!("segment {number} cut to {cut} bytes");
+            let behind = *cut..u64::MAX;
+            // Without a header nothing can be proved, so the whole segment is gone, and that is told.
+            let allowed = log.lines_in(*number, if *cut < 64 { &(0..u64::MAX) } else { &behind });
+            assert!(lost.is_subset(&allowed), "{when}: {lost:?}");
+            // The program's files are never short, so even a cut before any group is told.
+            // A cut behind the end that the next Open tells takes nothing.
+            let held = log.live.iter().any(|(n, r)| n == number && r.start >= 8192 && *cut < r.end);
+            assert!(lost.is_empty() || !plan.loss.is_empty(), "{when}: {} lines are lost silently", lost.len());
+            assert!(!held || !plan.loss.is_empty(), "{when}: the cut is not found");
+        });
+    }
+}
+
+#[test]
+fn lost_and_repeated_sectors() {
+    for log in [orderly(), killed()] {
+        for (number, original) in &log.files {
+            for size in [512usize, 4096] {
+                let sectors = original.len() / size;
+                let used = log.live.iter().filter(|(n, _)| n == number).map(|(_, r)| r.end).max().unwrap_or(0);
+                for sector in 0..sectors.min(used as usize / size + 2) {
+                    let range = sector * size..(sector + 1) * size;
+                    let bytes = range.start as u64..range.end as u64;
+                    let mut file = original.clone();
+                    file[range.clone()].fill(0);
+                    log.check(*number, bytes.clone(), &log.with(*number, &file));
+                    file[range.clone()].fill(0xff);
+                    log.check(*number, bytes.clone(), &log.with(*number, &file));
+                    // Another sector of the same segment in its place: an older version, or a misdirected write.
+                    for other in [sector.wrapping_sub(1), sector + 1, 16, 2 * 4096 / size] {
+                        let Some(from) = original.get(other.wrapping_mul(size)..).and_then(|b| b.get(..size)) else {
+                            continue;
+                        };
+                        file[range.clone()].copy_from_slice(from);
+                        log.check(*number, bytes.clone(), &log.with(*number, &file));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn missing_segments_are_told_unless_they_are_the_newest() {
+    let log = orderly();
+    let used: Vec<u64> = log.summaries.iter().filter(|s| !s.is_empty()).map(|s| s.number).collect();
+    for missing in &used {
+        let rest: Vec<Summary> = log.summaries.iter().filter(|s| s.number != *missing).cloned().collect();
+        let plan = plan(&rest);
+        let lines = read(&plan, |n| log.file(n));
+        let Found { plan, lost } = log.found(plan, &lines);
+        assert_eq!(lost, log.lines_in(*missing, &(0..u64::MAX)));
+        // No file tells of a newer one, so the newest is missed by nobody.
+        if missing != used.last().unwrap() {
+            assert_eq!(plan.loss.missing_segments, [*missing]);
+            if missing != used.first().unwrap() {
+                assert_eq!(plan.loss.lines, lost.len() as u64);
+            }
+        }
+    }
+}
+
+#[test]
+fn segments_under_wrong_names_give_no_wrong_line_and_are_told() {
+    let log = orderly();
+    let (a, b) = (log.files[0].clone(), log.files[1].clone());
+    let files = |changed: &[(u64, &[u8])]| {
+        let mut files = log.files.clone();
+        for (number, bytes) in changed {
+            files.retain(|(n, _)| n != number);
+            files.push((*number, bytes.to_vec()));
+        }
+        files.sort_by_key(|(n, _)| *n);
+        files
+    };
+    let newest = log.files.last().unwrap().0;
+    let cases = [
+        ("swapped", files(&[(a.0, &b.1), (b.0, &a.1)]), true),
+        ("the oldest again under a higher number", files(&[(newest + 5, &a.1)]), false),
+        ("the second again under the number of the first", files(&[(a.0, &b.1)]), true),
+        ("the oldest again before itself", files(&[(0, &a.1)]), false),
+    ];
+    for (what, files, loses) in cases {
+        let summaries: Vec<Summary> = files.iter().map(|(n, b)| summary(*n, b)).collect();
+        let plan = plan(&summaries);
+        let lines = read(&plan, |n| files.iter().find(|(m, _)| *m == n).map(|(_, b)| &b[..]));
+        let found = log.found(plan, &lines);
+        assert_eq!(!found.lost.is_empty(), loses, "{what}");
+        assert!(!loses || !found.plan.loss.is_empty(), "{what}: lost silently");
+        assert!(found.plan.replay.iter().all(|(n, _)| files.iter().any(|(m, _)| m == n)));
+    }
+}
+
+#[test]
+fn both_copies_of_a_segment_header_damaged_is_told() {
+    let log = orderly();
+    for (number, file) in &log.files {
+        if log.lines_in(*number, &(0..u64::MAX)).is_empty() {
+            continue;
+        }
+        let mut file = file.clone();
+        file[20] ^= 1;
+        file[4096 + 30] ^= 1;
+        let found = log.with(*number, &file);
+        assert_eq!(found.lost, log.lines_in(*number, &(0..u64::MAX)));
+        assert!(found.plan.loss.damage.iter().any(|(n, _)| n == number), "segment {number} is lost silently");
+    }
+}
+
+#[test]
+fn a_segment_of_another_volume_stops_the_start() {
+    let disk = MemDisk::default();
+    let (log, _) = Log::mem(&disk, SyncMode::Always);
+    log.acked(0, &push(0, &[1], 1), &mut Lines::new());
+    log.wal.stop();
+    let other = WalOptions { volume: uuid::Uuid::from_u128(2), ..options(Arc::new(disk), &dir(), SyncMode::Always) };
+    match recover(other, &mut |_, _| {}) {
+        Err(RecoverError::Foreign(_, found, _)) => assert_eq!(found, VOLUME),
+        _ => panic!("a foreign segment must be refused"),
+    }
+}
+
+#[test]
+fn a_push_larger_than_a_segment_is_lost_whole_or_not() {
+    let disk = MemDisk::default();
+    let (log, _) = Log::mem(&disk, SyncMode::Always);
+    let mut lines = Lines::new();
+    for n in 0..6 {
+        let p = if n == 3 { large_push(n, 1, 150_000) } else { push(n, &[1, 2], 2) };
+        log.acked(n, &p, &mut lines);
+    }
+    for n in 6..20 {
+        log.acked(n, &push(n, &[1, 2], 2), &mut lines);
+    }
+    log.wal.stop();
+    let log = Fixture::of(&disk, lines);
+    let (number, range, _) = log.records.iter().find(|(_, r, _)| r.end - r.start > 100_000).unwrap();
+    let file = log.file(*number).unwrap();
+    for at in (range.start..range.end).step_by(1009).chain(range.start..range.start + 100) {
+        let mut file = file.to_vec();
+        file[at as usize] ^= 4;
+        let found = log.with(*number, &file);
+        log.check(*number, at..at + 1, &found);
+        assert_eq!(found.lost.len(), 1);
+        let mut cut = log.file(*number).unwrap().to_vec();
+        cut.truncate(at as usize);
+        let found = log.with(*number, &cut);
+        assert!(!found.plan.loss.is_empty());
+        assert!(found.lost.is_subset(&log.lines_in(*number, &(at..u64::MAX))));
+    }
+}
+
+/// A line that holds the bytes of a whole segment is a line.
+#[test]
+fn a_line_with_the_bytes_of_the_log_is_never_taken_for_the_log() {
+    let inner = orderly().files[0].1.clone();
+    let disk = MemDisk::default();
+    let (log, _) = Log::mem(&disk, SyncMode::Always);
+    let mut lines = Lines::new();
+    log.acked(0, &push(0, &[1, 2], 2), &mut lines);
+    for n in 1..3 {
+        let p = vec![(1, vec![(i64::from(n), inner.clone(), vec![])])];
+        log.send(n, &p, "t", Codec::None).unwrap();
+        match log.outcome(n) {
+            Outcome::Durable { rows, .. } => note(&p, &rows, &mut lines),
+            Outcome::Failed(why) => panic!("{why}"),
+        }
+    }
+    for n in 3..20 {
+        log.acked(n, &push(n, &[1, 2], 2), &mut lines);
+    }
+    log.wal.stop();
+    let log = Fixture::of(&disk, lines);
+    let (number, range, _) = log.records.iter().find(|(_, r, _)| r.end - r.start > 30_000).unwrap();
+    // Its head and the header of its group are damaged, so the scan looks at every place inside the line.
+    for damaged in [range.start..range.start + 40, 8192..8200, 8192..12288] {
+        let mut file = log.file(*number).unwrap().to_vec();
+        file[damaged.start as usize..damaged.end as usize].iter_mut().for_each(|b| *b ^= 0x55);
+        log.check(*number, damaged, &log.with(*number, &file));
+    }
+}
