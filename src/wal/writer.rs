@@ -218,6 +218,7 @@ impl<P: Send + 'static> Wal<P> {
     ///
     /// # Errors
     /// The log does not take it; the append comes back.
+    #[allow(clippy::result_large_err, reason = "what is refused comes back as it was; a box for each push costs more")]
     pub fn append(&self, append: Append<P>) -> Result<(), (Unavailable, Append<P>)> {
         if let Some(why) = self.unavailable() {
             return Err((why, append));
