@@ -169,7 +169,11 @@ impl Ingester<Live> {
         let mut record = self.encode(&instance.tenant, push, &admitted, size);
         let (ack, answer) = oneshot::channel();
         #[cfg(feature = "planted-bugs")]
-        super::planted::memory_before_log(&self.state, &mut record, &admitted.iter().map(|a| a.stream.clone()).collect::<Vec<_>>());
+        super::planted::memory_before_log(
+            &self.state,
+            &mut record,
+            &admitted.iter().map(|a| a.stream.clone()).collect::<Vec<_>>(),
+        );
         let (mut streams, mut logs, mut taken) = (Vec::new(), Vec::new(), Vec::new());
         for a in admitted {
             logs.push(a.stream.log.clone());

@@ -34,7 +34,9 @@ fn config(dir: &Path) -> IngesterConfig {
 }
 
 fn start(config: IngesterConfig, overrides: Overrides) -> (Ingester<Live>, RecoveryReport) {
-    let counter = |name: &str| CounterVec::new(Opts::new(name, name), &["reason", "tenant", "retention_hours", "policy", "format"]).unwrap();
+    let counter = |name: &str| {
+        CounterVec::new(Opts::new(name, name), &["reason", "tenant", "retention_hours", "policy", "format"]).unwrap()
+    };
     let metrics = IngesterMetrics::new(&Registry::new(), (counter("a"), counter("b"))).unwrap();
     let replayed = Ingester::replay(config, Arc::new(overrides), metrics, &Progress::default()).unwrap();
     let report = replayed.report.clone();

@@ -72,7 +72,10 @@ impl ProcessStatus {
                 ));
             }
             if report.unresolved > 0 {
-                notes.push(format!("{} records at the end of the log were cut before or within 50 ms of their ack", report.unresolved));
+                notes.push(format!(
+                    "{} records at the end of the log were cut before or within 50 ms of their ack",
+                    report.unresolved
+                ));
             }
         }
         notes

@@ -132,7 +132,9 @@ impl Summary {
             if record.body_is_sound && record.head.known_kind().is_some_and(Kind::has_lsn) {
                 lines += n;
                 let lsn = record.head.lsn;
-                range = Some(range.map_or(lsn..lsn.saturating_add(1), |r| r.start.min(lsn)..r.end.max(lsn.saturating_add(1))));
+                range = Some(
+                    range.map_or(lsn..lsn.saturating_add(1), |r| r.start.min(lsn)..r.end.max(lsn.saturating_add(1))),
+                );
             }
         }
         if let Some(range) = range {

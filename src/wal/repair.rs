@@ -29,7 +29,9 @@ pub enum RecoverError {
     #[error("segment {0}: {1}")]
     Version(String, HeaderError),
     /// A segment with records of a newer format.
-    #[error("segment {0} holds records of type {1}, which this program does not know: use the newer program that wrote it")]
+    #[error(
+        "segment {0} holds records of type {1}, which this program does not know: use the newer program that wrote it"
+    )]
     Kind(String, u8),
     /// A segment of another data directory.
     #[error(
