@@ -95,12 +95,12 @@ fn check(labels: &LabelSet, limits: &Limits) -> Result<(), (Reason, String)> {
     Ok(())
 }
 
-/// What [`resolve`] answered, shared by all pushes of the stream.
+/// What `resolve` answered, shared by all pushes of the stream.
 pub type Resolved = Arc<Result<StreamLabels, LabelRejection>>;
 
 const SHARDS: usize = 16;
 
-/// Remembers what [`resolve`] answered, by tenant and raw text, as long as the tenant's limits are the same object.
+/// Remembers what `resolve` answered, by tenant and raw text, as long as the tenant's limits are the same object.
 ///
 /// Bounded in entries and bytes by two generations a shard: a full young one becomes the old one, whose entries come
 /// back to the young one when they are used. So what is used within the last half of the room stays, as in an LRU, and
@@ -176,7 +176,7 @@ impl LabelCache {
         }
     }
 
-    /// [`resolve`], from memory if possible.
+    /// `resolve`, from memory if possible.
     pub fn resolve(&self, tenant: &Tenant, text: &str, limits: &Arc<Limits>) -> Resolved {
         let key = self.hasher.hash_one((tenant.as_str(), text));
         let Some(shard) = self.shards.get(key as usize % SHARDS) else {

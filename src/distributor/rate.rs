@@ -111,7 +111,7 @@ mod tests {
             limiter.allow(&i.to_string(), 1, 1.0, 20.0, now);
         }
         let held = limiter.buckets.lock().len();
-        assert!(held <= MAX_BUCKETS && held >= 10, "{held}");
+        assert!((10..=MAX_BUCKETS).contains(&held), "{held}");
         assert!(!limiter.allow(&(MAX_BUCKETS + 9).to_string(), 20, 1.0, 20.0, now), "the newest is remembered");
         for i in 0..MAX_BUCKETS {
             limiter.allow(&format!("x{i}"), 0, 1.0, 20.0, now + Duration::from_secs(60));

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// An open file. Offsets are explicit; there is no shared position.
+#[allow(clippy::len_without_is_empty, reason = "the size asks the system and can fail; nobody asks for emptiness")]
 pub trait File: Send + Sync {
     /// Writes some bytes at an offset and returns how many; may be fewer than given, as `pwrite(2)`.
     ///

@@ -3,10 +3,13 @@ use crate::model::{MatchOp, Matcher};
 use ahash::AHashMap;
 use std::sync::Arc;
 
+/// Streams by the value of one label.
+type Values = AHashMap<Box<str>, Vec<Arc<Stream>>>;
+
 /// Inverted index of one tenant: label name → value → streams. Holds streams with applied lines only.
 #[derive(Default)]
 pub(super) struct Index {
-    postings: AHashMap<Box<str>, AHashMap<Box<str>, Vec<Arc<Stream>>>>,
+    postings: AHashMap<Box<str>, Values>,
     all: Vec<Arc<Stream>>,
 }
 

@@ -337,8 +337,13 @@ fn compress(out: &mut Vec<u8>, raw: &[u8], codec: Codec) -> Codec {
     Codec::None
 }
 
+/// What a control record can hold. Other modules name this trait, never bincode.
+pub(super) trait ControlBody: bincode::Encode {}
+
+impl<T: bincode::Encode> ControlBody for T {}
+
 /// Makes the bytes of a control record: a head and a bincode body.
-pub(super) fn encode_control<T: bincode::Encode>(kind: Kind, value: &T) -> (Vec<u8>, RecordHead) {
+pub(super) fn encode_control<T: ControlBody>(kind: Kind, value: &T) -> (Vec<u8>, RecordHead) {
     // Encoding into a Vec fails only for types that these records do not hold (maps of unknown length, cells).
     let raw = bincode::encode_to_vec(value, bincode::config::standard()).unwrap_or_default();
     let mut bytes = vec![0; RECORD_HEAD_LEN];

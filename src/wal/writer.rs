@@ -4,7 +4,7 @@
 use super::format::{
     FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, Kind, MAX_RECORD_LEN, RECORD_ALIGN, SegmentHeader,
 };
-use super::record::{EntriesRecord, Open, Previous, SeriesDef, TableRow, encode_control};
+use super::record::{ControlBody, EntriesRecord, Open, Previous, SeriesDef, TableRow, encode_control};
 use super::segment::{self, Prepared};
 use super::supply::Supply;
 use super::{RecordHead, WalMetrics};
@@ -218,6 +218,7 @@ impl<P: Send + 'static> Wal<P> {
     ///
     /// # Errors
     /// The log does not take it; the append comes back.
+    #[allow(clippy::result_large_err, reason = "what is refused comes back as it was; a box for each push costs more")]
     pub fn append(&self, append: Append<P>) -> Result<(), (Unavailable, Append<P>)> {
         if let Some(why) = self.unavailable() {
             return Err((why, append));
@@ -853,7 +854,7 @@ impl GroupBuilder {
         self.lsns += u32::from(has_lsn);
     }
 
-    fn control<T: bincode::Encode>(&mut self, kind: Kind, value: &T) {
+    fn control<T: ControlBody>(&mut self, kind: Kind, value: &T) {
         let (bytes, head) = encode_control(kind, value);
         self.stamped(&bytes, head, kind.has_lsn());
     }
