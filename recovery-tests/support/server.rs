@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 /// A running server on ports of its own.
 pub struct Server {
     child: Child,
+    /// Of the HTTP listener.
     pub addr: String,
+    /// Of the gRPC listener.
+    pub grpc: String,
     pub dir: PathBuf,
 }
 
@@ -23,24 +26,30 @@ pub fn free_port() -> u16 {
 impl Server {
     /// Starts the binary on a data directory with these limits lifted and `extra` in the configuration; does not wait.
     pub fn spawn(dir: &Path, extra: &str, env: &[(&str, &str)]) -> Server {
-        std::fs::create_dir_all(dir).unwrap();
-        let (http, grpc) = (free_port(), free_port());
         let config = format!(
             "auth_enabled: false\n\
-             server: {{http_listen_address: 127.0.0.1, http_listen_port: {http}, grpc_listen_address: 127.0.0.1, grpc_listen_port: {grpc}}}\n\
              common: {{path_prefix: {}}}\n\
              limits_config: {{ingestion_rate_mb: 100000, ingestion_burst_size_mb: 100000, per_stream_rate_limit: 100GB, \
              per_stream_rate_limit_burst: 100GB, max_global_streams_per_user: 0, max_entries_limit_per_query: 1000000, \
              reject_old_samples: false}}\n{extra}",
             dir.join("data").display()
         );
+        Self::spawn_with(dir, (free_port(), free_port()), &config, env)
+    }
+
+    /// Starts the binary with this configuration on these (HTTP, gRPC) ports; does not wait.
+    pub fn spawn_with(dir: &Path, (http, grpc): (u16, u16), config: &str, env: &[(&str, &str)]) -> Server {
+        std::fs::create_dir_all(dir).unwrap();
         let file = dir.join("config.yaml");
         std::fs::write(&file, config).unwrap();
         let log = File::options().create(true).append(true).open(dir.join("server.log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_timberline"));
+        command.args(["-server.http-listen-address=127.0.0.1", "-server.grpc-listen-address=127.0.0.1"]);
+        command.args([format!("-server.http-listen-port={http}"), format!("-server.grpc-listen-port={grpc}")]);
         command.arg(format!("-config.file={}", file.display())).stderr(log).stdout(Stdio::null()).stdin(Stdio::null());
         let child = command.envs(env.iter().copied()).spawn().unwrap();
-        Server { child, addr: format!("127.0.0.1:{http}"), dir: dir.to_path_buf() }
+        let (addr, grpc) = (format!("127.0.0.1:{http}"), format!("127.0.0.1:{grpc}"));
+        Server { child, addr, grpc, dir: dir.to_path_buf() }
     }
 
     /// Starts the binary and waits until it is ready.

@@ -1,0 +1,336 @@
+//! Input made to hurt: the answer is a clear error, the process lives on, and its memory stays bounded.
+
+mod support;
+
+use serde_json::json;
+use std::io::Write;
+use std::thread;
+use std::time::{Duration, Instant};
+use support::{PUSH, Reply, TestServer, connect, gzip, memory, message, now, one_stream, read_reply, send, snappy, stream};
+
+const MB: u64 = 1 << 20;
+
+/// A server that plans with this much memory; bodies in flight may take an eighth of it.
+fn with_memory(budget: &str, more: &str) -> TestServer {
+    TestServer::with_all(&format!(
+        "auth_enabled: false\ningester: {{memory_budget: {budget}, wal: {{segment_size: 4MB}}}}\n{more}"
+    ))
+}
+
+/// It still takes a push and gives it back.
+#[track_caller]
+fn assert_alive(server: &TestServer) {
+    server.push(&one_stream(json!({"alive": "yes"}), &["still here"])).assert_stored();
+    assert!(!server.lines(r#"{alive="yes"}"#).is_empty());
+}
+
+/// What the process holds above what it held, in bytes, at its peak.
+struct Peak {
+    pid: u32,
+    before: u64,
+}
+
+impl Peak {
+    fn start(server: &TestServer) -> Peak {
+        let pid = server.server.pid();
+        Peak { pid, before: memory(pid, "VmRSS") }
+    }
+
+    #[track_caller]
+    fn assert_added_at_most(&self, limit: u64) {
+        let added = memory(self.pid, "VmHWM").saturating_sub(self.before);
+        println!("peak: {} MB more", added / MB);
+        assert!(added <= limit, "{} MB more, at most {} are allowed", added / MB, limit / MB);
+    }
+}
+
+#[test]
+fn sixty_four_bombs_at_once_stay_within_one_budget() {
+    let server = with_memory("1600MB", "");
+    assert_alive(&server);
+    let line = "x".repeat(100 << 20);
+    let in_json = json!({"streams": [{"stream": {"a": "bomb"}, "values": [[now().to_string(), line]]}]}).to_string();
+    let bombs = [
+        (vec![("Content-Type", "application/json"), ("Content-Encoding", "gzip")], gzip(in_json.as_bytes())),
+        (vec![("Content-Type", "application/x-protobuf")], snappy(&message(vec![stream(r#"{a="bomb"}"#, &[(now(), &line, &[])])]))),
+    ];
+    drop((line, in_json));
+    assert!(bombs.iter().all(|(_, body)| body.len() < 6 << 20));
+    let peak = Peak::start(&server);
+    let answers: Vec<Reply> = thread::scope(|scope| {
+        let send = |i: usize| {
+            let (headers, body) = &bombs[i % 2];
+            server.send("POST", PUSH, headers, body)
+        };
+        let clients: Vec<_> = (0..64).map(|i| scope.spawn(move || send(i))).collect();
+        clients.into_iter().map(|c| c.join().unwrap()).collect()
+    });
+    peak.assert_added_at_most(300 * MB);
+    for answer in answers {
+        match answer.status {
+            400 => answer.assert_error(400, "max entry size"),
+            _ => answer.assert_error(503, "bytes of decoding memory"),
+        }
+    }
+    assert_eq!(server.lines(r#"{a="bomb"}"#), []);
+    assert_alive(&server);
+}
+
+/// A size that is only announced costs nothing.
+#[test]
+fn announced_sizes_are_refused_before_anything_is_allocated() {
+    let server = TestServer::start();
+    let peak = Peak::start(&server);
+    // Snappy: a varint of 4 GiB - 1, then nothing; and one that fits 32 bits and is above the limit.
+    let headers = [("Content-Type", "application/x-protobuf")];
+    for length in [&[0xff, 0xff, 0xff, 0xff, 0x0f][..], &[0x81, 0x80, 0x80, 0x80, 0x01]] {
+        let mut body = length.to_vec();
+        body.extend_from_slice(&[0; 100]);
+        let answer = server.send("POST", PUSH, &headers, &body);
+        assert!([400, 413].contains(&answer.status), "{}: {}", answer.status, answer.text());
+        answer.assert_error(answer.status, "");
+    }
+    // More than an int32 of zeros in 2 MB of gzip is cut off at the limit: 300 MB here.
+    let zeros = gzip(&vec![b' '; 300 << 20]);
+    let headers = [("Content-Type", "application/json"), ("Content-Encoding", "gzip")];
+    server.send("POST", PUSH, &headers, &zeros).assert_error(413, "request body too large: ");
+    peak.assert_added_at_most(300 * MB);
+    assert_alive(&server);
+}
+
+#[test]
+fn a_body_of_a_gigabyte_is_413() {
+    let server = TestServer::start();
+    let peak = Peak::start(&server);
+    let head = |framing: &str| format!("POST {PUSH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}\r\n\r\n");
+    let mut announced = connect(&server.server.addr);
+    announced.write_all(head("Content-Length: 1073741824").as_bytes()).unwrap();
+    // Sends on as clients do; the server reads a part of it so that the answer is not lost.
+    let block = vec![b' '; 1 << 20];
+    for _ in 0..20 {
+        announced.write_all(&block).unwrap();
+    }
+    read_reply(&mut announced).unwrap().assert_error(413, "request body too large: message size too large than max (1073741824 vs 104857600)");
+
+    let mut chunked = connect(&server.server.addr);
+    chunked.write_all(head("Transfer-Encoding: chunked").as_bytes()).unwrap();
+    let chunk = [b"100000\r\n", &block[..], b"\r\n"].concat();
+    for _ in 0..110 {
+        if chunked.write_all(&chunk).is_err() {
+            break;
+        }
+    }
+    read_reply(&mut chunked).unwrap().assert_error(413, "request body too large: message size too large than max (");
+    peak.assert_added_at_most(300 * MB);
+    assert_alive(&server);
+}
+
+#[test]
+fn deep_json_is_400() {
+    let server = TestServer::start();
+    let deep = 1_000_000;
+    for (open, close) in [("[", "]"), (r#"{"a":"#, "}")] {
+        let nested = format!("{}1{}", open.repeat(deep), close.repeat(deep));
+        for body in [
+            nested.clone(),
+            format!(r#"{{"x":{nested}}}"#),
+            format!(r#"{{"streams":[{{"stream":{{"a":{nested}}}}}]}}"#),
+            format!(r#"{{"streams":[{{"stream":{{"a":"b"}},"values":[["{}","l",{nested}]]}}]}}"#, now()),
+            format!("{{\"x\":{}", open.repeat(deep)),
+        ] {
+            server.push(&body).assert_error(400, "");
+        }
+    }
+    // A line may be what it likes, also where a level is looked for in it.
+    let line = format!("{{\"a\":{}1{}}}", "[".repeat(50_000), "]".repeat(50_000));
+    server.push(&one_stream(json!({"deep": "line"}), &[&line])).assert_stored();
+    assert_alive(&server);
+}
+
+#[test]
+fn text_that_is_not_utf8() {
+    let server = TestServer::start();
+    let raw = |bytes: &'static [u8]| prost::bytes::Bytes::from_static(bytes);
+    let push = |change: fn(&mut timberline::api::pb::logproto::StreamAdapter, prost::bytes::Bytes)| {
+        let mut one = stream(r#"{utf8="no"}"#, &[(now(), "line", &[("k", "v")])]);
+        change(&mut one, raw(b"{utf8=\"\xff\xfe\"}"));
+        server.send("POST", PUSH, &[("Content-Type", "application/x-protobuf")], &snappy(&message(vec![one])))
+    };
+    push(|s, bad| s.labels = bad).assert_error(400, "UTF-8");
+    push(|s, bad| s.entries[0].structured_metadata[0].value = bad).assert_error(400, "UTF-8");
+    push(|s, bad| s.entries[0].structured_metadata[0].name = bad).assert_error(400, "UTF-8");
+    assert_eq!(server.lines(r#"{utf8="no"}"#), []);
+    // Lines are bytes.
+    push(|s, bad| s.entries[0].line = bad).assert_stored();
+    let lines = server.lines(r#"{utf8="no"}"#);
+    assert!(lines.len() == 1 && lines[0].1.contains('\u{fffd}'), "{lines:?}");
+    let json: &[u8] = b"{\"streams\":[{\"stream\":{\"a\":\"\xff\"},\"values\":[[\"1\",\"l\"]]}]}";
+    server.send("POST", PUSH, &[("Content-Type", "application/json")], json).assert_error(400, "UTF-8");
+    for target in ["/loki/api/v1/query_range?query=%ff%fe", "/loki/api/v1/label/%ff/values", "/loki/api/v1/series?match[]=%00"] {
+        let answer = server.get(target);
+        assert!((200..500).contains(&answer.status), "{target}: {}", answer.status);
+    }
+    assert_alive(&server);
+}
+
+/// A tenant's name is data, never a path.
+#[test]
+fn tenants_leave_no_trace_in_the_file_system() {
+    let server = TestServer::with("auth_enabled: true\n");
+    let names = |server: &TestServer| {
+        let mut names = Vec::new();
+        let mut dirs = vec![server.dir.path().to_path_buf()];
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+                if entry.file_type().unwrap().is_dir() {
+                    dirs.push(entry.path());
+                }
+                names.push(entry.path());
+            }
+        }
+        // Segments come and go.
+        names.retain(|n| !n.parent().is_some_and(|dir| dir.ends_with("data/wal")));
+        names.sort();
+        names
+    };
+    let before = names(&server);
+    for tenant in ["../x", "..", "/etc/passwd", "a\\b", "%2e%2e%2fx", "\u{e9}"] {
+        let answer = server.push_as(tenant, &one_stream(json!({"a": "b"}), &["l"]));
+        answer.assert_error(400, "tenant ID");
+    }
+    for tenant in ["LOCK", "identity", "wal", "...", "con"] {
+        server.push_as(tenant, &one_stream(json!({"a": "b"}), &["l"])).assert_stored();
+    }
+    let bytes = b"POST /loki/api/v1/push HTTP/1.1\r\nHost: x\r\nX-Scope-OrgID: \xff\xfe\r\nContent-Length: 0\r\n\r\n";
+    let mut connection = connect(&server.server.addr);
+    connection.write_all(bytes).unwrap();
+    read_reply(&mut connection).unwrap().assert_error(400, "");
+    assert_eq!(names(&server), before);
+}
+
+#[test]
+fn heads_without_end_are_cut_off() {
+    let server = TestServer::start();
+    let peak = Peak::start(&server);
+    let endless = |piece: &[u8]| {
+        let mut connection = connect(&server.server.addr);
+        connection.write_all(b"POST /loki/api/v1/push HTTP/1.1\r\nHost: x\r\n").unwrap();
+        for sent in 0.. {
+            if connection.write_all(piece).is_err() {
+                break;
+            }
+            assert!(sent * piece.len() < 64 << 20, "64 MB of a head were taken");
+        }
+        // 431 or a closed connection: a reset may overtake the answer.
+        if let Ok(answer) = read_reply(&mut connection) {
+            assert!([400, 431].contains(&answer.status), "{}", answer.status);
+        }
+    };
+    endless("X-A: b\r\n".repeat(1000).as_bytes());
+    endless(&[b'x'; 8000]);
+    let many = (0..200).map(|i| format!("X-{i}: b\r\n")).collect::<String>();
+    let mut connection = connect(&server.server.addr);
+    connection.write_all(format!("GET /ready HTTP/1.1\r\nHost: x\r\n{many}\r\n").as_bytes()).unwrap();
+    assert_eq!(read_reply(&mut connection).unwrap().status, 431);
+    for garbage in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\0\0\0\0\r\n\r\n"] {
+        let mut connection = connect(&server.server.addr);
+        connection.write_all(garbage).unwrap();
+        if let Ok(answer) = read_reply(&mut connection) {
+            assert!((400..600).contains(&answer.status), "{garbage:?}: {}", answer.status);
+        }
+    }
+    peak.assert_added_at_most(64 * MB);
+    assert_alive(&server);
+}
+
+/// Heads and bodies that drip, and peers that say nothing, end after their time.
+#[test]
+fn slow_clients_are_sent_away() {
+    let server = TestServer::start();
+    let impatient = TestServer::with("auth_enabled: false\nserver: {http_server_read_timeout: 2s}\n");
+    let drip = |addr: &str, start: &str| {
+        let mut connection = connect(addr);
+        connection.write_all(start.as_bytes()).unwrap();
+        let begun = Instant::now();
+        connection.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        loop {
+            let dripped = connection.write_all(b"x");
+            match read_reply(&mut connection) {
+                Ok(answer) => return (begun.elapsed(), Some(answer)),
+                Err(e) if [std::io::ErrorKind::WouldBlock, std::io::ErrorKind::TimedOut].contains(&e.kind()) => (),
+                Err(_) => return (begun.elapsed(), None),
+            }
+            if dripped.is_err() {
+                return (begun.elapsed(), None);
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "nobody minds");
+        }
+    };
+    let head = "POST /loki/api/v1/push HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n";
+    let (took, answer) = drip(&impatient.server.addr, head);
+    answer.expect("an answer").assert_error(503, "the request body came too slowly");
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    // A hundred of them at once, and everybody else goes on.
+    thread::scope(|scope| {
+        for _ in 0..100 {
+            scope.spawn(|| {
+                let (took, _) = drip(&server.server.addr, "POST /loki/api/v1/push HTTP/1.1\r\nX-Slow: ");
+                assert!(took < Duration::from_secs(15), "{took:?}");
+            });
+        }
+        thread::sleep(Duration::from_millis(500));
+        let start = Instant::now();
+        assert_alive(&server);
+        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn new_streams_without_end_are_bounded() {
+    let streams = |from: usize, n: usize| {
+        let at = now().to_string();
+        let one = |i: usize| json!({"stream": {"pod": format!("pod-{i}"), "app": "flood"}, "values": [[at, "l"]]});
+        json!({"streams": (from..from + n).map(one).collect::<Vec<_>>()}).to_string()
+    };
+    let push = |server: &TestServer, from: usize| {
+        let body = streams(from, 1000);
+        send(&server.server.addr, "POST", PUSH, &[("Content-Type", "application/json")], body.as_bytes())
+    };
+    // The limit holds to the stream, and refused streams cost nothing that stays.
+    let server = TestServer::with("auth_enabled: false\nlimits_config: {max_global_streams_per_user: 2500}\n");
+    let peak = Peak::start(&server);
+    for i in 0..50 {
+        let answer = push(&server, i * 1000);
+        match i {
+            0 | 1 => answer.assert_stored(),
+            _ => answer.assert_error(429, "maximum active stream limit exceeded when trying to create stream {"),
+        }
+    }
+    let metrics = server.get("/metrics").text();
+    assert!(metrics.contains("loki_ingester_memory_streams{tenant=\"fake\"} 2500\n"), "the limit is exact");
+    peak.assert_added_at_most(150 * MB);
+    assert_alive_in(&server);
+    // Without a limit memory is the limit.
+    let server = with_memory("800MB", "limits_config: {max_global_streams_per_user: 0}\n");
+    let peak = Peak::start(&server);
+    for i in 0..50 {
+        let answer = push(&server, i * 1000);
+        assert!([204, 429, 503].contains(&answer.status), "{}: {}", answer.status, answer.text());
+    }
+    peak.assert_added_at_most(300 * MB);
+    assert_eq!(server.get("/ready").status, 200);
+}
+
+/// As [`assert_alive`], with a stream that exists.
+fn assert_alive_in(server: &TestServer) {
+    server.push(&one_stream(json!({"pod": "pod-0", "app": "flood"}), &["still here"])).assert_stored();
+}
+
+#[test]
+fn many_idle_connections_keep_nobody_out() {
+    let server = TestServer::start();
+    let idle: Vec<_> = (0..500).map(|_| connect(&server.server.addr)).collect();
+    assert_alive(&server);
+    drop(idle);
+    assert_alive(&server);
+}
