@@ -1,6 +1,7 @@
 //! The real binary as a child process, and a small HTTP client. What runs here never shares a process with the server.
 #![allow(dead_code)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -23,6 +24,11 @@ pub fn free_port() -> u16 {
 impl Server {
     /// Starts the binary on a data directory with these limits lifted and `extra` in the configuration; does not wait.
     pub fn spawn(dir: &Path, extra: &str, env: &[(&str, &str)]) -> Server {
+        Self::spawn_under(&[], dir, extra, env)
+    }
+
+    /// As [`Server::spawn`], started by a command that becomes the server by `exec`, or leaves it as our child.
+    pub fn spawn_under(wrapper: &[&str], dir: &Path, extra: &str, env: &[(&str, &str)]) -> Server {
         std::fs::create_dir_all(dir).unwrap();
         let (http, grpc) = (free_port(), free_port());
         let config = format!(
@@ -37,8 +43,9 @@ impl Server {
         let file = dir.join("config.yaml");
         std::fs::write(&file, config).unwrap();
         let log = File::options().create(true).append(true).open(dir.join("server.log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_timberline"));
-        command.arg(format!("-config.file={}", file.display())).stderr(log).stdout(Stdio::null()).stdin(Stdio::null());
+        let words: Vec<&str> = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_timberline")]).collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(format!("-config.file={}", file.display())).stderr(log).stdout(Stdio::null()).stdin(Stdio::null());
         let child = command.envs(env.iter().copied()).spawn().unwrap();
         Server { child, addr: format!("127.0.0.1:{http}"), dir: dir.to_path_buf() }
     }
@@ -122,11 +129,13 @@ impl Drop for Server {
 pub struct Http {
     addr: String,
     conn: Option<BufReader<TcpStream>>,
+    /// Headers of the last answer, in lower case, one a line.
+    pub headers: String,
 }
 
 impl Http {
     pub fn new(addr: &str) -> Http {
-        Http { addr: addr.to_string(), conn: None }
+        Http { addr: addr.to_string(), conn: None, headers: String::new() }
     }
 
     pub fn get(&mut self, target: &str) -> std::io::Result<(u16, Vec<u8>)> {
@@ -168,6 +177,7 @@ impl Http {
         }
         let status: u16 = line.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(closed)?;
         let (mut length, mut chunked) = (0, false);
+        self.headers.clear();
         loop {
             let mut header = String::new();
             if conn.read_line(&mut header)? == 0 {
@@ -177,6 +187,7 @@ impl Http {
             if header.is_empty() {
                 break;
             }
+            self.headers += &format!("{header}\n");
             if let Some(value) = header.strip_prefix("content-length:") {
                 length = value.trim().parse().map_err(|_| closed())?;
             }
@@ -195,6 +206,22 @@ impl Http {
             chunked = size > 0;
         }
         Ok((status, out))
+    }
+
+    /// Pushes lines into one stream `{s="..."}`, one nanosecond apart.
+    pub fn push(&mut self, stream: &str, timestamp: i64, lines: &[String]) -> std::io::Result<u16> {
+        let values: Vec<_> = (timestamp..).zip(lines).map(|(t, l)| serde_json::json!([t.to_string(), l])).collect();
+        let body = serde_json::json!({"streams": [{"stream": {"s": stream}, "values": values}]});
+        Ok(self.post_json("/loki/api/v1/push", &body.to_string())?.0)
+    }
+
+    /// How often each line of all streams is there.
+    pub fn all_lines(&mut self) -> BTreeMap<String, usize> {
+        let mut out = BTreeMap::new();
+        for (_, _, line) in self.query_all("{s=~\".+\"}") {
+            *out.entry(line).or_default() += 1;
+        }
+        out
     }
 
     /// All entries of a selector, forward: labels, timestamp, line.
@@ -227,4 +254,46 @@ pub fn encode(text: &str) -> String {
 pub fn skip(reason: &str) {
     println!("SKIPPED: {reason}");
     assert!(std::env::var_os("CI").is_none(), "a skipped test is an error in CI: {reason}");
+}
+
+/// What was pushed, and how it was answered.
+#[derive(Default)]
+pub struct Ledger {
+    pub acked: BTreeSet<String>,
+    /// Refused with 503, or without an answer: there afterwards, or not.
+    pub unknown: BTreeSet<String>,
+}
+
+impl Ledger {
+    /// Pushes one line and notes the answer, which must be 204, 503 or none; returns the status.
+    pub fn push(&mut self, http: &mut Http, stream: &str, timestamp: i64, line: &str) -> Option<u16> {
+        let status = http.push(stream, timestamp, &[line.to_string()]).ok();
+        assert!(matches!(status, Some(204 | 503) | None), "{line} got {status:?}");
+        let noted = if status == Some(204) { &mut self.acked } else { &mut self.unknown };
+        noted.insert(line.to_string());
+        status
+    }
+
+    pub fn merge(&mut self, other: Ledger) {
+        self.acked.extend(other.acked);
+        self.unknown.extend(other.unknown);
+    }
+
+    /// What the server serves is what it acknowledged, maybe something of what is unknown, nothing twice.
+    pub fn check(&self, http: &mut Http) {
+        let shown = http.all_lines();
+        let short = |l: &String| l.chars().take(60).collect::<String>();
+        let lost: Vec<_> = self.acked.iter().filter(|l| !shown.contains_key(*l)).map(short).collect();
+        assert!(lost.is_empty(), "{} of {} acknowledged lines are lost: {:?}", lost.len(), self.acked.len(), &lost[..lost.len().min(5)]);
+        let twice: Vec<_> = shown.iter().filter(|(_, n)| **n != 1).map(|(l, _)| short(l)).collect();
+        assert!(twice.is_empty(), "shown twice: {twice:?}");
+        let alien: Vec<_> = shown.keys().filter(|l| !self.acked.contains(*l) && !self.unknown.contains(*l)).map(short).collect();
+        assert!(alien.is_empty(), "never pushed: {alien:?}");
+    }
+}
+
+/// Is this program there?
+pub fn has(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
+    found.is_ok_and(|s| s.success())
 }
