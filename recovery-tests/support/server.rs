@@ -58,12 +58,17 @@ impl Server {
     }
 
     pub fn wait_ready(&mut self) {
+        self.wait_for("/ready");
+    }
+
+    /// Waits until this page is answered with 200.
+    pub fn wait_for(&mut self, target: &str) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the server ended with {status} before it was ready; log: {}", self.log_tail());
             }
-            if matches!(Http::new(&self.addr).get("/ready"), Ok((200, _))) {
+            if matches!(Http::new(&self.addr).get(target), Ok((200, _))) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -296,4 +301,30 @@ impl Ledger {
 pub fn has(program: &str) -> bool {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
     found.is_ok_and(|s| s.success())
+}
+
+/// A file system of its own, until dropped.
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    /// Mounts with the arguments of mount(8); `None` where that is not allowed.
+    pub fn new(arguments: &[&str], at: &Path) -> Option<Mounted> {
+        std::fs::create_dir_all(at).unwrap();
+        let done = Command::new("mount").args(arguments).arg(at).stderr(Stdio::null()).status();
+        if done.is_ok_and(|s| s.success()) {
+            return Some(Mounted(at.to_path_buf()));
+        }
+        skip(&format!("mount {} is not allowed here", arguments.join(" ")));
+        None
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmount = |more: &[&str]| Command::new("umount").args(more).arg(&self.0).stderr(Stdio::null()).status();
+        // Busy while a server that is being killed still has it.
+        if !unmount(&[]).is_ok_and(|s| s.success()) {
+            let _ = unmount(&["-l"]);
+        }
+    }
 }
