@@ -1,6 +1,7 @@
 //! The real binary as a child process, and a small HTTP client. What runs here never shares a process with the server.
 #![allow(dead_code)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -26,6 +27,11 @@ pub fn free_port() -> u16 {
 impl Server {
     /// Starts the binary on a data directory with these limits lifted and `extra` in the configuration; does not wait.
     pub fn spawn(dir: &Path, extra: &str, env: &[(&str, &str)]) -> Server {
+        Self::spawn_under(&[], dir, extra, env)
+    }
+
+    /// As [`Server::spawn`], started by a command that becomes the server by `exec`, or leaves it as our child.
+    pub fn spawn_under(wrapper: &[&str], dir: &Path, extra: &str, env: &[(&str, &str)]) -> Server {
         let config = format!(
             "auth_enabled: false\n\
              common: {{path_prefix: {}}}\n\
@@ -34,16 +40,28 @@ impl Server {
              reject_old_samples: false}}\n{extra}",
             dir.join("data").display()
         );
-        Self::spawn_with(dir, (free_port(), free_port()), &config, env)
+        Self::launch(wrapper, dir, (free_port(), free_port()), &config, env)
     }
 
     /// Starts the binary with this configuration on these (HTTP, gRPC) ports; does not wait.
-    pub fn spawn_with(dir: &Path, (http, grpc): (u16, u16), config: &str, env: &[(&str, &str)]) -> Server {
+    pub fn spawn_with(dir: &Path, ports: (u16, u16), config: &str, env: &[(&str, &str)]) -> Server {
+        Self::launch(&[], dir, ports, config, env)
+    }
+
+    fn launch(
+        wrapper: &[&str],
+        dir: &Path,
+        (http, grpc): (u16, u16),
+        config: &str,
+        env: &[(&str, &str)],
+    ) -> Server {
         std::fs::create_dir_all(dir).unwrap();
         let file = dir.join("config.yaml");
         std::fs::write(&file, config).unwrap();
         let log = File::options().create(true).append(true).open(dir.join("server.log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_timberline"));
+        let words: Vec<&str> = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_timberline")]).collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
         command.args(["-server.http-listen-address=127.0.0.1", "-server.grpc-listen-address=127.0.0.1"]);
         command.args([format!("-server.http-listen-port={http}"), format!("-server.grpc-listen-port={grpc}")]);
         command.arg(format!("-config.file={}", file.display())).stderr(log).stdout(Stdio::null()).stdin(Stdio::null());
@@ -60,12 +78,17 @@ impl Server {
     }
 
     pub fn wait_ready(&mut self) {
+        self.wait_for("/ready");
+    }
+
+    /// Waits until this page is answered with 200.
+    pub fn wait_for(&mut self, target: &str) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the server ended with {status} before it was ready; log: {}", self.log_tail());
             }
-            if matches!(Http::new(&self.addr).get("/ready"), Ok((200, _))) {
+            if matches!(Http::new(&self.addr).get(target), Ok((200, _))) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -131,11 +154,13 @@ impl Drop for Server {
 pub struct Http {
     addr: String,
     conn: Option<BufReader<TcpStream>>,
+    /// Headers of the last answer, in lower case, one a line.
+    pub headers: String,
 }
 
 impl Http {
     pub fn new(addr: &str) -> Http {
-        Http { addr: addr.to_string(), conn: None }
+        Http { addr: addr.to_string(), conn: None, headers: String::new() }
     }
 
     pub fn get(&mut self, target: &str) -> std::io::Result<(u16, Vec<u8>)> {
@@ -177,6 +202,7 @@ impl Http {
         }
         let status: u16 = line.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(closed)?;
         let (mut length, mut chunked) = (0, false);
+        self.headers.clear();
         loop {
             let mut header = String::new();
             if conn.read_line(&mut header)? == 0 {
@@ -186,6 +212,7 @@ impl Http {
             if header.is_empty() {
                 break;
             }
+            self.headers += &format!("{header}\n");
             if let Some(value) = header.strip_prefix("content-length:") {
                 length = value.trim().parse().map_err(|_| closed())?;
             }
@@ -204,6 +231,22 @@ impl Http {
             chunked = size > 0;
         }
         Ok((status, out))
+    }
+
+    /// Pushes lines into one stream `{s="..."}`, one nanosecond apart.
+    pub fn push(&mut self, stream: &str, timestamp: i64, lines: &[String]) -> std::io::Result<u16> {
+        let values: Vec<_> = (timestamp..).zip(lines).map(|(t, l)| serde_json::json!([t.to_string(), l])).collect();
+        let body = serde_json::json!({"streams": [{"stream": {"s": stream}, "values": values}]});
+        Ok(self.post_json("/loki/api/v1/push", &body.to_string())?.0)
+    }
+
+    /// How often each line of all streams is there.
+    pub fn all_lines(&mut self) -> BTreeMap<String, usize> {
+        let mut out = BTreeMap::new();
+        for (_, _, line) in self.query_all("{s=~\".+\"}") {
+            *out.entry(line).or_default() += 1;
+        }
+        out
     }
 
     /// All entries of a selector, forward: labels, timestamp, line.
@@ -236,4 +279,72 @@ pub fn encode(text: &str) -> String {
 pub fn skip(reason: &str) {
     println!("SKIPPED: {reason}");
     assert!(std::env::var_os("CI").is_none(), "a skipped test is an error in CI: {reason}");
+}
+
+/// What was pushed, and how it was answered.
+#[derive(Default)]
+pub struct Ledger {
+    pub acked: BTreeSet<String>,
+    /// Refused with 503, or without an answer: there afterwards, or not.
+    pub unknown: BTreeSet<String>,
+}
+
+impl Ledger {
+    /// Pushes one line and notes the answer, which must be 204, 503 or none; returns the status.
+    pub fn push(&mut self, http: &mut Http, stream: &str, timestamp: i64, line: &str) -> Option<u16> {
+        let status = http.push(stream, timestamp, &[line.to_string()]).ok();
+        assert!(matches!(status, Some(204 | 503) | None), "{line} got {status:?}");
+        let noted = if status == Some(204) { &mut self.acked } else { &mut self.unknown };
+        noted.insert(line.to_string());
+        status
+    }
+
+    pub fn merge(&mut self, other: Ledger) {
+        self.acked.extend(other.acked);
+        self.unknown.extend(other.unknown);
+    }
+
+    /// What the server serves is what it acknowledged, maybe something of what is unknown, nothing twice.
+    pub fn check(&self, http: &mut Http) {
+        let shown = http.all_lines();
+        let short = |l: &String| l.chars().take(60).collect::<String>();
+        let lost: Vec<_> = self.acked.iter().filter(|l| !shown.contains_key(*l)).map(short).collect();
+        assert!(lost.is_empty(), "{} of {} acknowledged lines are lost: {:?}", lost.len(), self.acked.len(), &lost[..lost.len().min(5)]);
+        let twice: Vec<_> = shown.iter().filter(|(_, n)| **n != 1).map(|(l, _)| short(l)).collect();
+        assert!(twice.is_empty(), "shown twice: {twice:?}");
+        let alien: Vec<_> = shown.keys().filter(|l| !self.acked.contains(*l) && !self.unknown.contains(*l)).map(short).collect();
+        assert!(alien.is_empty(), "never pushed: {alien:?}");
+    }
+}
+
+/// Is this program there?
+pub fn has(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
+    found.is_ok_and(|s| s.success())
+}
+
+/// A file system of its own, until dropped.
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    /// Mounts with the arguments of mount(8); `None` where that is not allowed.
+    pub fn new(arguments: &[&str], at: &Path) -> Option<Mounted> {
+        std::fs::create_dir_all(at).unwrap();
+        let done = Command::new("mount").args(arguments).arg(at).stderr(Stdio::null()).status();
+        if done.is_ok_and(|s| s.success()) {
+            return Some(Mounted(at.to_path_buf()));
+        }
+        skip(&format!("mount {} is not allowed here", arguments.join(" ")));
+        None
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmount = |more: &[&str]| Command::new("umount").args(more).arg(&self.0).stderr(Stdio::null()).status();
+        // Busy while a server that is being killed still has it.
+        if !unmount(&[]).is_ok_and(|s| s.success()) {
+            let _ = unmount(&["-l"]);
+        }
+    }
 }

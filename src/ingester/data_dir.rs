@@ -26,7 +26,7 @@ pub enum DataDirError {
     Locked(String, String),
     /// The disk failed.
     #[error("cannot use the data directory {0}: {1}")]
-    Io(String, #[source] io::Error),
+    Io(String, io::Error),
     /// `identity` is damaged.
     #[error("{0}/identity is damaged ({1}): restore it from a backup; it names the volume that the log belongs to")]
     Damaged(String, String),

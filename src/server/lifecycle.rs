@@ -11,7 +11,7 @@ use crate::api::serve::{ListenerConfig, Protocol, serve};
 use crate::api::{Api, ApiConfig, Backends, grpc, http, tls};
 use crate::chunk::Encoding;
 use crate::distributor::{ClientPool, Distributor, DistributorConfig, IngesterClient, PoolConfig, Pusher, Route};
-use crate::fs::{Fs, RealFs};
+use crate::fs::{Fs, RealFs, Space};
 use crate::ingester::{
     Cluster, Ingester, IngesterConfig, IngesterMetrics, NilRecord, OnPoisoned, Progress, RecoveryReport,
 };
@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use prometheus::Registry;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -418,8 +419,7 @@ fn ingester_config(config: &Config) -> Result<IngesterConfig> {
 fn segment_size(fs: &dyn Fs, config: &Config) -> Result<u64> {
     const SEGMENTS_ON_DISK: u64 = 16;
     let (dir, wanted) = (config.wal_dir(), config.ingester.wal.segment_size);
-    fs.create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let space = fs.space(&dir).with_context(|| format!("cannot ask for the space of {}", dir.display()))?;
+    let space = space_of(fs, &dir).with_context(|| format!("cannot ask for the space of {}", dir.display()))?;
     let fits = (space.total / SEGMENTS_ON_DISK).max(1 << 20);
     if fits >= wanted {
         return Ok(wanted);
@@ -431,4 +431,14 @@ fn segment_size(fs: &dyn Fs, config: &Config) -> Result<u64> {
         "log segments are smaller than ingester.wal.segment_size: the disk is small"
     );
     Ok(size)
+}
+
+/// Space for a directory that may not exist yet: nothing is made before the data directory was found to be ours.
+fn space_of(fs: &dyn Fs, dir: &Path) -> io::Result<Space> {
+    match (fs.space(dir), dir.parent()) {
+        (Err(e), Some(parent)) if e.kind() == io::ErrorKind::NotFound => {
+            space_of(fs, if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+        }
+        (outcome, _) => outcome,
+    }
 }

@@ -4,7 +4,7 @@
 use super::segment::{Prepared, prepare};
 use super::writer::{WalOptions, spawn_critical};
 use crate::fs::Fs;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -89,16 +89,22 @@ impl Supply {
 
     /// The next segment. Waits while one is being made; fails when making one has failed.
     pub fn take(&self, may_take_last: bool) -> Result<Prepared, String> {
-        let keep = usize::from(!may_take_last);
+        let mut state = self.wait_for_more_than(usize::from(!may_take_last))?;
+        let taken = state.ready.pop_front();
+        self.changed.notify_all();
+        taken.ok_or_else(String::new)
+    }
+
+    /// Makes sure that a segment is left in which recovery can write the end of the log again: what is acknowledged
+    /// without one could keep a full disk from starting. Waits and fails as [`Supply::take`].
+    pub fn reserve(&self) -> Result<(), String> {
+        self.wait_for_more_than(0).map(drop)
+    }
+
+    fn wait_for_more_than(&self, count: usize) -> Result<MutexGuard<'_, State>, String> {
         let mut state = self.state.lock();
-        loop {
-            if state.ready.len() > keep {
-                let taken = state.ready.pop_front();
-                self.changed.notify_all();
-                return taken.ok_or_else(String::new);
-            }
+        while state.ready.len() <= count {
             if let Some(why) = state.failure.clone() {
-                // With a failure, whatever is there is better than nothing only for recovery.
                 state.starved = true;
                 return Err(why);
             }
@@ -107,6 +113,7 @@ impl Supply {
             }
             self.changed.wait(&mut state);
         }
+        Ok(state)
     }
 
     /// Why the log cannot go on for lack of segments, if it had to refuse somebody.

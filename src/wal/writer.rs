@@ -546,6 +546,8 @@ impl Writer {
 
     /// Makes sure that the active segment takes a group with this record; returns the bytes of that group.
     fn room_for_first<P>(&mut self, first: &Append<P>) -> Result<u64, LogError> {
+        let reserved = self.supply.reserve().inspect_err(|_| self.options.metrics.disk_full.inc());
+        reserved.map_err(LogError::NoSpace)?;
         loop {
             let (fresh, room) = match &self.active {
                 Some(active) => (active.fresh(), active.capacity().saturating_sub(active.at)),
@@ -732,9 +734,10 @@ impl Writer {
     /// Goes on in the next prepared segment. Ordinary pushes leave the last one for recovery.
     fn rotate(&mut self, may_take_last: bool) -> Result<(), LogError> {
         self.sync()?;
-        self.abandon();
+        // Without a next segment this one stays active: the watermark in its last block tells that all of it is durable.
         let prepared = self.supply.take(may_take_last).inspect_err(|_| self.options.metrics.disk_full.inc());
         let Prepared { header, file } = prepared.map_err(LogError::NoSpace)?;
+        self.abandon();
         self.options.metrics.segment.set(i64::try_from(header.number).unwrap_or(i64::MAX));
         self.active = Some(Active { header, file, at: FIRST_GROUP, digest: 0, dirty: false });
         Ok(())

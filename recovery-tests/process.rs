@@ -1,0 +1,339 @@
+//! The process as its operators see it: signals, locks, refusals, permissions, what it says and what it must not say.
+
+#[path = "support/server.rs"]
+mod server;
+
+use server::{Http, Ledger, Mounted, Server};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use timberline::codec::crc32;
+
+const TIME: i64 = 1_700_000_000_000_000_000;
+
+/// Four clients that push until the server is gone.
+fn load(server: &Server) -> (Vec<JoinHandle<Ledger>>, Arc<AtomicU64>) {
+    let acks = Arc::new(AtomicU64::new(0));
+    let client = |client: i64| {
+        let (mut http, acks) = (server.http(), acks.clone());
+        std::thread::spawn(move || {
+            let mut ledger = Ledger::default();
+            for n in 0.. {
+                match ledger.push(&mut http, &format!("s{}", n % 5), TIME + n, &format!("line {client}.{n}")) {
+                    Some(204) => acks.fetch_add(1, Ordering::Relaxed),
+                    Some(_) => continue,
+                    None => break,
+                };
+            }
+            ledger
+        })
+    };
+    ((0..4).map(client).collect(), acks)
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}: not within 20 s");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn joined(clients: Vec<JoinHandle<Ledger>>) -> Ledger {
+    let mut all = Ledger::default();
+    clients.into_iter().for_each(|c| all.merge(c.join().unwrap()));
+    all
+}
+
+#[test]
+fn sigterm_under_load_finishes_and_exits_0() {
+    let tmp = tempfile::tempdir().unwrap();
+    let server = Server::start(tmp.path(), "", &[]);
+    let (clients, acks) = load(&server);
+    wait_until("200 acks", || acks.load(Ordering::Relaxed) > 200);
+    let told = Instant::now();
+    server.signal("TERM");
+    assert_eq!(server.wait(Duration::from_secs(20)), Some(0));
+    println!("stopped under load within {:?}", told.elapsed());
+    assert!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
+    let ledger = joined(clients);
+    ledger.check(&mut Server::start(tmp.path(), "", &[]).http());
+}
+
+/// A push whose body does not come: the stop waits for it.
+fn slow_request(server: &Server) -> TcpStream {
+    let mut conn = TcpStream::connect(&server.addr).unwrap();
+    let head = format!("POST /loki/api/v1/push HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n", server.addr);
+    conn.write_all((head + "{\"streams\": [").as_bytes()).unwrap();
+    conn
+}
+
+#[test]
+fn a_second_sigterm_exits_at_once_and_loses_nothing() {
+    let tmp = tempfile::tempdir().unwrap();
+    let server = Server::start(tmp.path(), "", &[]);
+    let (clients, acks) = load(&server);
+    let _held = slow_request(&server);
+    wait_until("200 acks", || acks.load(Ordering::Relaxed) > 200);
+    server.signal("TERM");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(Path::new(&format!("/proc/{}", server.pid())).exists(), "the stop did not wait for the request in flight");
+    let told = Instant::now();
+    server.signal("TERM");
+    assert_eq!(server.wait(Duration::from_secs(5)), Some(143));
+    assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
+    joined(clients).check(&mut Server::start(tmp.path(), "", &[]).http());
+}
+
+#[test]
+fn a_request_in_flight_is_finished_by_a_stop() {
+    let tmp = tempfile::tempdir().unwrap();
+    let server = Server::start(tmp.path(), "", &[]);
+    let mut held = slow_request(&server);
+    std::thread::sleep(Duration::from_millis(100));
+    server.signal("TERM");
+    // The request ends in time: it is answered although the stop has begun.
+    std::thread::sleep(Duration::from_millis(200));
+    let line = format!("{{\"stream\": {{\"s\": \"slow\"}}, \"values\": [[\"{TIME}\", \"slow line\"]]}}]}}");
+    let padding = " ".repeat(1000 - "{\"streams\": [".len() - line.len());
+    held.write_all((line + &padding).as_bytes()).unwrap();
+    let mut answer = String::new();
+    held.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    held.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 204") || answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert_eq!(server.wait(Duration::from_secs(10)), Some(0));
+    let there = Server::start(tmp.path(), "", &[]).http().all_lines().contains_key("slow line");
+    println!("a request in flight at the stop: {}", answer.lines().next().unwrap());
+    assert_eq!(there, answer.starts_with("HTTP/1.1 204"));
+}
+
+const BULK_PUSHES: i64 = 40;
+const BULK_LINES: i64 = 20_000;
+
+/// A log of about 100 MB.
+fn bulk(http: &mut Http) {
+    for push in 0..BULK_PUSHES {
+        let lines: Vec<String> = (0..BULK_LINES).map(|n| format!("push {push} line {n} {}", "abcdefghij".repeat(10))).collect();
+        assert_eq!(http.push("bulk", TIME + push * BULK_LINES, &lines).unwrap(), 204);
+    }
+}
+
+#[test]
+fn while_it_replays_it_says_so_and_stops_at_once() {
+    let tmp = tempfile::tempdir().unwrap();
+    let config = "ingester: {wal: {compression: none}}\n";
+    let server = Server::start(tmp.path(), config, &[]);
+    bulk(&mut server.http());
+    server.kill();
+
+    let server = Server::spawn(tmp.path(), config, &[]);
+    wait_until("the listener", || matches!(server.http().get("/livez"), Ok((200, _))));
+    let mut http = server.http();
+    let (status, body) = http.get("/ready").unwrap();
+    let progress = String::from_utf8(body).unwrap();
+    println!("/ready: {status} {}", progress.trim());
+    assert_eq!(status, 503);
+    assert!(progress.contains("replaying the write-ahead log") && progress.contains('%'), "{progress}");
+    assert_eq!(http.push("bulk", TIME, &["too early".into()]).unwrap(), 503);
+    assert!(http.headers.contains("retry-after: "), "{}", http.headers);
+    assert_eq!(http.get("/loki/api/v1/labels").unwrap().0, 503, "a read must not show a half of the log");
+    assert_eq!(http.get("/livez").unwrap().0, 200);
+    let told = Instant::now();
+    server.signal("TERM");
+    assert_eq!(server.wait(Duration::from_secs(10)), Some(0));
+    println!("stopped during replay within {:?}", told.elapsed());
+
+    let server = Server::spawn(tmp.path(), config, &[]);
+    let mut told = Vec::new();
+    wait_until("the end of the replay", || match server.http().get("/ready") {
+        Ok((200, _)) => true,
+        Ok((_, body)) => {
+            told.push(String::from_utf8_lossy(&body).trim().to_string());
+            false
+        }
+        Err(_) => false,
+    });
+    let percent = |t: &String| t.split(", ").nth(1).and_then(|t| t.split(' ').next()?.parse::<u64>().ok());
+    let percents: Vec<u64> = told.iter().filter_map(percent).collect();
+    assert!(percents.iter().any(|p| (1..100).contains(p)) && percents.is_sorted(), "no progress is told: {told:?}");
+    let (_, metrics) = server.http().get("/metrics").unwrap();
+    let metrics = String::from_utf8(metrics).unwrap();
+    let recovered = metrics.lines().find_map(|l| l.strip_prefix("loki_ingester_wal_recovered_entries_total "));
+    assert_eq!(recovered, Some((BULK_PUSHES * BULK_LINES).to_string().as_str()));
+    assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
+fn a_second_process_is_refused_and_names_the_first() {
+    let tmp = tempfile::tempdir().unwrap();
+    let first = Server::start(tmp.path(), "", &[]);
+    let second = Server::spawn(tmp.path(), "", &[]);
+    assert_eq!(second.wait(Duration::from_secs(10)), Some(1));
+    let named = format!("is in use by another process (pid {})", first.pid());
+    assert!(first.log_tail().contains(&named), "{}", first.log_tail());
+    assert_eq!(first.http().push("s", TIME, &["still there".into()]).unwrap(), 204);
+    assert_eq!(first.terminate(), Some(0));
+}
+
+/// Starts what must refuse, and returns its log.
+fn refused(dir: &Path, config: &str) -> String {
+    let log = dir.join("server.log");
+    let before = std::fs::read_to_string(&log).unwrap_or_default().len();
+    let server = Server::spawn(dir, config, &[]);
+    assert_eq!(server.wait(Duration::from_secs(10)), Some(1));
+    std::fs::read_to_string(&log).unwrap()[before..].to_string()
+}
+
+#[test]
+fn an_empty_volume_is_refused_where_data_is_required() {
+    let tmp = tempfile::tempdir().unwrap();
+    let config = "ingester: {require_data: true}\n";
+    let log = refused(tmp.path(), config);
+    assert!(log.contains("require_data"), "{log}");
+    assert!(!tmp.path().join("data").exists(), "a refused start made the directory");
+    assert_eq!(Server::start(tmp.path(), "", &[]).terminate(), Some(0));
+    assert_eq!(Server::start(tmp.path(), config, &[]).terminate(), Some(0));
+}
+
+/// All paths below a directory, the directory first.
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut out = vec![dir.to_path_buf()];
+    let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    names.sort();
+    for path in names {
+        if path.is_dir() { out.extend(walk(&path)) } else { out.push(path) }
+    }
+    out
+}
+
+/// Names and contents, but for LOCK: it names the process that was there last.
+fn content(dir: &Path) -> Vec<(PathBuf, u32)> {
+    let files = walk(dir).into_iter().filter(|p| p.file_name().is_some_and(|n| n != "LOCK"));
+    files.map(|p| (p.clone(), if p.is_dir() { 0 } else { crc32(&[&std::fs::read(p).unwrap()]) })).collect()
+}
+
+#[test]
+fn newer_formats_are_refused_untouched() {
+    let tmp = tempfile::tempdir().unwrap();
+    let data = tmp.path().join("data");
+    let server = Server::start(tmp.path(), "", &[]);
+    assert_eq!(server.http().push("s", TIME, &["kept".into()]).unwrap(), 204);
+    // Killed: a log with an end that a start would write again.
+    server.kill();
+
+    let identity = std::fs::read_to_string(data.join("identity")).unwrap();
+    let newer = identity.lines().next().unwrap().replace("\"format_version\":1", "\"format_version\":2");
+    assert!(newer.contains(":2"));
+    std::fs::write(data.join("identity"), format!("{newer}\n{:08x}\n", crc32(&[newer.as_bytes()]))).unwrap();
+    let before = content(&data);
+    let log = refused(tmp.path(), "");
+    assert!(log.contains("has format version 2"), "{log}");
+    assert_eq!(content(&data), before);
+    std::fs::write(data.join("identity"), identity).unwrap();
+
+    let segment = walk(&data).into_iter().find(|p| p.extension().is_some_and(|e| e == "wal")).unwrap();
+    let bytes = std::fs::read(&segment).unwrap();
+    std::fs::write(&segment, with_version(&bytes, 2)).unwrap();
+    let before = content(&data);
+    let log = refused(tmp.path(), "");
+    assert!(log.contains("format version 2"), "{log}");
+    assert_eq!(content(&data), before);
+    std::fs::write(&segment, &bytes).unwrap();
+    let server = Server::start(tmp.path(), "", &[]);
+    assert_eq!(server.http().all_lines().get("kept"), Some(&1));
+}
+
+/// A segment whose two header copies say this version, with their checksums.
+fn with_version(segment: &[u8], version: u16) -> Vec<u8> {
+    let mut out = segment.to_vec();
+    for at in [0, 4096] {
+        let header = &mut out[at..at + 64];
+        assert_eq!(&header[..8], &segment[..8], "the second header copy lies elsewhere");
+        header[8..10].copy_from_slice(&version.to_le_bytes());
+        let crc = crc32(&[&header[..60], &(at as u64).to_le_bytes()]);
+        header[60..].copy_from_slice(&crc.to_le_bytes());
+    }
+    out
+}
+
+#[test]
+fn files_are_0640_and_directories_0750_whatever_the_umask() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut server = Server::spawn_under(&["sh", "-c", "umask 0; exec \"$@\"", "sh"], tmp.path(), "", &[]);
+    server.wait_ready();
+    assert_eq!(server.http().push("s", TIME, &["line".into()]).unwrap(), 204);
+    let paths = walk(&tmp.path().join("data"));
+    assert!(paths.len() >= 5, "{paths:?}");
+    for path in paths {
+        // A segment in preparation may get its name between the two calls.
+        let Ok(metadata) = std::fs::metadata(&path) else { continue };
+        let expected = if metadata.is_dir() { 0o750 } else { 0o640 };
+        assert_eq!(metadata.permissions().mode() & 0o777, expected, "{}", path.display());
+    }
+    assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
+fn a_read_only_data_directory_is_refused_with_its_name() {
+    let tmp = tempfile::tempdir().unwrap();
+    let data = tmp.path().join("data");
+    let Some(_mounted) = Mounted::new(&["-t", "tmpfs", "-o", "ro,size=8m", "tmpfs"], &data) else { return };
+    let log = refused(tmp.path(), "");
+    println!("{}", log.lines().last().unwrap_or_default());
+    assert!(log.contains("Read-only file system") && log.contains(data.to_str().unwrap()), "{log}");
+}
+
+#[test]
+fn weaker_sync_modes_are_announced_and_survive_kill_9() {
+    for (mode, told) in [("interval, sync_interval: 50ms", "ingester.wal.sync is interval"), ("os", "ingester.wal.sync is os")] {
+        let tmp = tempfile::tempdir().unwrap();
+        let config = format!("ingester: {{wal: {{sync: {mode}}}}}\n");
+        let server = Server::start(tmp.path(), &config, &[]);
+        let (_, ready) = server.http().get("/ready").unwrap();
+        assert!(String::from_utf8_lossy(&ready).contains(told), "{ready:?}");
+        assert!(server.log_tail().contains(told), "{}", server.log_tail());
+        let (mut ledger, mut http) = (Ledger::default(), server.http());
+        for n in 0..100 {
+            assert_eq!(ledger.push(&mut http, "s", TIME + n, &format!("line {n}")), Some(204));
+        }
+        server.kill();
+        ledger.check(&mut Server::start(tmp.path(), &config, &[]).http());
+    }
+}
+
+#[test]
+fn log_lines_are_not_in_our_own_log_metrics_or_config() {
+    const SECRET: &str = "hunter2-is-my-password";
+    let tmp = tempfile::tempdir().unwrap();
+    let server = Server::start(tmp.path(), "", &[]);
+    let mut http = server.http();
+    assert_eq!(http.send("POST", "/log_level?log_level=debug", &[], b"").unwrap().0, 200);
+    assert_eq!(http.push("s", TIME, &[SECRET.into()]).unwrap(), 204);
+    // Refused in different ways: not JSON, too long a line, a bad timestamp, bad labels.
+    let long = format!("{SECRET} {}", "x".repeat(1 << 20));
+    assert_ne!(http.push("s", TIME, &[long]).unwrap(), 204);
+    for body in [
+        format!("{{\"streams\": [{SECRET}"),
+        format!("{{\"streams\": [{{\"stream\": {{\"s\": \"1\"}}, \"values\": [[\"x\", \"{SECRET}\"]]}}]}}"),
+        format!("{{\"streams\": [{{\"stream\": 7, \"values\": [[\"1\", \"{SECRET}\"]]}}]}}"),
+    ] {
+        let status = http.post_json("/loki/api/v1/push", &body).unwrap().0;
+        assert!((400..500).contains(&status), "{body} got {status}");
+    }
+    let protobuf = [("Content-Type", "application/x-protobuf")];
+    assert_eq!(http.send("POST", "/loki/api/v1/push", &protobuf, SECRET.as_bytes()).unwrap().0, 400);
+    http.query_all("{s=\"s\"}");
+    for page in ["/metrics", "/config", "/ready", "/services", "/ring"] {
+        let (_, body) = http.get(page).unwrap();
+        assert!(!String::from_utf8_lossy(&body).contains(SECRET), "{page} shows a log line");
+    }
+    assert_eq!(server.terminate(), Some(0));
+    let log = std::fs::read_to_string(tmp.path().join("server.log")).unwrap();
+    assert!(log.contains("stopped"), "{log}");
+    assert!(!log.contains(SECRET), "our own log shows a log line");
+}
