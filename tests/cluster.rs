@@ -44,7 +44,8 @@ impl Cluster {
             dir.path().join("data").display(),
             instances.join(", ")
         );
-        let mut distributor = Server::spawn_with(&dir.path().join("distributor"), (free_port(), free_port()), &yaml, &[]);
+        let mut distributor =
+            Server::spawn_with(&dir.path().join("distributor"), (free_port(), free_port()), &yaml, &[]);
         distributor.wait_ready();
         ingesters.iter_mut().for_each(|m| m.server.as_mut().unwrap().wait_ready());
         Cluster { distributor, ingesters, limits, dir }
@@ -136,8 +137,10 @@ fn refusals_keep_their_status_through_the_distributor() {
     let stream = |name: &str, line: &str| json!({"stream": {"app": name}, "values": [[at.to_string(), line]]});
     let push = |streams: serde_json::Value| cluster.push(&json!({"streams": streams}).to_string());
     push(json!([stream("1", "l1"), stream("2", "l2")])).assert_stored();
-    push(json!([stream("3", "l3"), stream("1", "more")]))
-        .assert_error(429, "maximum active stream limit exceeded when trying to create stream {app=\"3\", service_name=\"3\"}");
+    push(json!([stream("3", "l3"), stream("1", "more")])).assert_error(
+        429,
+        "maximum active stream limit exceeded when trying to create stream {app=\"3\", service_name=\"3\"}",
+    );
     assert!(cluster.copies("more") >= 2, "the good stream of a 429 is stored");
     assert_eq!(cluster.copies("l3"), 0);
     let long = "x".repeat(262_145);

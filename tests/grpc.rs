@@ -65,15 +65,30 @@ async fn errors_carry_the_http_status() {
     let good = || stream(r#"{a="b"}"#, &[(at, "l", &[])]);
     let error = async |tenant: &'static str, streams| push(&server, tenant, message(streams)).await.unwrap_err();
     assert_error(&error("", vec![good()]).await, Code::Unauthenticated, 401, "no org id");
-    assert_error(&error("a/b", vec![good()]).await, Code::InvalidArgument, 400, "tenant ID 'a/b' contains unsupported character '/'");
+    assert_error(
+        &error("a/b", vec![good()]).await,
+        Code::InvalidArgument,
+        400,
+        "tenant ID 'a/b' contains unsupported character '/'",
+    );
     assert_error(&error("a|b", vec![good()]).await, Code::InvalidArgument, 400, "multiple org IDs present");
     assert_error(&error("t1", vec![]).await, Code::InvalidArgument, 422, "at least one valid stream is required");
     let long = "x".repeat(5_000);
     let fast = stream(r#"{a="b"}"#, &[(at, &long, &[])]);
-    assert_error(&error("slow", vec![fast]).await, Code::ResourceExhausted, 429, "ingestion rate limit exceeded for user slow");
+    assert_error(
+        &error("slow", vec![fast]).await,
+        Code::ResourceExhausted,
+        429,
+        "ingestion rate limit exceeded for user slow",
+    );
     // Only the bad stream is refused, in other words than over HTTP.
     let bad = stream("{a=b}", &[(at, "l", &[])]);
-    assert_error(&error("t1", vec![bad, good()]).await, Code::InvalidArgument, 400, "error parsing labels '{a=b}' with error: ");
+    assert_error(
+        &error("t1", vec![bad, good()]).await,
+        Code::InvalidArgument,
+        400,
+        "error parsing labels '{a=b}' with error: ",
+    );
     assert_eq!(server.lines_as("t1", r#"{a="b"}"#), [(at, "l".to_string())]);
 }
 

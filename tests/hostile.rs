@@ -6,7 +6,9 @@ use serde_json::json;
 use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{PUSH, Reply, TestServer, connect, gzip, memory, message, now, one_stream, read_reply, send, snappy, stream};
+use support::{
+    PUSH, Reply, TestServer, connect, gzip, memory, message, now, one_stream, read_reply, send, snappy, stream,
+};
 
 const MB: u64 = 1 << 20;
 
@@ -52,7 +54,10 @@ fn sixty_four_bombs_at_once_stay_within_one_budget() {
     let in_json = json!({"streams": [{"stream": {"a": "bomb"}, "values": [[now().to_string(), line]]}]}).to_string();
     let bombs = [
         (vec![("Content-Type", "application/json"), ("Content-Encoding", "gzip")], gzip(in_json.as_bytes())),
-        (vec![("Content-Type", "application/x-protobuf")], snappy(&message(vec![stream(r#"{a="bomb"}"#, &[(now(), &line, &[])])]))),
+        (
+            vec![("Content-Type", "application/x-protobuf")],
+            snappy(&message(vec![stream(r#"{a="bomb"}"#, &[(now(), &line, &[])])])),
+        ),
     ];
     drop((line, in_json));
     assert!(bombs.iter().all(|(_, body)| body.len() < 6 << 20));
@@ -102,7 +107,9 @@ fn announced_sizes_are_refused_before_anything_is_allocated() {
 fn a_body_of_a_gigabyte_is_413() {
     let server = TestServer::start();
     let peak = Peak::start(&server);
-    let head = |framing: &str| format!("POST {PUSH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}\r\n\r\n");
+    let head = |framing: &str| {
+        format!("POST {PUSH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}\r\n\r\n")
+    };
     let mut announced = connect(&server.server.addr);
     announced.write_all(head("Content-Length: 1073741824").as_bytes()).unwrap();
     // Sends on as clients do; the server reads a part of it so that the answer is not lost.
@@ -110,7 +117,9 @@ fn a_body_of_a_gigabyte_is_413() {
     for _ in 0..20 {
         announced.write_all(&block).unwrap();
     }
-    read_reply(&mut announced).unwrap().assert_error(413, "request body too large: message size too large than max (1073741824 vs 104857600)");
+    read_reply(&mut announced)
+        .unwrap()
+        .assert_error(413, "request body too large: message size too large than max (1073741824 vs 104857600)");
 
     let mut chunked = connect(&server.server.addr);
     chunked.write_all(head("Transfer-Encoding: chunked").as_bytes()).unwrap();
@@ -166,7 +175,9 @@ fn text_that_is_not_utf8() {
     assert!(lines.len() == 1 && lines[0].1.contains('\u{fffd}'), "{lines:?}");
     let json: &[u8] = b"{\"streams\":[{\"stream\":{\"a\":\"\xff\"},\"values\":[[\"1\",\"l\"]]}]}";
     server.send("POST", PUSH, &[("Content-Type", "application/json")], json).assert_error(400, "UTF-8");
-    for target in ["/loki/api/v1/query_range?query=%ff%fe", "/loki/api/v1/label/%ff/values", "/loki/api/v1/series?match[]=%00"] {
+    for target in
+        ["/loki/api/v1/query_range?query=%ff%fe", "/loki/api/v1/label/%ff/values", "/loki/api/v1/series?match[]=%00"]
+    {
         let answer = server.get(target);
         assert!((200..500).contains(&answer.status), "{target}: {}", answer.status);
     }
@@ -232,7 +243,12 @@ fn heads_without_end_are_cut_off() {
     let mut connection = connect(&server.server.addr);
     connection.write_all(format!("GET /ready HTTP/1.1\r\nHost: x\r\n{many}\r\n").as_bytes()).unwrap();
     assert_eq!(read_reply(&mut connection).unwrap().status, 431);
-    for garbage in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\0\0\0\0\r\n\r\n"] {
+    for garbage in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..],
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\0\0\0\0\r\n\r\n",
+    ] {
         let mut connection = connect(&server.server.addr);
         connection.write_all(garbage).unwrap();
         if let Ok(answer) = read_reply(&mut connection) {
@@ -319,6 +335,27 @@ fn new_streams_without_end_are_bounded() {
     }
     peak.assert_added_at_most(300 * MB);
     assert_eq!(server.get("/ready").status, 200);
+}
+
+/// A refused stream is told with its labels, which may be large, and there may be thousands of them.
+#[test]
+fn what_is_told_about_refused_streams_is_bounded() {
+    let server = with_memory(
+        "4GB",
+        "limits_config: {max_global_streams_per_user: 1, ingestion_rate_mb: 1000, ingestion_burst_size_mb: 1000}\n",
+    );
+    let (at, value) = (now().to_string(), "v".repeat(2000));
+    let one = |i: usize| {
+        let mut labels: serde_json::Map<_, _> = (0..14).map(|l| (format!("label_{l}"), json!(value))).collect();
+        labels.insert("n".into(), json!(i.to_string()));
+        json!({"stream": labels, "values": [[at, "l"]]})
+    };
+    let body = json!({"streams": (0..1000).map(one).collect::<Vec<_>>()}).to_string();
+    let answer = server.push(&body);
+    answer.assert_error(429, "maximum active stream limit exceeded when trying to create stream {");
+    answer.assert_error(429, " more streams, whose errors find no room here");
+    assert!(answer.body.len() < 300 << 10, "{} bytes", answer.body.len());
+    assert_eq!(server.lines(r#"{n=~".+"}"#).len(), 1);
 }
 
 /// As [`assert_alive`], with a stream that exists.

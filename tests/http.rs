@@ -4,7 +4,10 @@ mod support;
 
 use serde_json::{Value, json};
 use std::io::Write;
-use support::{LEGACY_PUSH, PUSH, SMALL_WAL, TestServer, encode, gzip, message, now, one_stream, read_reply, snappy, stream};
+use std::time::Duration;
+use support::{
+    LEGACY_PUSH, PUSH, SMALL_WAL, TestServer, encode, gzip, message, now, one_stream, read_reply, snappy, stream,
+};
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 const PROTOBUF: (&str, &str) = ("Content-Type", "application/x-protobuf");
@@ -26,7 +29,8 @@ fn zlib(data: &[u8]) -> Vec<u8> {
 fn every_encoding_is_stored_and_read_back() {
     let server = TestServer::start();
     let at = now();
-    let json_body = |name: &str| json!({"streams": [{"stream": {"form": name}, "values": [[at.to_string(), name]]}]}).to_string();
+    let json_body =
+        |name: &str| json!({"streams": [{"stream": {"form": name}, "values": [[at.to_string(), name]]}]}).to_string();
     let proto = |name: &str| snappy(&message(vec![stream(&format!("{{form={name:?}}}"), &[(at, name, &[])])]));
     let legacy = |name: &str| {
         json!({"streams": [{"labels": format!("{{form={name:?}}}"), "entries": [{"ts": "2026-01-02T03:04:05.000000006Z", "line": name}]}]})
@@ -38,7 +42,12 @@ fn every_encoding_is_stored_and_read_back() {
     type Case<'a> = (&'a str, &'a str, Vec<(&'a str, &'a str)>, Vec<u8>);
     let cases: Vec<Case<'_>> = vec![
         ("json", PUSH, vec![JSON], json_body("json").into()),
-        ("json-charset", PUSH, vec![("Content-Type", "application/json; charset=utf-8")], json_body("json-charset").into()),
+        (
+            "json-charset",
+            PUSH,
+            vec![("Content-Type", "application/json; charset=utf-8")],
+            json_body("json-charset").into(),
+        ),
         ("json-empty-encoding", PUSH, vec![JSON, ("Content-Encoding", "")], json_body("json-empty-encoding").into()),
         ("json-gzip", PUSH, vec![JSON, gz], gzip(json_body("json-gzip").as_bytes())),
         ("json-deflate", PUSH, vec![JSON, de], deflate(json_body("json-deflate").as_bytes())),
@@ -86,7 +95,11 @@ fn bodies_that_cannot_be_decoded_are_400() {
         ("array as metadata", values(&format!(r#"["{at}","l",["m"]]"#)), ""),
         ("invalid escape", values(&format!(r#"["{at}","\q"]"#)), ""),
         ("streams is no array", r#"{"streams":5}"#.into(), ""),
-        ("label name with a brace", format!(r#"{{"streams":[{{"stream":{{"a}}":"x"}},"values":[["{at}","l"]]}}]}}"#), ""),
+        (
+            "label name with a brace",
+            format!(r#"{{"streams":[{{"stream":{{"a}}":"x"}},"values":[["{at}","l"]]}}]}}"#),
+            "",
+        ),
     ];
     for (name, body, text) in &json_cases {
         println!("{name}");
@@ -99,11 +112,31 @@ fn bodies_that_cannot_be_decoded_are_400() {
     let cases: Vec<Case<'_>> = vec![
         ("no content type", vec![], good.clone().into(), "mime: no media type"),
         ("empty content type", vec![("Content-Type", "")], good.clone().into(), "mime: no media type"),
-        ("bad parameter", vec![("Content-Type", "application/json; charset")], good.clone().into(), "mime: invalid media parameter"),
-        ("identity", vec![JSON, ("Content-Encoding", "identity")], good.clone().into(), r#"Content-Encoding "identity" not supported"#),
+        (
+            "bad parameter",
+            vec![("Content-Type", "application/json; charset")],
+            good.clone().into(),
+            "mime: invalid media parameter",
+        ),
+        (
+            "identity",
+            vec![JSON, ("Content-Encoding", "identity")],
+            good.clone().into(),
+            r#"Content-Encoding "identity" not supported"#,
+        ),
         ("br", vec![JSON, ("Content-Encoding", "br")], good.clone().into(), r#"Content-Encoding "br" not supported"#),
-        ("zstd", vec![PROTOBUF, ("Content-Encoding", "zstd")], proto.clone(), r#"Content-Encoding "zstd" not supported"#),
-        ("upper case", vec![JSON, ("Content-Encoding", "GZIP")], gzip(good.as_bytes()), r#"Content-Encoding "GZIP" not supported"#),
+        (
+            "zstd",
+            vec![PROTOBUF, ("Content-Encoding", "zstd")],
+            proto.clone(),
+            r#"Content-Encoding "zstd" not supported"#,
+        ),
+        (
+            "upper case",
+            vec![JSON, ("Content-Encoding", "GZIP")],
+            gzip(good.as_bytes()),
+            r#"Content-Encoding "GZIP" not supported"#,
+        ),
         ("gzip that is none", vec![JSON, ("Content-Encoding", "gzip")], good.clone().into(), ""),
         ("half a gzip", vec![JSON, ("Content-Encoding", "gzip")], half(&gzip(good.as_bytes())), "unexpected EOF"),
         ("deflate that is none", vec![JSON, ("Content-Encoding", "deflate")], vec![0xff; 40], ""),
@@ -126,7 +159,8 @@ fn bodies_that_cannot_be_decoded_are_400() {
 fn lenient_json_is_accepted() {
     let server = TestServer::start();
     let at = now();
-    let values = |name: &str, values: &str| format!(r#"{{"streams":[{{"stream":{{"odd":"{name}"}},"values":{values}}}]}}"#);
+    let values =
+        |name: &str, values: &str| format!(r#"{{"streams":[{{"stream":{{"odd":"{name}"}},"values":{values}}}]}}"#);
     let cases = [
         ("one-element", values("one-element", &format!(r#"[["{at}"]]"#)), vec![""]),
         ("more-elements", values("more-elements", &format!(r#"[["{at}","l",{{}},7,[8]]]"#)), vec!["l"]),
@@ -135,7 +169,9 @@ fn lenient_json_is_accepted() {
         ("no-values", values("no-values", "[]"), vec![]),
         (
             "unknown-keys",
-            format!(r#"{{"x":{{"y":[1]}},"streams":[null,{{"z":null,"stream":{{"odd":"unknown-keys"}},"values":[["{at}","l"]]}}]}}"#),
+            format!(
+                r#"{{"x":{{"y":[1]}},"streams":[null,{{"z":null,"stream":{{"odd":"unknown-keys"}},"values":[["{at}","l"]]}}]}}"#
+            ),
             vec!["l"],
         ),
         ("empty-line", values("empty-line", &format!(r#"[["{at}",""]]"#)), vec![""]),
@@ -197,7 +233,10 @@ fn what_breaks_a_rule_is_refused_and_the_rest_is_stored() {
     }
     assert_eq!(server.lines(r#"{bad=~".+"}"#), []);
     // Bad entries beside good ones of the same stream.
-    let mixed = stream(r#"{mixed="x"}"#, &[(at, "one", &[]), (at - 8 * day, "old", &[]), (at + 1, &big, &[]), (at + 2, "two", &[])]);
+    let mixed = stream(
+        r#"{mixed="x"}"#,
+        &[(at, "one", &[]), (at - 8 * day, "old", &[]), (at + 1, &big, &[]), (at + 2, "two", &[])],
+    );
     let answer = server.send("POST", PUSH, &[PROTOBUF], &snappy(&message(vec![mixed])));
     answer.assert_error(400, "has timestamp too old");
     answer.assert_error(400, "max entry size");
@@ -233,8 +272,12 @@ fn pushes_without_streams_or_labels() {
     assert_eq!(found["data"]["result"][0]["stream"]["app"], "shop", "{found}");
 
     let strict = TestServer::with("auth_enabled: false\nlimits_config: {discover_service_name: []}\n");
-    strict.push(&one_stream(json!({}), &["l"])).assert_error(400, "error at least one label pair is required per stream");
-    strict.push(&one_stream(json!({"empty": ""}), &["l"])).assert_error(400, "error at least one label pair is required per stream");
+    strict
+        .push(&one_stream(json!({}), &["l"]))
+        .assert_error(400, "error at least one label pair is required per stream");
+    strict
+        .push(&one_stream(json!({"empty": ""}), &["l"]))
+        .assert_error(400, "error at least one label pair is required per stream");
 }
 
 /// At the limit everything is accepted, one above it is refused.
@@ -257,16 +300,19 @@ fn limits_hold_at_n_and_n_plus_one() {
     push(r#"{a="1", b="2", c="3"}"#, (at, "l", &[])).assert_stored();
     push(r#"{a="1", b="2", c="3", d="4"}"#, (at, "l", &[])).assert_error(400, "has 4 label names; limit 3");
     push(r#"{a="meta"}"#, (at, "l", &[("k", &"v".repeat(29))])).assert_stored();
-    push(r#"{a="meta"}"#, (at, "l", &[("k", &"v".repeat(30))])).assert_error(400, "structured metadata too large: '31' bytes, limit: '30'");
+    push(r#"{a="meta"}"#, (at, "l", &[("k", &"v".repeat(30))]))
+        .assert_error(400, "structured metadata too large: '31' bytes, limit: '30'");
     push(r#"{a="meta"}"#, (at + 1, "l", &[("k", "v"), ("l", "v")])).assert_stored();
-    push(r#"{a="meta"}"#, (at + 1, "l", &[("k", "v"), ("l", "v"), ("m", "v")])).assert_error(400, "labels: '3', limit: '2'");
+    push(r#"{a="meta"}"#, (at + 1, "l", &[("k", "v"), ("l", "v"), ("m", "v")]))
+        .assert_error(400, "labels: '3', limit: '2'");
     let minute = 60_000_000_000;
     push(r#"{a="age"}"#, (at - 59 * minute, "l", &[])).assert_stored();
     push(r#"{a="age"}"#, (at - 61 * minute, "l", &[])).assert_error(400, "has timestamp too old");
     push(r#"{a="age 2"}"#, (at + 59 * minute, "l", &[])).assert_stored();
     push(r#"{a="age 2"}"#, (at + 61 * minute, "l", &[])).assert_error(400, "has timestamp too new");
     // Seven streams are there by now.
-    push(r#"{a="8"}"#, (at, "l", &[])).assert_error(429, "maximum active stream limit exceeded when trying to create stream {a=\"8\", ");
+    push(r#"{a="8"}"#, (at, "l", &[]))
+        .assert_error(429, "maximum active stream limit exceeded when trying to create stream {a=\"8\", ");
     push(r#"{a="line"}"#, (at + 9, "known streams go on", &[])).assert_stored();
 }
 
@@ -279,11 +325,16 @@ fn the_good_part_of_a_429_is_stored() {
     let at = now();
     let (first, second) = (stream(r#"{a="1"}"#, &[(at, "in", &[])]), stream(r#"{a="2"}"#, &[(at, "out", &[])]));
     let body = snappy(&message(vec![first, second]));
-    server.send("POST", PUSH, &[PROTOBUF], &body).assert_error(429, "maximum active stream limit exceeded when trying to create stream {a=\"2\"");
+    server
+        .send("POST", PUSH, &[PROTOBUF], &body)
+        .assert_error(429, "maximum active stream limit exceeded when trying to create stream {a=\"2\"");
     let line = "x".repeat(900);
     let two = stream(r#"{a="1"}"#, &[(at + 1, &line, &[]), (at + 2, &line, &[])]);
     let answer = server.send("POST", PUSH, &[PROTOBUF], &snappy(&message(vec![two])));
-    answer.assert_error(429, "Per stream rate limit exceeded (limit: 1KB/sec) while attempting to ingest for stream '{a=\"1\", ");
+    answer.assert_error(
+        429,
+        "Per stream rate limit exceeded (limit: 1KB/sec) while attempting to ingest for stream '{a=\"1\", ",
+    );
     let expected = server.lines(r#"{a=~".+"}"#);
     assert_eq!(expected.first(), Some(&(at, "in".to_string())));
     server.kill_and_restart(&format!("{SMALL_WAL}{yaml}"));
@@ -292,7 +343,9 @@ fn the_good_part_of_a_429_is_stored() {
 
 #[test]
 fn a_tenants_rate_refuses_the_whole_push() {
-    let server = TestServer::with("auth_enabled: true\nlimits_config: {ingestion_rate_mb: 0.001, ingestion_burst_size_mb: 0.01}\n");
+    let server = TestServer::with(
+        "auth_enabled: true\nlimits_config: {ingestion_rate_mb: 0.001, ingestion_burst_size_mb: 0.01}\n",
+    );
     let line = "x".repeat(6_000);
     server.push_as("t1", &one_stream(json!({"a": "1"}), &[&line])).assert_stored();
     let answer = server.push_as("t1", &one_stream(json!({"a": "2"}), &[&line]));
@@ -307,9 +360,17 @@ fn entries_too_far_behind_are_400_and_the_others_are_stored() {
     let (at, hour) = (now(), 3_600_000_000_000);
     let body = |entries: &[(i64, &str, &[(&str, &str)])]| snappy(&message(vec![stream(r#"{a="1"}"#, entries)]));
     server.send("POST", PUSH, &[PROTOBUF], &body(&[(at, "newest", &[])])).assert_stored();
-    let answer = server.send("POST", PUSH, &[PROTOBUF], &body(&[(at - 2 * hour, "behind", &[]), (at - hour / 2, "within", &[])]));
+    let answer = server.send(
+        "POST",
+        PUSH,
+        &[PROTOBUF],
+        &body(&[(at - 2 * hour, "behind", &[]), (at - hour / 2, "within", &[])]),
+    );
     answer.assert_error(400, "ignored, reason: 'entry too far behind, entry timestamp is: ");
-    answer.assert_error(400, ",\nuser 'fake', total ignored: 1 out of 2 for stream: {a=\"1\", service_name=\"unknown_service\"}");
+    answer.assert_error(
+        400,
+        ",\nuser 'fake', total ignored: 1 out of 2 for stream: {a=\"1\", service_name=\"unknown_service\"}",
+    );
     let lines = server.lines(r#"{a="1"}"#);
     assert_eq!(lines, [(at - hour / 2, "within".to_string()), (at, "newest".to_string())]);
 }
@@ -349,9 +410,20 @@ fn tenants_do_not_see_each_other_and_need_good_names() {
 fn json_and_protobuf_give_the_same_entries() {
     let server = TestServer::with("auth_enabled: true\n");
     let at = now();
-    let lines = ["plain", "", "é世界 \"quoted\" \\ \t tab", "level=error msg=x", "{\"level\":\"warn\"}", "two\nlines", "\u{1}\u{7f}"];
-    let json_values: Vec<Value> =
-        lines.iter().enumerate().map(|(i, l)| json!([(at + i as i64).to_string(), l, {"trace_id": "t\"1", "k": "é"}])).collect();
+    let lines = [
+        "plain",
+        "",
+        "é世界 \"quoted\" \\ \t tab",
+        "level=error msg=x",
+        "{\"level\":\"warn\"}",
+        "two\nlines",
+        "\u{1}\u{7f}",
+    ];
+    let json_values: Vec<Value> = lines
+        .iter()
+        .enumerate()
+        .map(|(i, l)| json!([(at + i as i64).to_string(), l, {"trace_id": "t\"1", "k": "é"}]))
+        .collect();
     let labels = json!({"z": "last", "app": "a\"b\\c", "empty": "", "uni": "世界"});
     let body = json!({"streams": [{"stream": labels, "values": json_values}]}).to_string();
     server.push_as("json", &body).assert_stored();
@@ -463,7 +535,9 @@ fn reads_are_ordered_filtered_limited_and_without_duplicates() {
 fn pages_answer_what_operators_and_probes_ask() {
     let server = TestServer::start();
     server.push(&one_stream(json!({"a": "b"}), &["l"])).assert_stored();
-    for (path, start) in [("/ready", "ready\n"), ("/ready?for=write", "ready\n"), ("/livez", "alive\n"), ("/", "Timberline ")] {
+    for (path, start) in
+        [("/ready", "ready\n"), ("/ready?for=write", "ready\n"), ("/livez", "alive\n"), ("/", "Timberline ")]
+    {
         let page = server.get(path);
         assert_eq!(page.status, 200, "{path}");
         assert!(page.text().starts_with(start), "{path}: {}", page.text());
@@ -520,7 +594,9 @@ fn other_methods_and_paths_are_refused() {
     for path in ["/nothing", "/loki/api/v1/push/", "/loki/api/v2/push", "/../etc/passwd"] {
         server.get(path).assert_error(404, "404 page not found");
     }
-    server.send("POST", "/otlp/v1/logs", &[JSON], b"{}").assert_error(404, "OTLP is not supported yet; push to /loki/api/v1/push");
+    server
+        .send("POST", "/otlp/v1/logs", &[JSON], b"{}")
+        .assert_error(404, "OTLP is not supported yet; push to /loki/api/v1/push");
 }
 
 /// curl asks before it sends a large body.
@@ -529,7 +605,9 @@ fn expect_100_continue_is_answered_before_the_body() {
     let server = TestServer::start();
     let body = one_stream(json!({"expect": "x"}), &["l"]);
     let head = |length: usize, path: &str| {
-        format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n")
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+        )
     };
     let mut connection = support::connect(&server.server.addr);
     connection.write_all(head(body.len(), PUSH).as_bytes()).unwrap();
@@ -540,7 +618,9 @@ fn expect_100_continue_is_answered_before_the_body() {
     // What is refused by its head is refused before the body.
     let mut connection = support::connect(&server.server.addr);
     connection.write_all(head(200 << 20, PUSH).as_bytes()).unwrap();
-    read_reply(&mut connection).unwrap().assert_error(413, "request body too large: message size too large than max (209715200 vs 104857600)");
+    read_reply(&mut connection)
+        .unwrap()
+        .assert_error(413, "request body too large: message size too large than max (209715200 vs 104857600)");
 }
 
 #[test]
@@ -550,7 +630,9 @@ fn keep_alive_and_chunked_bodies() {
     for i in 0..3 {
         let body = one_stream(json!({"chunked": "x"}), &[&format!("line {i}")]);
         let (first, rest) = body.split_at(10);
-        let head = format!("POST {PUSH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let head = format!(
+            "POST {PUSH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        );
         let chunks = format!("{:x}\r\n{first}\r\n{:x}\r\n{rest}\r\n0\r\n\r\n", first.len(), rest.len());
         connection.write_all((head + &chunks).as_bytes()).unwrap();
         read_reply(&mut connection).unwrap().assert_stored();
@@ -558,12 +640,93 @@ fn keep_alive_and_chunked_bodies() {
     assert_eq!(server.lines(r#"{chunked="x"}"#).len(), 3);
 }
 
-/// A push that is being answered is answered; a new one is told to come back.
+/// A push whose body is on its way when the server is told to stop, and what was read of it so far.
+fn half_a_push(server: &TestServer, body: &str) -> std::net::TcpStream {
+    let head = format!(
+        "POST {PUSH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut connection = support::connect(&server.server.addr);
+    connection.write_all((head + &body[..10]).as_bytes()).unwrap();
+    // Until the server has seen the head.
+    while !server.get("/metrics").text().contains(r#"loki_inflight_requests{method="POST",route="loki_api_v1_push"} 1"#)
+    {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    connection
+}
+
 #[test]
-fn a_stopping_server_finishes_and_exits_0() {
-    let server = TestServer::start();
-    server.push(&one_stream(json!({"a": "b"}), &["l"])).assert_stored();
+fn a_stopping_server_finishes_what_is_in_flight() {
+    let yaml = format!("{SMALL_WAL}auth_enabled: false\n");
+    let server = TestServer::with_all(&yaml);
+    let body = one_stream(json!({"a": "b"}), &["in flight"]);
+    let mut connection = half_a_push(&server, &body);
     let TestServer { server, dir } = server;
-    assert_eq!(server.terminate(), Some(0));
-    drop(dir);
+    server.signal("TERM");
+    while support::try_connect(&server.addr) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    connection.write_all(&body.as_bytes()[10..]).unwrap();
+    read_reply(&mut connection).unwrap().assert_stored();
+    assert_eq!(server.wait(Duration::from_secs(10)), Some(0));
+    let server = TestServer::again(dir, &yaml);
+    assert_eq!(server.lines(r#"{a="b"}"#).len(), 1);
+}
+
+#[test]
+fn a_second_sigterm_stops_at_once_and_loses_nothing() {
+    let yaml = format!("{SMALL_WAL}auth_enabled: false\n");
+    let server = TestServer::with_all(&yaml);
+    server.push(&one_stream(json!({"a": "b"}), &["stored"])).assert_stored();
+    let body = one_stream(json!({"a": "b"}), &["never sent"]);
+    let connection = half_a_push(&server, &body);
+    let TestServer { server, dir } = server;
+    server.signal("TERM");
+    while support::try_connect(&server.addr) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server.signal("TERM");
+    assert_eq!(server.wait(Duration::from_secs(5)), Some(143));
+    drop(connection);
+    let server = TestServer::again(dir, &yaml);
+    assert_eq!(server.lines(r#"{a="b"}"#).into_iter().map(|(_, l)| l).collect::<Vec<_>>(), ["stored"]);
+}
+
+/// The listener opens before replay: probes see a living process, and clients are told to come back.
+#[test]
+fn a_starting_server_lives_and_asks_pushes_to_come_back() {
+    let yaml = "auth_enabled: false\nlimits_config: {ingestion_rate_mb: 10000, ingestion_burst_size_mb: 10000, \
+                per_stream_rate_limit: 10GB, per_stream_rate_limit_burst: 10GB}\n";
+    let server = TestServer::with_all(yaml);
+    let line = "level=info msg=\"a line that compresses well\" ".repeat(20);
+    let lines: Vec<&str> = (0..5_000).map(|_| line.as_str()).collect();
+    for i in 0..20 {
+        server.push(&one_stream(json!({"app": i.to_string()}), &lines)).assert_stored();
+    }
+    let TestServer { server, dir } = server;
+    server.kill();
+    let mut server = TestServer { server: support::spawn(dir.path(), yaml), dir };
+    while !support::try_connect(&server.server.addr) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let (mut refused, mut waited) = (0, 0);
+    loop {
+        assert_eq!(server.get("/livez").status, 200);
+        let ready = server.get("/ready");
+        if ready.status != 200 {
+            ready.assert_error(503, "Ingester not ready: replaying the write-ahead log, ");
+            waited += 1;
+        }
+        let answer = server.push(&one_stream(json!({"app": "new"}), &["l"]));
+        if answer.status == 204 {
+            break;
+        }
+        answer.assert_error(503, "Ingester not ready: replaying the write-ahead log, ");
+        refused += 1;
+    }
+    println!("{waited} times not ready, {refused} pushes refused");
+    assert!(refused > 0 && waited > 0, "nobody saw the replay");
+    server.server.wait_ready();
+    assert_eq!(server.lines(r#"{app="new"}"#).len(), 1);
 }

@@ -108,6 +108,11 @@ impl Server {
 
     /// SIGKILL.
     pub fn kill(mut self) {
+        self.kill_in_place();
+    }
+
+    /// SIGKILL; the process is gone on return.
+    pub fn kill_in_place(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -171,7 +176,13 @@ impl Http {
         self.send("POST", target, &[("Content-Type", "application/json")], body.as_bytes())
     }
 
-    pub fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<(u16, Vec<u8>)> {
+    pub fn send(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> std::io::Result<(u16, Vec<u8>)> {
         let outcome = self.exchange(method, target, headers, body);
         if outcome.is_err() {
             self.conn = None;
@@ -179,7 +190,13 @@ impl Http {
         outcome
     }
 
-    fn exchange(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<(u16, Vec<u8>)> {
+    fn exchange(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> std::io::Result<(u16, Vec<u8>)> {
         if self.conn.is_none() {
             let conn = TcpStream::connect(&self.addr)?;
             conn.set_nodelay(true)?;
@@ -187,7 +204,8 @@ impl Http {
             self.conn = Some(BufReader::with_capacity(1 << 16, conn));
         }
         let conn = self.conn.as_mut().unwrap();
-        let mut message = format!("{method} {target} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n", self.addr, body.len());
+        let mut message =
+            format!("{method} {target} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n", self.addr, body.len());
         for (name, value) in headers {
             message += &format!("{name}: {value}\r\n");
         }

@@ -37,7 +37,7 @@ impl Ingester<Live> {
         let stored = if admitted.is_empty() { Ok(()) } else { self.store(instance, &push, admitted, size, room).await };
         // 503 is told alone: with it, nothing was stored, and the client sends everything again.
         stored?;
-        combine(rejected)
+        rejected.into_result()
     }
 
     /// Waits for room in the queue and in the heads, up to `queue_timeout`.
@@ -67,8 +67,8 @@ impl Ingester<Live> {
         limits: &Limits,
         push: &Push,
         streams: &[u32],
-    ) -> (Vec<Admitted>, Vec<PushError>) {
-        let (mut admitted, mut rejected) = (Vec::with_capacity(streams.len()), Vec::new());
+    ) -> (Vec<Admitted>, Rejected) {
+        let (mut admitted, mut rejected) = (Vec::with_capacity(streams.len()), Rejected::default());
         let limit = self.stream_limit(limits);
         for stream in streams.iter().filter_map(|i| push.streams.get(*i as usize)) {
             match instance.reserve(&stream.labels, limit, &self.state.next_stream_id) {
@@ -79,7 +79,7 @@ impl Ingester<Live> {
                 Err(_) => {
                     let count = push.entries_of(stream).len();
                     self.discard("stream_limit", &instance.tenant, count, cost(push, push.entries_of(stream)));
-                    rejected.push(stream_limit_error(stream, &instance.tenant));
+                    rejected.add(stream_limit_error(stream, &instance.tenant));
                 }
             }
         }
@@ -106,7 +106,7 @@ impl Ingester<Live> {
         push: &Push,
         stream: &PushStream,
         reserved: &Arc<Stream>,
-        rejected: &mut Vec<PushError>,
+        rejected: &mut Rejected,
     ) -> Option<Admitted> {
         let entries = push.entries_of(stream);
         let mut refusals = Refusals::new(self.state.config.max_returned_stream_errors);
@@ -124,7 +124,7 @@ impl Ingester<Live> {
             in_window.iter().for_each(|e| refusals.add(e, &reason, 429));
         }
         if let Some(error) = refusals.into_error(&instance.tenant, stream, entries.len()) {
-            rejected.push(error);
+            rejected.add(error);
         }
         (taken && !in_window.is_empty()).then(|| Admitted {
             stream: reserved.clone(),
@@ -308,9 +308,40 @@ impl Refusals {
     }
 }
 
-/// All rejections in one answer: the gravest status, every text.
-fn combine(rejected: Vec<PushError>) -> Result<(), PushError> {
-    let Some(gravest) = rejected.iter().max_by_key(|e| e.severity()) else { return Ok(()) };
-    let message = rejected.iter().map(|e| e.message.as_str()).collect::<Vec<_>>().join("\n");
-    Err(PushError { message, ..gravest.clone() })
+/// Bytes of texts that one answer carries; the streams behind them are counted. Labels may have tens of kilobytes, and a
+/// push many thousands of streams.
+const MAX_TEXT_BYTES: usize = 256 << 10;
+
+/// All rejections of a push in one answer: the gravest status, and every text that fits.
+#[derive(Default)]
+struct Rejected {
+    gravest: Option<PushError>,
+    text: String,
+    hidden: usize,
+}
+
+impl Rejected {
+    fn add(&mut self, mut error: PushError) {
+        let message = std::mem::take(&mut error.message);
+        if self.text.is_empty() {
+            self.text = message;
+        } else if self.text.len() + message.len() <= MAX_TEXT_BYTES {
+            self.text.push('\n');
+            self.text.push_str(&message);
+        } else {
+            self.hidden += 1;
+        }
+        if self.gravest.as_ref().is_none_or(|g| g.severity() < error.severity()) {
+            self.gravest = Some(error);
+        }
+    }
+
+    fn into_result(self) -> Result<(), PushError> {
+        let Some(gravest) = self.gravest else { return Ok(()) };
+        let more = match self.hidden {
+            0 => String::new(),
+            n => format!("\nand {n} more streams, whose errors find no room here"),
+        };
+        Err(PushError { message: self.text + &more, ..gravest })
+    }
 }

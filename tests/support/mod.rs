@@ -37,7 +37,11 @@ impl TestServer {
 
     /// `yaml` is all of the configuration but `server` and `common`.
     pub fn with_all(yaml: &str) -> TestServer {
-        let dir = tempfile::tempdir().unwrap();
+        Self::again(tempfile::tempdir().unwrap(), yaml)
+    }
+
+    /// On a directory that is there.
+    pub fn again(dir: tempfile::TempDir, yaml: &str) -> TestServer {
         let mut server = spawn(dir.path(), yaml);
         server.wait_ready();
         TestServer { server, dir }
@@ -92,16 +96,14 @@ impl TestServer {
 
     /// Kills the server and starts it again on the same directory.
     pub fn kill_and_restart(&mut self, yaml: &str) {
-        self.server.signal("KILL");
-        let mut server = spawn(self.dir.path(), yaml);
-        // The old process holds the lock until it is gone; `spawn` does not wait, this does.
-        std::mem::swap(&mut self.server, &mut server);
-        drop(server);
+        self.server.kill_in_place();
+        self.server = spawn(self.dir.path(), yaml);
         self.server.wait_ready();
     }
 }
 
-fn spawn(dir: &std::path::Path, yaml: &str) -> Server {
+/// Starts a server and does not wait.
+pub fn spawn(dir: &std::path::Path, yaml: &str) -> Server {
     let config = format!("common: {{path_prefix: {}}}\n{yaml}", dir.join("data").display());
     Server::spawn_with(dir, (free_port(), free_port()), &config, &[])
 }
@@ -149,7 +151,10 @@ impl Reply {
 
 /// One request on a connection of its own.
 pub fn send(addr: &str, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
-    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+    let mut head = format!(
+        "{method} {target} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\nContent-Length: {}\r\n",
+        body.len()
+    );
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
     }
@@ -158,6 +163,11 @@ pub fn send(addr: &str, method: &str, target: &str, headers: &[(&str, &str)], bo
     let mut connection = connect(addr);
     connection.write_all(&message).unwrap();
     read_reply(&mut connection).unwrap()
+}
+
+/// Does somebody listen there?
+pub fn try_connect(addr: &str) -> bool {
+    TcpStream::connect(addr).is_ok()
 }
 
 pub fn connect(addr: &str) -> TcpStream {
@@ -182,7 +192,8 @@ pub fn read_reply(connection: &mut TcpStream) -> std::io::Result<Reply> {
     let mut body = bytes.split_off(end + 4);
     let mut lines = head.lines();
     let first = lines.next().unwrap_or_default();
-    let status = first.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| other(format!("no status: {first}")))?;
+    let status =
+        first.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| other(format!("no status: {first}")))?;
     let headers: Vec<(String, String)> = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_string()))
@@ -225,9 +236,15 @@ pub type Pair<'a> = (&'a str, &'a str);
 pub fn stream(labels: &str, entries: &[(i64, &str, &[Pair<'_>])]) -> StreamAdapter {
     let bytes = |text: &str| prost::bytes::Bytes::copy_from_slice(text.as_bytes());
     let entry = |(at, line, metadata): &(i64, &str, &[Pair<'_>])| EntryAdapter {
-        timestamp: Some(Timestamp { seconds: at.div_euclid(1_000_000_000), nanos: at.rem_euclid(1_000_000_000) as i32 }),
+        timestamp: Some(Timestamp {
+            seconds: at.div_euclid(1_000_000_000),
+            nanos: at.rem_euclid(1_000_000_000) as i32,
+        }),
         line: bytes(line),
-        structured_metadata: metadata.iter().map(|(n, v)| LabelPairAdapter { name: bytes(n), value: bytes(v) }).collect(),
+        structured_metadata: metadata
+            .iter()
+            .map(|(n, v)| LabelPairAdapter { name: bytes(n), value: bytes(v) })
+            .collect(),
     };
     StreamAdapter { labels: bytes(labels), entries: entries.iter().map(entry).collect(), hash: 0 }
 }
