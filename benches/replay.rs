@@ -13,7 +13,7 @@ use support::lines;
 use timberline::chunk::Encoding;
 use timberline::fs::RealFs;
 use timberline::ingester::{Cluster, Ingester, IngesterConfig, IngesterMetrics, NilRecord, Progress, Replayed};
-use timberline::model::{Entry, LabelSet, MetadataPair, Overrides, Push, PushStream, Span, Tenant};
+use timberline::model::{Entry, LabelSet, MetadataPair, Push, PushStream, Span, Tenant};
 use timberline::wal::{Codec, SyncMode};
 
 const STREAMS: usize = 400;

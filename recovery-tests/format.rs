@@ -304,7 +304,7 @@ mod stranger {
         }
         let mut by_lsn: BTreeMap<u64, &Record<'_>> = BTreeMap::new();
         let (mut limit, mut wanted) = (u64::MAX, u64::MAX);
-        for segment in used.iter().rev().filter(|s| s.number <= u64::MAX) {
+        for segment in used.iter().rev() {
             if segment.number > wanted {
                 continue;
             }

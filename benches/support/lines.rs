@@ -46,7 +46,7 @@ fn line(n: u64, r: u64) -> String {
         ),
         _ => format!(
             "{{\"level\":\"info\",\"time\":\"2026-11-22T10:11:{second:02}Z\",\"path\":\"/api/v1/items/{id:x}\",\"status\":{},\"ms\":{ms}}}",
-            if r % 17 == 0 { 500 } else { 200 }
+            if r.is_multiple_of(17) { 500 } else { 200 }
         ),
     }
 }
