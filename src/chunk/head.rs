@@ -1,8 +1,10 @@
 use super::{MAX_PAYLOAD, Symbols};
 use std::ops::RangeBounds;
 
-/// Below this many bytes a buffer doubles; above, it grows by a quarter, and by at least this much.
+/// Below this many bytes a buffer doubles; above, it grows to [`FULL`], and then by a quarter.
 const STEP: usize = 64 * 1024;
+/// Loki's block size and a long line.
+const FULL: usize = 288 * 1024;
 /// `Record::metadata` of an entry without structured metadata.
 const NO_METADATA: u32 = 0;
 /// Most bytes that an entry adds to a block's payload beside its line and its pairs: timestamp, two lengths, a count.
@@ -238,15 +240,19 @@ impl Head {
     }
 }
 
-/// Makes room in steps, so that a large buffer is not half empty.
+/// Makes room in few steps, because each one copies and touches new pages: most heads that pass [`STEP`] go on to be
+/// sealed at Loki's block size, so the next step holds that. Beyond it, no buffer is half empty.
 fn reserve<T>(buffer: &mut Vec<T>, additional: usize) {
     if buffer.capacity() - buffer.len() >= additional {
         return;
     }
-    if buffer.capacity() * size_of::<T>() < STEP {
+    let (held, item) = (buffer.capacity() * size_of::<T>(), size_of::<T>());
+    if held < STEP {
         buffer.reserve(additional);
+    } else if held < FULL {
+        buffer.reserve_exact(additional.max(FULL / item - buffer.len()));
     } else {
-        buffer.reserve_exact(additional.max(buffer.capacity() / 4).max(STEP / size_of::<T>()));
+        buffer.reserve_exact(additional.max(buffer.capacity() / 4));
     }
 }
 
@@ -381,7 +387,7 @@ mod tests {
             h.append(i, &[b'x'; 100], &[]);
         }
         let used = 20_000 * (100 + size_of::<Record>());
-        assert!(h.memory() < used * 5 / 4 + 2 * STEP, "{} for {used}", h.memory());
+        assert!(h.memory() < used * 5 / 4 + 2 * FULL, "{} for {used}", h.memory());
     }
 
     #[test]
