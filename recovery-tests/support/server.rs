@@ -45,7 +45,12 @@ impl Server {
         let log = File::options().create(true).append(true).open(dir.join("server.log")).unwrap();
         let words: Vec<&str> = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_timberline")]).collect();
         let mut command = Command::new(words[0]);
-        command.args(&words[1..]).arg(format!("-config.file={}", file.display())).stderr(log).stdout(Stdio::null()).stdin(Stdio::null());
+        command
+            .args(&words[1..])
+            .arg(format!("-config.file={}", file.display()))
+            .stderr(log)
+            .stdout(Stdio::null())
+            .stdin(Stdio::null());
         let child = command.envs(env.iter().copied()).spawn().unwrap();
         Server { child, addr: format!("127.0.0.1:{http}"), dir: dir.to_path_buf() }
     }
@@ -151,7 +156,13 @@ impl Http {
         self.send("POST", target, &[("Content-Type", "application/json")], body.as_bytes())
     }
 
-    pub fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<(u16, Vec<u8>)> {
+    pub fn send(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> std::io::Result<(u16, Vec<u8>)> {
         let outcome = self.exchange(method, target, headers, body);
         if outcome.is_err() {
             self.conn = None;
@@ -159,7 +170,13 @@ impl Http {
         outcome
     }
 
-    fn exchange(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<(u16, Vec<u8>)> {
+    fn exchange(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> std::io::Result<(u16, Vec<u8>)> {
         if self.conn.is_none() {
             let conn = TcpStream::connect(&self.addr)?;
             conn.set_nodelay(true)?;
@@ -167,7 +184,8 @@ impl Http {
             self.conn = Some(BufReader::with_capacity(1 << 16, conn));
         }
         let conn = self.conn.as_mut().unwrap();
-        let mut message = format!("{method} {target} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n", self.addr, body.len());
+        let mut message =
+            format!("{method} {target} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n", self.addr, body.len());
         for (name, value) in headers {
             message += &format!("{name}: {value}\r\n");
         }
@@ -289,10 +307,17 @@ impl Ledger {
         let shown = http.all_lines();
         let short = |l: &String| l.chars().take(60).collect::<String>();
         let lost: Vec<_> = self.acked.iter().filter(|l| !shown.contains_key(*l)).map(short).collect();
-        assert!(lost.is_empty(), "{} of {} acknowledged lines are lost: {:?}", lost.len(), self.acked.len(), &lost[..lost.len().min(5)]);
+        assert!(
+            lost.is_empty(),
+            "{} of {} acknowledged lines are lost: {:?}",
+            lost.len(),
+            self.acked.len(),
+            &lost[..lost.len().min(5)]
+        );
         let twice: Vec<_> = shown.iter().filter(|(_, n)| **n != 1).map(|(l, _)| short(l)).collect();
         assert!(twice.is_empty(), "shown twice: {twice:?}");
-        let alien: Vec<_> = shown.keys().filter(|l| !self.acked.contains(*l) && !self.unknown.contains(*l)).map(short).collect();
+        let alien: Vec<_> =
+            shown.keys().filter(|l| !self.acked.contains(*l) && !self.unknown.contains(*l)).map(short).collect();
         assert!(alien.is_empty(), "never pushed: {alien:?}");
     }
 }
