@@ -68,7 +68,10 @@ fn sigterm_under_load_finishes_and_exits_0() {
 /// A push whose body does not come: the stop waits for it.
 fn slow_request(server: &Server) -> TcpStream {
     let mut conn = TcpStream::connect(&server.addr).unwrap();
-    let head = format!("POST /loki/api/v1/push HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n", server.addr);
+    let head = format!(
+        "POST /loki/api/v1/push HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n",
+        server.addr
+    );
     conn.write_all((head + "{\"streams\": [").as_bytes()).unwrap();
     conn
 }
@@ -118,7 +121,8 @@ const BULK_LINES: i64 = 20_000;
 /// A log of about 100 MB.
 fn bulk(http: &mut Http) {
     for push in 0..BULK_PUSHES {
-        let lines: Vec<String> = (0..BULK_LINES).map(|n| format!("push {push} line {n} {}", "abcdefghij".repeat(10))).collect();
+        let lines: Vec<String> =
+            (0..BULK_LINES).map(|n| format!("push {push} line {n} {}", "abcdefghij".repeat(10))).collect();
         assert_eq!(http.push("bulk", TIME + push * BULK_LINES, &lines).unwrap(), 204);
     }
 }
@@ -290,7 +294,9 @@ fn a_read_only_data_directory_is_refused_with_its_name() {
 
 #[test]
 fn weaker_sync_modes_are_announced_and_survive_kill_9() {
-    for (mode, told) in [("interval, sync_interval: 50ms", "ingester.wal.sync is interval"), ("os", "ingester.wal.sync is os")] {
+    for (mode, told) in
+        [("interval, sync_interval: 50ms", "ingester.wal.sync is interval"), ("os", "ingester.wal.sync is os")]
+    {
         let tmp = tempfile::tempdir().unwrap();
         let config = format!("ingester: {{wal: {{sync: {mode}}}}}\n");
         let server = Server::start(tmp.path(), &config, &[]);

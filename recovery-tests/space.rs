@@ -94,7 +94,8 @@ fn fills_up_and_resumes(dir: &Path, data: &Path) {
     for _ in 0..20 {
         assert_eq!(client.push(&mut http, 100), Some(204));
     }
-    let sizes: Vec<u64> = std::fs::read_dir(data.join("wal")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).collect();
+    let sizes: Vec<u64> =
+        std::fs::read_dir(data.join("wal")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).collect();
     assert!(sizes.iter().all(|len| *len <= 4 << 20), "segments do not fit a small disk: {sizes:?}");
     assert!(server.log_tail().contains("the disk is small"), "{}", server.log_tail());
 
@@ -124,10 +125,18 @@ fn fills_up_and_resumes(dir: &Path, data: &Path) {
     drop(filler);
     let freed = Instant::now();
     while client.push(&mut http, 100) != Some(204) {
-        assert!(freed.elapsed() < Duration::from_secs(10), "pushes do not go on by themselves; log: {}", server.log_tail());
+        assert!(
+            freed.elapsed() < Duration::from_secs(10),
+            "pushes do not go on by themselves; log: {}",
+            server.log_tail()
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
-    println!("pushes went on {:?} after space came back; {} lines acknowledged", freed.elapsed(), client.ledger.acked.len());
+    println!(
+        "pushes went on {:?} after space came back; {} lines acknowledged",
+        freed.elapsed(),
+        client.ledger.acked.len()
+    );
     assert!(freed.elapsed() < Duration::from_secs(3), "{:?}", freed.elapsed());
     for _ in 0..50 {
         assert_eq!(client.push(&mut http, 20_000), Some(204));

@@ -87,10 +87,12 @@ struct Verdict {
 fn judge(calls: &[Call]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut first_ack: BTreeMap<&str, usize> = BTreeMap::new();
-    let answers = calls.iter().filter(|c| c.is(&["write", "writev", "sendto", "sendmsg"]) && c.args.contains("HTTP/1.1 204"));
+    let answers =
+        calls.iter().filter(|c| c.is(&["write", "writev", "sendto", "sendmsg"]) && c.args.contains("HTTP/1.1 204"));
+    let mut answered: HashMap<u64, usize> = HashMap::new();
     for answer in answers {
         verdict.acks += 1;
-        match synced_before(calls, answer) {
+        match synced_before(calls, answer, &mut answered) {
             Ok(segment) => {
                 let first = first_ack.entry(segment).or_insert(answer.entry);
                 *first = answer.entry.min(*first);
@@ -105,36 +107,53 @@ fn judge(calls: &[Call]) -> Verdict {
     verdict
 }
 
-/// Data of the push in one whole write, and a sync of that file that began after the write had ended and returned 0
-/// before the answer was begun. Returns the segment.
-fn synced_before<'a>(calls: &'a [Call], answer: &Call) -> Result<&'a str, String> {
-    let arrivals = calls.iter().filter(|c| c.is(&["read", "readv", "recvfrom", "recvmsg"]) && c.exit < answer.entry);
+/// Data of the push in one whole write that began after its request had come, and a sync of that file that began after
+/// the write had ended and returned 0 before the answer was begun. A push whose twin is in flight needs a record of its
+/// own: the n-th answer of equal pushes has n synced records before it. Returns the segment.
+fn synced_before<'a>(calls: &'a [Call], answer: &Call, answered: &mut HashMap<u64, usize>) -> Result<&'a str, String> {
+    let (at, before) = (answer.entry + 1, |c: &&Call| c.exit < answer.entry);
+    let arrivals = calls.iter().filter(before).filter(|c| c.is(&["read", "readv", "recvfrom", "recvmsg"]));
     let arrival = arrivals.filter(|c| c.target() == answer.target() && !c.marks().is_empty()).max_by_key(|c| c.exit);
-    let arrival = arrival.ok_or(format!("line {}: 204 without a request", answer.entry + 1))?;
+    let arrival = arrival.ok_or(format!("line {at}: 204 without a request"))?;
     let mark = *arrival.marks().last().unwrap();
-    let written = calls.iter().find(|c| {
-        c.is(&["pwrite64"]) && c.target().ends_with(".wal") && c.wrote_all() && c.entry > arrival.exit && c.exit < answer.entry && c.marks().contains(&mark)
-    });
-    let written = written.ok_or(format!("push {mark}: its 204 (line {}) was sent before its data was written", answer.entry + 1))?;
-    let synced = calls.iter().any(|c| {
-        c.is(&["fdatasync", "fsync"]) && c.ret == 0 && c.target() == written.target() && c.entry > written.exit && c.exit < answer.entry
-    });
-    if synced {
-        return Ok(written.target());
+    let nth = answered.entry(mark).and_modify(|n| *n += 1).or_insert(1);
+
+    let in_log = |c: &&Call| c.is(&["pwrite64"]) && c.target().ends_with(".wal") && c.wrote_all();
+    let records = |c: &Call| c.marks().iter().filter(|m| **m == mark).count();
+    let written: Vec<&Call> = calls.iter().filter(before).filter(in_log).filter(|c| records(c) > 0).collect();
+    let own = written.iter().find(|w| w.entry > arrival.exit);
+    let own = own.ok_or(format!("push {mark}: its 204 (line {at}) was sent before its data was written"))?;
+    let synced = |w: &Call| {
+        let of_file = calls.iter().filter(before).filter(|c| c.is(&["fdatasync", "fsync"]) && c.target() == w.target());
+        of_file.into_iter().any(|c| c.ret == 0 && c.entry > w.exit)
+    };
+    if !synced(own) {
+        return Err(format!(
+            "push {mark}: written in line {}, but not synced before its 204 in line {at}",
+            own.exit + 1
+        ));
     }
-    Err(format!("push {mark}: written in line {}, but not synced before its 204 in line {}", written.exit + 1, answer.entry + 1))
+    let durable: usize = written.iter().filter(|w| synced(w)).map(|w| records(w)).sum();
+    if durable < *nth {
+        return Err(format!("push {mark}: answered {nth} times by line {at}, with {durable} synced records"));
+    }
+    Ok(own.target())
 }
 
 /// The segment's content was synced before it got its name, and the name before the first ack in it.
 fn entry_durable_before(calls: &[Call], segment: &str, ack: usize) -> Result<(), String> {
-    let named = calls.iter().find(|c| c.name.starts_with("rename") && c.ret == 0 && c.args.contains(&format!("\"{segment}\"")));
+    let named =
+        calls.iter().find(|c| c.name.starts_with("rename") && c.ret == 0 && c.args.contains(&format!("\"{segment}\"")));
     let named = named.ok_or(format!("{segment}: it was never renamed to its name"))?;
     let temporary = format!("{segment}.tmp");
     if !calls.iter().any(|c| c.is(&["fdatasync"]) && c.ret == 0 && c.target() == temporary && c.exit < named.entry) {
         return Err(format!("{segment}: it got its name before its content was synced"));
     }
     let dir = Path::new(segment).parent().unwrap().to_str().unwrap();
-    if !calls.iter().any(|c| c.is(&["fsync"]) && c.ret == 0 && c.target() == dir && c.entry > named.exit && c.exit < ack) {
+    if !calls
+        .iter()
+        .any(|c| c.is(&["fsync"]) && c.ret == 0 && c.target() == dir && c.entry > named.exit && c.exit < ack)
+    {
         return Err(format!("{segment}: its directory was not synced before the first ack in it (line {})", ack + 1));
     }
     Ok(())
@@ -142,13 +161,18 @@ fn entry_durable_before(calls: &[Call], segment: &str, ack: usize) -> Result<(),
 
 /// Starts the server under strace with these arguments; `None` if that is impossible here.
 fn start_traced(arguments: &[&str], dir: &Path, extra: &str, env: &[(&str, &str)]) -> Option<(Server, PathBuf)> {
-    let works = has("strace") && std::process::Command::new("strace").args(["-qq", "-e", "trace=none", "true"]).status().is_ok_and(|s| s.success());
+    let works = has("strace")
+        && std::process::Command::new("strace")
+            .args(["-qq", "-e", "trace=none", "true"])
+            .status()
+            .is_ok_and(|s| s.success());
     if !works {
         skip("strace is not installed, or may not trace");
         return None;
     }
     let trace = dir.join("trace");
-    let mut wrapper = vec!["strace", "-D", "-f", "-ttt", "-y", "-a", "1", "--seccomp-bpf", "-o", trace.to_str().unwrap()];
+    let mut wrapper =
+        vec!["strace", "-D", "-f", "-ttt", "-y", "-a", "1", "--seccomp-bpf", "-o", trace.to_str().unwrap()];
     wrapper.extend_from_slice(arguments);
     let mut server = Server::spawn_under(&wrapper, dir, extra, env);
     server.wait_ready();
@@ -179,9 +203,14 @@ fn traced_load(extra: &str, env: &[(&str, &str)]) -> Option<(Verdict, usize)> {
             let mut http = server.http();
             std::thread::spawn(move || {
                 let push = |n: u64| {
-                    let id = writer * 1000 + n;
+                    // Each push has a twin, sent by the next writer at about the same time.
+                    let id = writer / 2 * 1000 + n;
                     let line = format!("mark-{id}-{}", "x".repeat(4000));
-                    u64::from(http.push(&format!("stream-{}", id % 7), 1_700_000_000_000_000_000 + id as i64, &[line]).unwrap() == 204)
+                    u64::from(
+                        http.push(&format!("stream-{}", id % 7), 1_700_000_000_000_000_000 + id as i64, &[line])
+                            .unwrap()
+                            == 204,
+                    )
                 };
                 (0..60).map(push).sum::<u64>()
             })
@@ -197,7 +226,10 @@ fn traced_load(extra: &str, env: &[(&str, &str)]) -> Option<(Verdict, usize)> {
 #[test]
 fn every_ack_follows_the_sync_of_its_data() {
     let Some((verdict, acked)) = traced_load(CONFIG, &[]) else { return };
-    println!("{} acks in {} segments, each after its write, its sync and the sync of the directory", verdict.acks, verdict.segments);
+    println!(
+        "{} acks in {} segments, each after its write, its sync and the sync of the directory",
+        verdict.acks, verdict.segments
+    );
     assert!(verdict.wrong.is_empty(), "{:#?}", &verdict.wrong[..verdict.wrong.len().min(10)]);
     assert_eq!(verdict.acks, acked, "the trace shows other acks than the clients saw");
     assert_eq!(acked as u64, WRITERS * 60);
@@ -233,7 +265,15 @@ fn push_until_gone(server: &Server) -> Ledger {
             std::thread::spawn(move || {
                 let mut ledger = Ledger::default();
                 for n in 0..5000 {
-                    if ledger.push(&mut http, &format!("s{}", n % 3), 1_700_000_000_000_000_000 + n, &format!("line {client}.{n}")).is_none() {
+                    if ledger
+                        .push(
+                            &mut http,
+                            &format!("s{}", n % 3),
+                            1_700_000_000_000_000_000 + n,
+                            &format!("line {client}.{n}"),
+                        )
+                        .is_none()
+                    {
                         return ledger;
                     }
                 }
@@ -251,7 +291,9 @@ fn failed_sync_poisons(errno: &str) {
     let tmp = tempfile::tempdir().unwrap();
     // strace counts for each thread: only the log's thread comes this far.
     let inject = format!("inject=fdatasync:error={errno}:when=25");
-    let Some((server, _)) = start_traced(&["-e", "trace=fdatasync", "-e", &inject], tmp.path(), CONFIG, &[]) else { return };
+    let Some((server, _)) = start_traced(&["-e", "trace=fdatasync", "-e", &inject], tmp.path(), CONFIG, &[]) else {
+        return;
+    };
     let ledger = push_until_gone(&server);
     assert_eq!(server.wait(Duration::from_secs(10)), Some(74));
     assert!(!ledger.acked.is_empty() && !ledger.unknown.is_empty());
@@ -294,7 +336,9 @@ fn failed_write_is_answered(errno: &str) {
     let tmp = tempfile::tempdir().unwrap();
     // The preparing thread writes a segment in three calls and does not come this far.
     let inject = format!("inject=pwrite64:error={errno}:when=30..31");
-    let Some((server, _)) = start_traced(&["-e", "trace=pwrite64", "-e", &inject], tmp.path(), CONFIG, &[]) else { return };
+    let Some((server, _)) = start_traced(&["-e", "trace=pwrite64", "-e", &inject], tmp.path(), CONFIG, &[]) else {
+        return;
+    };
     let (mut ledger, mut http) = (Ledger::default(), server.http());
     let (mut refused, mut retried) = (Vec::new(), None);
     for n in 0..200 {

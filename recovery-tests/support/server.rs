@@ -327,10 +327,17 @@ impl Ledger {
         let shown = http.all_lines();
         let short = |l: &String| l.chars().take(60).collect::<String>();
         let lost: Vec<_> = self.acked.iter().filter(|l| !shown.contains_key(*l)).map(short).collect();
-        assert!(lost.is_empty(), "{} of {} acknowledged lines are lost: {:?}", lost.len(), self.acked.len(), &lost[..lost.len().min(5)]);
+        assert!(
+            lost.is_empty(),
+            "{} of {} acknowledged lines are lost: {:?}",
+            lost.len(),
+            self.acked.len(),
+            &lost[..lost.len().min(5)]
+        );
         let twice: Vec<_> = shown.iter().filter(|(_, n)| **n != 1).map(|(l, _)| short(l)).collect();
         assert!(twice.is_empty(), "shown twice: {twice:?}");
-        let alien: Vec<_> = shown.keys().filter(|l| !self.acked.contains(*l) && !self.unknown.contains(*l)).map(short).collect();
+        let alien: Vec<_> =
+            shown.keys().filter(|l| !self.acked.contains(*l) && !self.unknown.contains(*l)).map(short).collect();
         assert!(alien.is_empty(), "never pushed: {alien:?}");
     }
 }
