@@ -74,7 +74,8 @@ fn write(field: &Field, addr: &str, writer: u64, cycle: u64) {
         let id = field.next_push.fetch_add(1, Ordering::Relaxed);
         // All writers push into the shared stream; each fresh stream is created by all of them at about the same time.
         let epoch = epoch(cycle);
-        let streams = [format!("shared-{epoch}"), format!("fresh-{epoch}-{cycle}-{round}"), format!("own-{epoch}-{writer}")];
+        let streams =
+            [format!("shared-{epoch}"), format!("fresh-{epoch}-{cycle}-{round}"), format!("own-{epoch}-{writer}")];
         let base = 1_700_000_000_000_000_000 + i64::try_from(cycle * 1_000_000_000 + round * 1000).unwrap();
         let mut lines = Vec::new();
         let mut body = Vec::new();
@@ -146,14 +147,22 @@ fn check(ledger: &mut Ledger, shown: &BTreeMap<String, Vec<(i64, String)>>, epoc
         let expected = push.lines.len();
         let count = present.remove(id).unwrap_or(0);
         match (push.state, there) {
-            (State::Acked, n) if n < expected => wrong.push(format!("push {id}: acknowledged, {} of {expected} lines lost", expected - n)),
-            (State::Sent, n) if n != 0 && n != expected => wrong.push(format!("push {id}: {n} of {expected} lines: not atomic")),
+            (State::Acked, n) if n < expected => {
+                wrong.push(format!("push {id}: acknowledged, {} of {expected} lines lost", expected - n))
+            }
+            (State::Sent, n) if n != 0 && n != expected => {
+                wrong.push(format!("push {id}: {n} of {expected} lines: not atomic"))
+            }
             (_, n) if n != count => wrong.push(format!("push {id}: {count} lines shown, {n} as sent")),
             _ => {}
         }
     }
     wrong.extend(present.keys().map(|id| format!("push {id} was never sent")));
-    let gone = ledger.seen.iter().filter(|(s, _, _)| s.split('-').nth(1) == Some(&epoch.to_string())).filter(|l| !all.contains(*l));
+    let gone = ledger
+        .seen
+        .iter()
+        .filter(|(s, _, _)| s.split('-').nth(1) == Some(&epoch.to_string()))
+        .filter(|l| !all.contains(*l));
     wrong.extend(gone.map(|l| format!("shown before and gone now: {l:?}")));
     ledger.seen.extend(all);
     wrong
@@ -177,7 +186,10 @@ fn check_series(http: &mut Http, shown: &BTreeMap<String, Vec<(i64, String)>>, e
     let expected: BTreeSet<String> = shown.keys().cloned().collect();
     let mut wrong = Vec::new();
     if names(&series) != expected {
-        wrong.push(format!("series differ from the streams of the query: {:?}", names(&series).symmetric_difference(&expected).take(3).collect::<Vec<_>>()));
+        wrong.push(format!(
+            "series differ from the streams of the query: {:?}",
+            names(&series).symmetric_difference(&expected).take(3).collect::<Vec<_>>()
+        ));
     }
     if names(&values) != expected {
         wrong.push("label values differ from the streams of the query".into());
@@ -243,7 +255,12 @@ struct Run {
 fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run {
     let tmp = tempfile::tempdir().unwrap();
     let mut random = Random(seed | 1);
-    let field = Arc::new(Field { ledger: Mutex::default(), next_push: AtomicU64::new(0), acks: AtomicU64::new(0), stop: AtomicBool::new(false) });
+    let field = Arc::new(Field {
+        ledger: Mutex::default(),
+        next_push: AtomicU64::new(0),
+        acks: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+    });
     let mut result = Run { kills: 0, acks: 0, wrong: Vec::new() };
     let mut cycle = 0;
     while result.kills < cycles {
@@ -283,7 +300,11 @@ fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run
         if stop_at_first && !result.wrong.is_empty() {
             break;
         }
-        assert!(result.wrong.is_empty(), "seed {seed}, cycle {cycle}: {:#?}", &result.wrong[..result.wrong.len().min(10)]);
+        assert!(
+            result.wrong.is_empty(),
+            "seed {seed}, cycle {cycle}: {:#?}",
+            &result.wrong[..result.wrong.len().min(10)]
+        );
         cycle += 1;
     }
     // Everything of every epoch once more, after a last start.

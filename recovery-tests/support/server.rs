@@ -48,13 +48,7 @@ impl Server {
         Self::launch(&[], dir, ports, config, env)
     }
 
-    fn launch(
-        wrapper: &[&str],
-        dir: &Path,
-        (http, grpc): (u16, u16),
-        config: &str,
-        env: &[(&str, &str)],
-    ) -> Server {
+    fn launch(wrapper: &[&str], dir: &Path, (http, grpc): (u16, u16), config: &str, env: &[(&str, &str)]) -> Server {
         std::fs::create_dir_all(dir).unwrap();
         let file = dir.join("config.yaml");
         std::fs::write(&file, config).unwrap();

@@ -61,13 +61,7 @@ impl Ingester<Live> {
         }
     }
 
-    fn admit(
-        &self,
-        instance: &Instance,
-        limits: &Limits,
-        push: &Push,
-        streams: &[u32],
-    ) -> (Vec<Admitted>, Rejected) {
+    fn admit(&self, instance: &Instance, limits: &Limits, push: &Push, streams: &[u32]) -> (Vec<Admitted>, Rejected) {
         let (mut admitted, mut rejected) = (Vec::with_capacity(streams.len()), Rejected::default());
         let limit = self.stream_limit(limits);
         for stream in streams.iter().filter_map(|i| push.streams.get(*i as usize)) {
