@@ -82,7 +82,7 @@ fn write(field: &Field, addr: &str, writer: u64, cycle: u64) {
         for (k, stream) in streams.iter().enumerate() {
             let mut values = Vec::new();
             for n in 0..3 {
-                let timestamp = base + i64::try_from(n / 2).unwrap();
+                let timestamp = base + i64::from(n / 2);
                 let line = format!("push={id} writer={writer} part={k} n={n} pad={}", "x".repeat((id % 200) as usize));
                 values.push(serde_json::json!([timestamp.to_string(), line]));
                 lines.push((stream.clone(), timestamp, line));
