@@ -45,20 +45,24 @@ impl ProcessStatus {
         if !self.runs_ingester() {
             return None;
         }
-        match self.ingester.get() {
-            None => {
-                let done = self.progress.done.load(Ordering::Relaxed);
-                let total = self.progress.total.load(Ordering::Relaxed).max(1);
-                let percent = (done * 100 / total).min(100);
-                Some(format!("Ingester not ready: replaying the write-ahead log, {percent} % of {total} bytes"))
-            }
-            Some(ingester) => ingester.unavailable().map(|why| format!("Ingester not ready: {why}")),
+        if self.ingester.get().is_some() {
+            return None;
         }
+        let done = self.progress.done.load(Ordering::Relaxed);
+        let total = self.progress.total.load(Ordering::Relaxed).max(1);
+        let percent = (done * 100 / total).min(100);
+        Some(format!("Ingester not ready: replaying the write-ahead log, {percent} % of {total} bytes"))
+    }
+
+    /// Why pushes are refused although the process is ready: a full disk. Reads go on, so it stays ready.
+    fn refuses_pushes(&self) -> Option<String> {
+        self.ingester.get()?.unavailable()
     }
 
     /// What an operator should know although the process is ready.
     fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> =
+            self.refuses_pushes().map(|why| format!("pushes are refused: {why}")).into_iter().collect();
         if let Some(weaker) = durability_note(&self.config) {
             notes.push(weaker);
         }
@@ -103,7 +107,8 @@ impl Status for ProcessStatus {
     }
 
     fn accepts_pushes(&self) -> Result<(), PushError> {
-        self.not_ready().map_or(Ok(()), |why| Err(PushError::unavailable(why)))
+        let why = self.not_ready().or_else(|| self.refuses_pushes());
+        why.map_or(Ok(()), |why| Err(PushError::unavailable(why)))
     }
 
     fn config_yaml(&self) -> String {

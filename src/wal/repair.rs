@@ -16,14 +16,14 @@ use std::path::Path;
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// The disk failed.
-    #[error("{what} {path}: {source}")]
+    #[error("{what} {path}: {error}")]
     Io {
         /// What was tried.
         what: &'static str,
         /// On which file.
         path: String,
         /// The system's error.
-        source: io::Error,
+        error: io::Error,
     },
     /// A segment of a newer format.
     #[error("segment {0}: {1}")]
@@ -140,7 +140,7 @@ impl<'a> SegmentReader<'a> {
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecoverError + use<> {
     let path = path.display().to_string();
-    move |source| RecoverError::Io { what, path, source }
+    move |error| RecoverError::Io { what, path, error }
 }
 
 impl Recovered {

@@ -107,7 +107,7 @@ static KEYS: &[Key] = table! {
     "ingester.chunk_target_size", "ingester.chunk-target-size", Bytes, ingester.chunk_target_size, "Compressed size at which a chunk is closed.";
     "ingester.chunk_encoding", "ingester.chunk-encoding", Encoding, ingester.chunk_encoding, "Codec of sealed blocks: snappy or none. Loki's others are accepted with a warning, and snappy is used until the store is built.";
     "ingester.max_chunk_age", "ingester.max-chunk-age", GoDuration, ingester.max_chunk_age, "Oldest age of an open chunk. Entries more than half of it behind their stream's newest are rejected.";
-    "ingester.chunk_idle_period", "ingester.chunks-idle-period", GoDuration, ingester.chunk_idle_period, "A chunk without new entries for so long is closed.";
+    "ingester.chunk_idle_period", "ingester.chunks-idle-period", GoDuration, ingester.chunk_idle_period, "A chunk without new entries for so long is closed. Without effect until chunks are flushed to a store.";
     "ingester.sync_period", "ingester.sync-period", GoDuration, ingester.sync_period, "Replicas close chunks at multiples of this time; 0s for never.";
     "ingester.sync_min_utilization", "ingester.sync-min-utilization", Float, ingester.sync_min_utilization, "Part of chunk_target_size that a chunk must have to be closed so, 0 to 1.";
     "ingester.max_returned_stream_errors", "ingester.max-ignored-stream-errors", Int, ingester.max_returned_stream_errors, "Rejected entries that an answer describes one by one; 0 for all.";
