@@ -103,7 +103,7 @@ impl Summary {
         }
         if scan.missing > 0 {
             let end = scan.header.file_len;
-            out.cut = Some(Damage { bytes: end - scan.missing..end, what: "end of the file" });
+            out.cut = Some(Damage { bytes: end - scan.missing..end, what: "end of the file is missing" });
         }
         out.first_group_is_whole = scan.groups.first().is_some_and(|g| {
             g.offset == FIRST_GROUP
