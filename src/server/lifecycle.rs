@@ -4,7 +4,7 @@ use super::config::{ChunkEncoding, ClientAuth, Config, Target, TlsConfig, WalCom
 use super::local::{LocalClient, LocalIngester, LocalSource};
 use super::reader::QueryReader;
 use super::status::{ProcessStatus, durability_note};
-use super::telemetry::Telemetry;
+use super::telemetry::{RateLimited, Telemetry};
 use crate::api::decode::{Budget, DecodeLimits};
 use crate::api::grpc::{ClientConfig, GrpcIngesterClient};
 use crate::api::serve::{ListenerConfig, Protocol, serve};
@@ -13,7 +13,7 @@ use crate::chunk::Encoding;
 use crate::distributor::{ClientPool, Distributor, DistributorConfig, IngesterClient, PoolConfig, Pusher, Route};
 use crate::fs::{Fs, RealFs, Space};
 use crate::ingester::{
-    Cluster, Ingester, IngesterConfig, IngesterMetrics, NilRecord, OnPoisoned, Progress, RecoveryReport,
+    Cluster, Ingester, IngesterConfig, IngesterMetrics, Live, NilRecord, OnPoisoned, Progress, RecoveryReport,
 };
 use crate::model::{Limits, Overrides, Tenant};
 use crate::querier::Querier;
@@ -225,12 +225,7 @@ impl Server {
         *self.status.report.lock() = Some(report);
         let ingester = Arc::new(ingester);
         self.ingester.set(ingester.clone());
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(Duration::from_secs(5)).await;
-                ingester.refresh_metrics();
-            }
-        });
+        tokio::spawn(watch_ingester(ingester));
         Ok(())
     }
 }
@@ -277,6 +272,20 @@ fn tell(config: &Config, report: &RecoveryReport) {
     match durability_note(config) {
         None => info!("ready: a push is answered when its lines are synced to disk (ingester.wal.sync: always)"),
         Some(note) => warn!("ready: {note}"),
+    }
+}
+
+/// Keeps the gauges fresh, and tells the operator while pushes are refused.
+async fn watch_ingester(ingester: Arc<Ingester<Live>>) {
+    static REFUSING: RateLimited = RateLimited::new(Duration::from_secs(60));
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        ingester.refresh_metrics();
+        if let Some(why) = ingester.unavailable()
+            && let Some(suppressed) = REFUSING.due()
+        {
+            warn!(suppressed, "pushes are refused: {why}");
+        }
     }
 }
 
