@@ -77,7 +77,7 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     let mut summaries = Vec::new();
     let mut reader = SegmentReader::new(&options);
     for (number, len) in numbers {
-        let summary = summarize(&options, number, reader.from_disk(number)?)?;
+        let summary = summarize(&options, number, reader.disk_truth(number)?)?;
         done += len;
         bytes += if summary.is_empty() { 0 } else { len };
         summaries.push(summary);
@@ -115,7 +115,7 @@ impl<'a> SegmentReader<'a> {
 
     /// The bytes on the disk, not those of a page cache that an I/O error has left behind: what is dirty is written
     /// first, then dropped.
-    fn from_disk(&mut self, number: u64) -> Result<&[u8], RecoverError> {
+    fn disk_truth(&mut self, number: u64) -> Result<&[u8], RecoverError> {
         let path = self.options.dir.join(segment_name(number));
         let file = self.options.fs.open(&path, false).map_err(io_error("open", &path))?;
         file.sync_data().map_err(io_error("sync", &path))?;
@@ -123,7 +123,7 @@ impl<'a> SegmentReader<'a> {
         self.read(&*file, &path)
     }
 
-    /// The bytes again, after [`SegmentReader::from_disk`] in this process: what is cached came from the disk.
+    /// The bytes again, after [`SegmentReader::disk_truth`] in this process: what is cached came from the disk.
     fn again(&mut self, number: u64) -> Result<&[u8], RecoverError> {
         let path = self.options.dir.join(segment_name(number));
         let file = self.options.fs.open(&path, false).map_err(io_error("open", &path))?;
