@@ -1,30 +1,10 @@
 //! Go's varints (`encoding/binary`): little-endian groups of seven bits, signed ones in zigzag.
 
 use super::ChunkError;
+pub(super) use crate::codec::{put_uvarint, put_varint};
 
 /// Bytes of the longest varint.
 const MAX_LEN: usize = 10;
-
-/// Appends an unsigned varint.
-pub(super) fn put_uvarint(out: &mut Vec<u8>, mut value: u64) {
-    let mut buffer = [0u8; MAX_LEN];
-    let mut len = 0;
-    for byte in &mut buffer {
-        *byte = value as u8 | 0x80;
-        len += 1;
-        value >>= 7;
-        if value == 0 {
-            *byte &= 0x7f;
-            break;
-        }
-    }
-    out.extend_from_slice(buffer.get(..len).unwrap_or(&buffer));
-}
-
-/// Appends a signed varint.
-pub(super) fn put_varint(out: &mut Vec<u8>, value: i64) {
-    put_uvarint(out, ((value << 1) ^ (value >> 63)) as u64);
-}
 
 /// Bytes that [`put_uvarint`] appends for a value.
 pub(super) fn uvarint_len(value: u32) -> usize {
