@@ -39,12 +39,14 @@ fn open(dir: &Path, sync: SyncMode) -> Wal<Reply> {
         dir: dir.to_path_buf(),
         volume: uuid::Uuid::from_u128(1),
         segment_size: 64 << 20,
+        max_size: 1 << 40,
+        blocks: BlockLogOptions { dir: dir.to_path_buf(), segment_size: 64 << 20, max_size: 1 << 40 },
         sync,
         queue_bytes: 64 << 20,
         next_stream_id: Arc::new(AtomicU64::new(1)),
         metrics: WalMetrics::unregistered(),
     };
-    recover(options, &mut |_, _| {}).and_then(|r| r.open(Answer)).expect("an empty log opens")
+    recover(options, &mut |_, _| {}).and_then(|r| r.open(Answer, NoBlocks)).map(|(wal, _)| wal).expect("an empty log opens")
 }
 
 /// Lines that compress about as well as real ones.

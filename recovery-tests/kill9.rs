@@ -210,6 +210,8 @@ fn check_log(data: &Path) -> Vec<String> {
         dir,
         volume: identity["volume"].as_str().unwrap().parse().unwrap(),
         segment_size: 1 << 20,
+        max_size: 1 << 30,
+        blocks: wal::BlockLogOptions { dir: blocks_dir, segment_size: 1 << 20, max_size: 1 << 30 },
         sync: wal::SyncMode::Always,
         queue_bytes: 1 << 20,
         next_stream_id: Arc::new(AtomicU64::new(1)),
