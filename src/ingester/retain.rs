@@ -9,7 +9,9 @@ use super::sealed::Sealing;
 use super::stream::{Carry, Unsettled};
 use super::{State, Stream};
 use crate::model::Tenant;
-use crate::wal::{BlockAppend, BlockLog, BlockStore, Decision, EntriesBuilder, Hold, StreamLog, Unavailable, Wal, spawn_critical};
+use crate::wal::{
+    BlockAppend, BlockLog, BlockStore, Decision, EntriesBuilder, Hold, StreamLog, Unavailable, Wal, spawn_critical,
+};
 use ahash::AHashMap;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashSet;

@@ -75,28 +75,32 @@ fn under_pressure(state: &State, share: f64) -> bool {
     state.head_bytes.load(Ordering::Relaxed) as f64 > state.config.heads_budget as f64 * share
 }
 
-/// Compresses the oldest frozen head and sends the block on its way. The stream comes back when the block counts.
+/// Compresses a stream's frozen heads and sends the blocks on their way.
 fn seal_stream(state: &State, stream: &Arc<Stream>, log: &BlockLog<Sealing>) {
-    let Some(mut job) = stream.next_seal() else { return };
-    let (block, ids) = Block::seal_with_ids(&job.head, Arc::make_mut(&mut job.symbols), state.config.chunk_encoding);
-    let data = block.data().clone();
-    let full = job.compressed + data.len() >= state.config.chunk_target_size;
-    let closed = job.close.or(full.then_some(CloseReason::Full));
-    let tables = tables_of(&job, stream, block.meta(), &job.symbols, &ids);
-    let closes = closed.map(|reason| ChunkClosed {
-        stream: stream.log.id,
-        chunk: job.chunk,
-        end_seq: job.end_seq,
-        reason: reason.code(),
-    });
-    let payload = Sealing::New {
-        stream: stream.clone(),
-        tables: tables.clone(),
-        data_len: data.len() as u32,
-        symbols: job.symbols,
-        closed,
-    };
-    log.append(BlockAppend { tables, data, stream: stream.log.clone(), closes, payload });
+    while let Some(mut job) = stream.next_seal() {
+        let symbols = Arc::make_mut(&mut job.symbols);
+        let (block, ids) = Block::seal_with_ids(&job.head, symbols, state.config.chunk_encoding);
+        let data = block.data().clone();
+        let compressed = job.compressed + data.len();
+        let full = compressed >= state.config.chunk_target_size;
+        let closed = job.close.or(full.then_some(CloseReason::Full));
+        let tables = tables_of(&job, stream, block.meta(), &job.symbols, &ids);
+        let closes = closed.map(|reason| ChunkClosed {
+            stream: stream.log.id,
+            chunk: job.chunk,
+            end_seq: job.end_seq,
+            reason: reason.code(),
+        });
+        let payload = Sealing::New {
+            stream: stream.clone(),
+            tables: tables.clone(),
+            data_len: data.len() as u32,
+            symbols: job.symbols.clone(),
+            closed,
+        };
+        stream.sent(job.symbols, compressed, closed.is_some());
+        log.append(BlockAppend { tables, data, stream: stream.log.clone(), closes, payload });
+    }
 }
 
 /// Takes blocks that count into memory's place of their heads.
@@ -112,14 +116,12 @@ impl BlockSink<Sealing> for Sealed {
                 Sealing::New { stream, tables, data_len, symbols, closed } => {
                     let block = SealedBlock::of(&tables, place, data_len, log.store().clone());
                     let block = block.unwrap_or_else(|e| panic!("a block of our own is refused: {e}"));
-                    freed += stream.sealed(block, symbols, closed);
+                    freed += stream.sealed(tables.chunk, block, symbols, closed);
                     state.metrics.blocks_sealed.inc();
                     state.metrics.block_bytes.inc_by(u64::from(data_len));
                     if let Some(reason) = closed {
                         state.metrics.chunks_closed.with_label_values(&[reason.name()]).inc();
                     }
-                    // It may have frozen more since; the sealer finds out.
-                    state.sealer.enqueue(stream);
                 }
                 Sealing::Moved { stream, from } => {
                     log.store().free(from);

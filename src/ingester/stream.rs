@@ -60,9 +60,13 @@ pub struct Stream {
 struct Content {
     next_seq: u64,
     chunks: VecDeque<ChunkState>,
-    /// Number of the next chunk.
+    /// The chunk that the next block goes to, if it has blocks already, counted or on their way.
+    open_chunk: Option<OpenChunk>,
+    /// Number of the chunk after that one.
     next_chunk: u64,
     sealing: VecDeque<Frozen>,
+    /// So many of `sealing`, from the front, are blocks on their way to the block log.
+    sent: usize,
     head: Head,
     /// First seq of the head: the end of what was frozen before.
     head_first: u64,
@@ -74,7 +78,7 @@ struct Content {
     later: VecDeque<Range<u64>>,
     /// Chunks in the object store whose blocks are still in segments of the block log.
     flushed: BTreeMap<u64, Vec<u64>>,
-    /// The sealer has the stream in its queue, or a block of it is on its way.
+    /// The sealer has the stream in its queue.
     queued: bool,
     /// When the last entry was applied.
     touched: Instant,
@@ -88,6 +92,14 @@ pub(super) struct ChunkState {
     pub blocks: Vec<Arc<SealedBlock>>,
     pub compressed: usize,
     pub closed: Option<CloseReason>,
+}
+
+/// What the blocks of a chunk that takes more have in common.
+#[derive(Clone, Default)]
+struct OpenChunk {
+    number: u64,
+    symbols: Arc<Symbols>,
+    compressed: usize,
 }
 
 #[derive(Clone)]
@@ -305,22 +317,23 @@ impl Stream {
         whole.then(|| Carry { head: content.head.clone(), runs: content.runs.clone() })
     }
 
-    /// The next frozen head to seal; `None` ends the sealer's turn. At most one block of a stream is on its way.
+    /// The next frozen head to seal; `None` ends the sealer's turn. One sealer at a time works on a stream, so its blocks
+    /// go out, and come to count, in the order of their seqs.
     pub(super) fn next_seal(&self) -> Option<SealJob> {
         let mut content = self.content.lock();
-        let Some(frozen) = content.sealing.front().cloned() else {
+        let Some(frozen) = content.sealing.get(content.sent).cloned() else {
             content.queued = false;
             return None;
         };
-        if content.chunks.back().is_none_or(|c| c.closed.is_some()) {
+        if content.open_chunk.is_none() {
             let number = content.next_chunk;
             content.next_chunk += 1;
-            content.chunks.push_back(ChunkState { number, ..ChunkState::default() });
+            content.open_chunk = Some(OpenChunk { number, ..OpenChunk::default() });
         }
-        let chunk = content.chunks.back()?;
+        let chunk = content.open_chunk.clone()?;
         Some(SealJob {
             head: frozen.head,
-            symbols: chunk.symbols.clone(),
+            symbols: chunk.symbols,
             chunk: chunk.number,
             compressed: chunk.compressed,
             first_seq: frozen.first_seq,
@@ -331,17 +344,37 @@ impl Stream {
         })
     }
 
-    /// A block counts now: it takes the place of the oldest frozen head, whose bytes are returned.
-    pub(super) fn sealed(&self, block: SealedBlock, symbols: Arc<Symbols>, closed: Option<CloseReason>) -> usize {
+    /// The head of the last [`Stream::next_seal`] is a block now and about to be sent: the chunk has these symbols and so many
+    /// bytes, or takes no more.
+    pub(super) fn sent(&self, symbols: Arc<Symbols>, compressed: usize, closed: bool) {
         let mut content = self.content.lock();
-        let frozen = content.sealing.pop_front();
-        let (freed, close) = frozen.map_or((0, None), |f| (f.head.memory(), f.close));
+        content.sent += 1;
+        match &mut content.open_chunk {
+            _ if closed => content.open_chunk = None,
+            Some(chunk) => (chunk.symbols, chunk.compressed) = (symbols, compressed),
+            None => {}
+        }
+    }
+
+    /// A block of this chunk counts now: it takes the place of the oldest frozen head, whose bytes are returned.
+    pub(super) fn sealed(
+        &self,
+        number: u64,
+        block: SealedBlock,
+        symbols: Arc<Symbols>,
+        closed: Option<CloseReason>,
+    ) -> usize {
+        let mut content = self.content.lock();
+        let freed = content.sealing.pop_front().map_or(0, |f| f.head.memory());
+        content.sent = content.sent.saturating_sub(1);
+        if content.chunks.back().is_none_or(|c| c.number != number) {
+            content.chunks.push_back(ChunkState { number, ..ChunkState::default() });
+        }
         if let Some(chunk) = content.chunks.back_mut() {
             chunk.compressed += block.len();
             chunk.blocks.push(Arc::new(block));
             chunk.symbols = symbols;
-            // The sync rule may have closed it while the block was on its way.
-            chunk.closed = chunk.closed.or(closed).or(close);
+            chunk.closed = chunk.closed.or(closed);
         }
         self.log.settle(content.sealed_end());
         freed
@@ -363,6 +396,9 @@ impl Stream {
         }
         let any = chunks.iter().any(|c| !c.blocks.is_empty());
         let mut content = self.content.lock();
+        let open = chunks.back().filter(|c| c.closed.is_none() && c.number + 1 == next_chunk);
+        content.open_chunk =
+            open.map(|c| OpenChunk { number: c.number, symbols: c.symbols.clone(), compressed: c.compressed });
         content.chunks = chunks;
         content.next_chunk = next_chunk;
         content.last = last;
@@ -417,7 +453,9 @@ impl Stream {
     /// A closed chunk that is whole in blocks: its number and seqs. The oldest one first.
     pub(super) fn flushable(&self) -> Option<(u64, Range<u64>)> {
         let content = self.content.lock();
-        let chunk = content.chunks.front().filter(|c| c.closed.is_some())?;
+        // A chunk with a successor takes no more, and blocks come to count in order.
+        let succeeded = content.chunks.len() > 1;
+        let chunk = content.chunks.front().filter(|c| succeeded || c.closed.is_some())?;
         Some((chunk.number, chunk.blocks.first()?.seqs.start..chunk.blocks.last()?.seqs.end))
     }
 
@@ -446,9 +484,9 @@ impl Stream {
         self.content.lock().flushed.retain(|_, segments| segments.iter().any(|s| holds(*s)));
     }
 
-    /// Is a closed chunk with this number still waiting for its flush?
+    /// Is a chunk with this number still here?
     pub(super) fn awaits_flush(&self, number: u64) -> bool {
-        self.content.lock().chunks.iter().any(|c| c.number == number && c.closed.is_some())
+        self.content.lock().chunks.iter().any(|c| c.number == number)
     }
 
     /// Chunks in memory, the open one included.
@@ -465,8 +503,10 @@ impl Content {
         Self {
             next_seq: 0,
             chunks: VecDeque::new(),
+            open_chunk: None,
             next_chunk: 0,
             sealing: VecDeque::new(),
+            sent: 0,
             head: Head::default(),
             head_first: 0,
             runs: Vec::new(),
@@ -526,8 +566,8 @@ impl Content {
     }
 
     fn utilization(&self, state: &State) -> f64 {
-        let open = self.chunks.back().filter(|c| c.closed.is_none()).map_or(0, |c| c.compressed);
-        let frozen: usize = self.sealing.iter().map(|f| f.head.uncompressed_size()).sum();
+        let open = self.open_chunk.as_ref().map_or(0, |c| c.compressed);
+        let frozen: usize = self.sealing.iter().skip(self.sent).map(|f| f.head.uncompressed_size()).sum();
         (open + frozen + self.head.uncompressed_size()) as f64 / state.config.chunk_target_size.max(1) as f64
     }
 
@@ -537,10 +577,17 @@ impl Content {
         self.runs.clear();
         let first_seq = std::mem::replace(&mut self.head_first, end_seq);
         let Some(last) = head.last().map(|e| (e.timestamp, entry_hash(e.line, e.metadata()))) else {
-            if let Some(last) = self.sealing.back_mut() {
-                last.close = last.close.or(close);
-            } else if let Some(chunk) = self.chunks.back_mut() {
-                chunk.closed = chunk.closed.or(close);
+            let waits = self.sealing.len() > self.sent;
+            match self.sealing.back_mut() {
+                Some(last) if waits => last.close = last.close.or(close),
+                // Its blocks are on their way or count already. That the next chunk has begun closes it in the log.
+                _ if close.is_some() => {
+                    if let Some(open) = self.open_chunk.take() {
+                        let chunk = self.chunks.iter_mut().find(|c| c.number == open.number);
+                        chunk.into_iter().for_each(|c| c.closed = c.closed.or(close));
+                    }
+                }
+                _ => {}
             }
             return 0;
         };
