@@ -1,5 +1,7 @@
 //! Bounded decoding of untrusted bytes, and the encodings that mirror it. No I/O, no panics.
 
+pub mod snappy;
+
 /// The bytes ended early or hold a number that does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -119,12 +121,30 @@ impl<'a> Cursor<'a> {
 
 /// Appends an unsigned LEB128 varint.
 #[inline]
-pub fn put_uvarint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
+pub fn put_uvarint(out: &mut Vec<u8>, value: u64) {
+    if value < 0x80 {
+        out.push(value as u8);
+    } else {
+        put_long_uvarint(out, value);
     }
-    out.push(value as u8);
+}
+
+/// Timestamps take nine bytes: one check of the capacity for all of them.
+fn put_long_uvarint(out: &mut Vec<u8>, mut value: u64) {
+    let mut bytes = [0u8; 10];
+    let mut len = 0;
+    for byte in &mut bytes {
+        len += 1;
+        *byte = value as u8 | 0x80;
+        value >>= 7;
+        if value == 0 {
+            *byte &= 0x7f;
+            break;
+        }
+    }
+    let end = out.len() + len;
+    out.extend_from_slice(&bytes);
+    out.truncate(end);
 }
 
 /// Appends a zigzag varint.

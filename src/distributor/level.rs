@@ -323,10 +323,7 @@ impl WordSearch {
         loop {
             let window = line.get(start..line.len().min(start + WINDOW))?;
             let mut small = [0u8; WINDOW];
-            for (to, from) in small.iter_mut().zip(window) {
-                // Makes capital letters small, and no other byte a letter.
-                *to = from | 0x20;
-            }
+            make_small(window, &mut small);
             let small = small.get(..window.len().max(MIN_WINDOW))?;
             if let Some(level) = self.first_word_of_window(line, start, small) {
                 return Some(level);
@@ -347,6 +344,23 @@ impl WordSearch {
             from = at + 1;
         }
         None
+    }
+}
+
+/// Copies a window with small letters for capital ones; no other byte becomes a letter. Vector by vector, and the last
+/// one overlaps the one before, so that no byte is handled alone.
+#[inline(always)]
+fn make_small(window: &[u8], small: &mut [u8; WINDOW]) {
+    const VECTOR: usize = 32;
+    let lower = |bytes: &[u8; VECTOR]| bytes.map(|byte| byte | 0x20);
+    let (from, _) = window.as_chunks::<VECTOR>();
+    let (to, _) = small.as_chunks_mut::<VECTOR>();
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = lower(from));
+    let last = window.last_chunk::<VECTOR>();
+    let place = window.len().checked_sub(VECTOR).and_then(|at| small.get_mut(at..)?.first_chunk_mut());
+    match (last, place) {
+        (Some(last), Some(place)) => *place = lower(last),
+        _ => small.iter_mut().zip(window).for_each(|(to, from)| *to = from | 0x20),
     }
 }
 
