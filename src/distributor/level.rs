@@ -347,18 +347,16 @@ impl WordSearch {
     }
 }
 
-/// Copies a window with small letters for capital ones; no other byte becomes a letter. Vector by vector, and the last
-/// one overlaps the one before, so that no byte is handled alone.
+/// Copies a window with small letters for capital ones; no other byte becomes a letter. Sixteen at a time, and the last
+/// ones overlap those before, so that no byte is handled alone.
 #[inline(always)]
 fn make_small(window: &[u8], small: &mut [u8; WINDOW]) {
-    const VECTOR: usize = 32;
-    let lower = |bytes: &[u8; VECTOR]| bytes.map(|byte| byte | 0x20);
-    let (from, _) = window.as_chunks::<VECTOR>();
-    let (to, _) = small.as_chunks_mut::<VECTOR>();
+    const SMALL: u128 = u128::from_ne_bytes([0x20; 16]);
+    let lower = |bytes: &[u8; 16]| (u128::from_ne_bytes(*bytes) | SMALL).to_ne_bytes();
+    let (from, to) = (window.as_chunks::<16>().0, small.as_chunks_mut::<16>().0);
     to.iter_mut().zip(from).for_each(|(to, from)| *to = lower(from));
-    let last = window.last_chunk::<VECTOR>();
-    let place = window.len().checked_sub(VECTOR).and_then(|at| small.get_mut(at..)?.first_chunk_mut());
-    match (last, place) {
+    let place = window.len().checked_sub(16).and_then(|at| small.get_mut(at..)?.first_chunk_mut());
+    match (window.last_chunk(), place) {
         (Some(last), Some(place)) => *place = lower(last),
         _ => small.iter_mut().zip(window).for_each(|(to, from)| *to = from | 0x20),
     }

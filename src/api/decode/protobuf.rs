@@ -123,6 +123,16 @@ impl<'a> Reader<'a> {
         if self.at == self.end {
             return Ok(None);
         }
+        // All fields that are known have numbers below 16: one byte.
+        if let Some(byte @ 8..0x80) = self.bytes.get(self.at) {
+            self.at += 1;
+            return Ok(Some((u64::from(byte >> 3), byte & 7)));
+        }
+        self.long_tag()
+    }
+
+    #[cold]
+    fn long_tag(&mut self) -> Result<Option<(u64, u8)>, PushError> {
         let tag = self.varint()?;
         let field = tag >> 3;
         // Field numbers have 29 bits, 0 is none.
