@@ -3,9 +3,8 @@
 //! bincode is used in this file only (docs/adr/0002-bincode.md says how to leave it).
 
 use super::format::{FLAG_CARRIED, Kind, MAX_RECORD_LEN, RECORD_HEAD_LEN, RecordHead};
-use crate::codec::{Cursor, DecodeError, crc32, put_uvarint, put_varint};
+use crate::codec::{Cursor, DecodeError, crc32, put_uvarint, put_varint, snappy};
 use ahash::AHashMap;
-use std::cell::RefCell;
 use std::sync::Arc;
 
 /// Compression of a body.
@@ -288,32 +287,6 @@ impl<'a> EntriesBuilder<'a> {
     }
 }
 
-thread_local! {
-    /// The encoder, and a buffer of the worst case: filled once with zeros, not for each push.
-    static SNAPPY: RefCell<(snap::raw::Encoder, Vec<u8>)> = RefCell::new((snap::raw::Encoder::new(), Vec::new()));
-}
-
-/// A scratch buffer above this size is given back after use.
-const KEPT_SCRATCH: usize = 4 << 20;
-
-fn snappy(out: &mut Vec<u8>, raw: &[u8]) -> bool {
-    SNAPPY.with_borrow_mut(|(encoder, scratch)| {
-        let worst = snap::raw::max_compress_len(raw.len());
-        if scratch.len() < worst {
-            scratch.resize(worst, 0);
-        }
-        let len = encoder.compress(raw, scratch).unwrap_or(usize::MAX);
-        let smaller = len < raw.len();
-        if smaller {
-            out.extend_from_slice(scratch.get(..len).unwrap_or_default());
-        }
-        if scratch.len() > KEPT_SCRATCH {
-            *scratch = Vec::new();
-        }
-        smaller
-    })
-}
-
 /// Appends the compressed body to head and tables, and returns the head without LSN and place.
 fn append_body(bytes: &mut Vec<u8>, kind: Kind, raw: &[u8], codec: Codec, tables_len: usize) -> RecordHead {
     let start = bytes.len();
@@ -338,7 +311,7 @@ fn compress(out: &mut Vec<u8>, raw: &[u8], codec: Codec) -> Codec {
     let start = out.len();
     let compressed = match codec {
         Codec::None => false,
-        Codec::Snappy => snappy(out, raw),
+        Codec::Snappy => snappy::compress(raw, out),
         Codec::Zstd => match zstd::bulk::compress(raw, 1) {
             Ok(body) if body.len() < raw.len() => {
                 out.extend_from_slice(&body);
