@@ -592,7 +592,11 @@ impl RecoveredBlocks {
         retired: impl Fn(u64) -> bool,
         uncertain: bool,
     ) -> io::Result<Self> {
-        let entries = options.fs.list(&options.blocks.dir)?;
+        let entries = match options.fs.list(&options.blocks.dir) {
+            // Older than the block log.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            listed => listed?,
+        };
         let temporary = entries.iter().filter(|e| e.name.ends_with(".blk.tmp")).map(|e| e.name.clone()).collect();
         let mut files: Vec<u64> =
             entries.iter().filter_map(|e| segment::file_number(LogKind::Blocks, &e.name)).collect();
