@@ -137,7 +137,7 @@ impl BlockStore {
         }
     }
 
-    fn path(&self, number: u64) -> PathBuf {
+    pub(super) fn path(&self, number: u64) -> PathBuf {
         self.options.dir.join(segment::file_name(LogKind::Blocks, number))
     }
 
@@ -181,6 +181,11 @@ impl BlockStore {
     /// Bytes that all segments may take together.
     pub fn max_size(&self) -> u64 {
         self.options.max_size
+    }
+
+    /// Salt of a segment whose header is sound.
+    pub(super) fn salt(&self, segment: u64) -> Option<u64> {
+        self.segments.read().get(&segment).map(|s| s.header.salt)
     }
 
     /// Is this segment still there?

@@ -59,6 +59,7 @@ struct GroupSummary {
     end_lsn: u64,
     durable_lsn: u64,
     lines_before: u64,
+    wall_clock: i64,
 }
 
 /// A record in the log.
@@ -167,6 +168,7 @@ impl Summary {
                 end_lsn: h.end_lsn(),
                 durable_lsn: h.durable_lsn,
                 lines_before: h.lines_before,
+                wall_clock: h.wall_clock,
             });
         }
     }
@@ -203,7 +205,11 @@ impl Summary {
                 self.max_stream_id = definitions.iter().map(|d| d.id).fold(self.max_stream_id, u64::max);
                 self.definitions.extend(definitions);
             }
-            Kind::Gap => self.gaps.push(decode_control(&head, body).ok()?),
+            Kind::Gap => {
+                let gap: Gap = decode_control(&head, body).ok()?;
+                self.holds.push(Hold::Gap(gap.clone()));
+                self.gaps.push(gap);
+            }
             Kind::BlocksSynced => self.blocks.push(decode_control(&head, body).ok()?),
             Kind::ChunkClosed => self.holds.push(Hold::Closed(decode_control(&head, body).ok()?)),
             Kind::ChunkFlushed => self.holds.push(Hold::Flushed(decode_control(&head, body).ok()?)),
@@ -270,9 +276,21 @@ pub struct Loss {
     pub streams: Vec<TableRow>,
     /// Segments that should be there and are not.
     pub missing_segments: Vec<u64>,
+    /// Wall clock of the last group before the first lost LSN and of the first one after the last, in nanoseconds since the
+    /// Unix epoch.
+    pub between: Option<(i64, i64)>,
 }
 
 impl Loss {
+    /// The record that settles it.
+    pub fn gap(&self) -> Gap {
+        Gap {
+            lsns: self.lsns.iter().map(|r| (r.start, r.end)).collect(),
+            seqs: self.streams.iter().map(|r| (r.stream, r.first_seq, r.end_seq())).collect(),
+            lines: self.lines,
+        }
+    }
+
     /// Was anything damaged?
     pub fn is_empty(&self) -> bool {
         self.damage.is_empty() && self.lsns.is_empty() && self.missing_segments.is_empty()
@@ -319,6 +337,8 @@ pub struct Plan {
     pub retired_blocks: HashSet<u64>,
     /// A decision may be lost, so segments of the block log that no record names are live too.
     pub blocks_are_uncertain: bool,
+    /// Salts of the segments whose headers are sound.
+    pub salts: HashMap<u64, u64>,
     /// What each live segment of the write-ahead log holds.
     pub contents: Vec<Contents>,
     /// Entries records to apply before all others, in LSN order: what they hold may lie nowhere else.
@@ -358,6 +378,7 @@ impl Plan {
 /// Makes the plan from the summaries of all segments, in the order of their numbers.
 pub fn plan(summaries: &[Summary]) -> Plan {
     let mut out = Plan { last_segment: summaries.last().map_or(0, |s| s.number), ..Plan::default() };
+    out.salts = summaries.iter().filter_map(|s| Some((s.number, s.header?.salt))).collect();
     out.empty = summaries.iter().filter(|s| s.is_empty()).filter_map(|s| s.header).collect();
     let first_live = summaries.iter().map(Summary::tells_first_live).max().unwrap_or(0);
     out.retired = summaries.iter().filter(|s| !s.is_empty() && s.number < first_live).map(|s| s.number).collect();
@@ -530,8 +551,16 @@ fn find_losses(live: &[Live<'_>], out: &mut Plan) {
     out.loss.lsns = missing(out.first_lsn..durable, covered.into_iter());
     let start_lines = live.first().and_then(|l| l.summary.open.as_ref()).map_or(0, |o| o.total_lines);
     out.lines = total_lines(live, durable).max(start_lines + surviving_lines);
-    if !out.loss.lsns.is_empty() {
-        out.loss.lines = out.lines - start_lines - surviving_lines;
+    if let (Some(first), Some(last)) = (out.loss.lsns.first(), out.loss.lsns.last()) {
+        let groups = || live.iter().flat_map(Live::groups);
+        let before = groups().filter(|g| g.end_lsn <= first.start).map(|g| g.wall_clock).max();
+        let after = groups().filter(|g| g.first_lsn >= last.end).map(|g| g.wall_clock).min();
+        let either = before.or(after);
+        out.loss.between = either.map(|e| (before.unwrap_or(e), after.unwrap_or(e)));
+        // What a Gap has settled is lost for good, and was told.
+        let settled = out.gaps.iter().filter(|g| g.lsns.first().is_none_or(|(first, _)| *first >= out.first_lsn));
+        let settled: u64 = settled.map(|g| g.lines).sum();
+        out.loss.lines = (out.lines - start_lines - surviving_lines).saturating_sub(settled);
     }
 }
 
@@ -548,7 +577,7 @@ fn settle_ends(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
     let seen = used.iter().map(|s| s.max_stream_id.saturating_add(1));
     let told = used.iter().filter_map(|s| s.open.as_ref()).map(|o| o.next_stream_id);
     out.next_stream_id = seen.chain(told).max().unwrap_or(1).max(1);
-    if !out.loss.is_empty() {
+    if !out.loss.lsns.is_empty() {
         out.next_stream_id = out.next_stream_id.saturating_add(ID_SKIP);
     }
     let durable = out.durable_lsn;
