@@ -13,7 +13,6 @@ mod instance;
 mod metrics;
 #[cfg(feature = "planted-bugs")]
 mod planted;
-mod rate;
 mod recovery;
 mod seal;
 mod stream;

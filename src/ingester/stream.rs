@@ -1,7 +1,6 @@
 use super::State;
-use super::rate::TokenBucket;
 use crate::chunk::{Block, Head, Part, Symbols};
-use crate::model::LabelSet;
+use crate::model::{LabelSet, TokenBucket};
 use crate::wal::{BodyError, BodyView, EntryView, StreamLog, TableRow};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -72,7 +71,7 @@ impl Stream {
             visible: AtomicBool::new(false),
             newest: AtomicI64::new(i64::MIN),
             oldest: AtomicI64::new(i64::MAX),
-            rate: Mutex::new(TokenBucket::new()),
+            rate: Mutex::new(TokenBucket::default()),
         }
     }
 
