@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use timberline::fs::{Fs, RealFs, write_all_at};
 use timberline::model::{LabelSet, Tenant};
 use timberline::wal::{
-    Append, Applied, Codec, EntriesBuilder, Sink, StreamLog, SyncMode, Unavailable, Wal, WalMetrics, WalOptions,
-    recover,
+    Append, Applied, BlockLogOptions, BlockPlace, BlockSink, Codec, EntriesBuilder, Sink, StreamLog, SyncMode,
+    Unavailable, Wal, WalMetrics, WalOptions, recover,
 };
 
 const LINE: usize = 150;
@@ -33,18 +33,30 @@ impl Sink<Reply> for Answer {
     }
 }
 
-fn open(dir: &Path, sync: SyncMode) -> Wal<Reply> {
+/// Takes no blocks.
+struct NoBlocks;
+
+impl BlockSink<()> for NoBlocks {
+    fn synced(&mut self, _blocks: Vec<(BlockPlace, ())>) {}
+}
+
+fn open(dir: &Path, sync: SyncMode) -> Arc<Wal<Reply>> {
     let options = WalOptions {
         fs: Arc::new(RealFs),
         dir: dir.to_path_buf(),
         volume: uuid::Uuid::from_u128(1),
         segment_size: 64 << 20,
+        max_size: 1 << 40,
+        blocks: BlockLogOptions { dir: dir.to_path_buf(), segment_size: 64 << 20, max_size: 1 << 40 },
         sync,
         queue_bytes: 64 << 20,
         next_stream_id: Arc::new(AtomicU64::new(1)),
         metrics: WalMetrics::unregistered(),
     };
-    recover(options, &mut |_, _| {}).and_then(|r| r.open(Answer)).expect("an empty log opens")
+    recover(options, &mut |_, _| {})
+        .and_then(|r| r.open(Answer, NoBlocks))
+        .map(|(wal, _)| wal)
+        .expect("an empty log opens")
 }
 
 /// Lines that compress about as well as real ones.

@@ -8,15 +8,21 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use support::{Lines, Log, Outcome, note, options, push};
+use support::{Lines, Log, Outcome, note, push};
 use timberline::fs::RealFs;
-use timberline::wal::{SyncMode, spawn_critical};
+use timberline::wal::{Applied, SyncMode, TableRow, WalOptions, spawn_critical};
 
 const SIGABRT: i32 = 6;
 /// What the child is to do, and where.
 const TASK: &str = "TIMBERLINE_PANIC_TASK";
 const DIR: &str = "TIMBERLINE_PANIC_DIR";
 const STREAMS: [u64; 2] = [1, 2];
+
+fn options(dir: &Path) -> WalOptions {
+    let mut options = support::options(Arc::new(RealFs), &dir.join("wal"), SyncMode::Always);
+    options.blocks.dir = dir.join("blocks");
+    options
+}
 
 /// Runs this test binary's `child` with a task.
 fn run(task: &str, dir: &Path) -> Output {
@@ -51,11 +57,11 @@ fn child() {
 /// Pushes until the log's thread panics as it hands on the n-th record. Tells each ack.
 fn write_until_panic(dir: &Path, nth: u32) {
     let mut handed_on = 0;
-    let probe = move |records: &[timberline::wal::Applied<u32>]| {
+    let probe = move |records: &[Applied<u32>]| {
         handed_on += records.len() as u32;
         assert!(handed_on < nth, "planted: the log's thread fails after {handed_on} records");
     };
-    let (log, _) = Log::open_with(options(Arc::new(RealFs), dir, SyncMode::Always), None, Some(Box::new(probe))).unwrap();
+    let (log, _) = Log::open_with(options(dir), None, Some(Box::new(probe))).unwrap();
     for number in 0.. {
         let Outcome::Durable { .. } = log.push(number, &push(number, &STREAMS, 3)) else { panic!("push {number} failed") };
         let mut out = std::io::stdout().lock();
@@ -88,11 +94,11 @@ fn a_panic_on_the_log_thread_loses_nothing_that_was_acknowledged() {
         assert_eq!(acked, (0..nth - 1).collect::<Vec<_>>(), "{stdout}");
 
         // The push on which it failed was durable and is there, although nobody was told.
-        let (log, found) = Log::open(options(Arc::new(RealFs), tmp.path(), SyncMode::Always), None).unwrap();
+        let (log, found) = Log::open(options(tmp.path()), None).unwrap();
         let mut expected = Lines::new();
         for number in 0..nth {
             let pushed = push(number, &STREAMS, 3);
-            let row = |(stream, lines): &(u64, Vec<_>)| timberline::wal::TableRow {
+            let row = |(stream, lines): &(u64, Vec<_>)| TableRow {
                 stream: *stream,
                 first_seq: u64::from(number) * 3,
                 count: lines.len() as u32,

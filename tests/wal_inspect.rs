@@ -15,8 +15,8 @@ use timberline::fs::{Fs, RealFs};
 use timberline::model::{LabelSet, Tenant};
 use timberline::wal::format::{Kind, SECOND_HEADER};
 use timberline::wal::{
-    Append, Applied, Codec, EntriesBuilder, Sink, StreamLog, SyncMode, Unavailable, Wal, WalMetrics, WalOptions,
-    recover, scan_segment, segment_name,
+    Append, Applied, BlockLog, BlockLogOptions, BlockPlace, BlockSink, Codec, EntriesBuilder, Sink, StreamLog, SyncMode,
+    Unavailable, Wal, WalMetrics, WalOptions, recover, scan_segment, segment_name,
 };
 
 /// First timestamp of every test log: 2026-01-01T00:00:00Z.
@@ -39,10 +39,17 @@ impl Sink<()> for Ack {
     }
 }
 
+struct NoBlocks;
+
+impl BlockSink<()> for NoBlocks {
+    fn synced(&mut self, _: Vec<(BlockPlace, ())>) {}
+}
+
 /// A data directory with a log that is being written.
 struct Log {
     data: TempDir,
-    wal: Wal<()>,
+    wal: Arc<Wal<()>>,
+    _blocks: BlockLog<()>,
     acks: Mutex<mpsc::Receiver<()>>,
 }
 
@@ -55,14 +62,16 @@ impl Log {
             dir,
             volume: uuid::Uuid::from_u128(7),
             segment_size: 1 << 20,
+            max_size: 1 << 30,
+            blocks: BlockLogOptions { dir: data.path().join("blocks"), segment_size: 1 << 20, max_size: 1 << 30 },
             sync: SyncMode::Always,
             queue_bytes: 1 << 20,
             next_stream_id: Arc::new(AtomicU64::new(1)),
             metrics: WalMetrics::unregistered(),
         };
         let (tx, rx) = mpsc::channel();
-        let wal = recover(options, &mut |_, _| {}).unwrap().open(Ack(tx)).unwrap();
-        Self { data, wal, acks: Mutex::new(rx) }
+        let (wal, blocks) = recover(options, &mut |_, _| {}).unwrap().open(Ack(tx), NoBlocks).unwrap();
+        Self { data, wal, _blocks: blocks, acks: Mutex::new(rx) }
     }
 
     fn new() -> Self {

@@ -334,6 +334,10 @@ impl File for MemFile {
         Ok(self.disk.0.lock().inodes[self.inode].cached.len() as u64)
     }
 
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        timberline::fs::zero_fill(self, len)
+    }
+
     fn drop_cache(&self) -> io::Result<()> {
         Ok(())
     }
@@ -380,6 +384,12 @@ impl Fs for MemDisk {
         state.fault(Call::SyncDir, "").map_err(|(e, _)| e)?;
         state.done(Op::SyncDir(dir.to_path_buf()));
         Ok(())
+    }
+
+    fn links(&self, path: &Path) -> io::Result<u64> {
+        let state = self.0.lock();
+        let inode = state.find(path)?;
+        Ok(state.names.values().filter(|i| **i == inode).count() as u64)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {

@@ -36,6 +36,8 @@ pub fn options(fs: Arc<dyn Fs>, dir: &Path, sync: SyncMode) -> WalOptions {
         dir: dir.to_path_buf(),
         volume: VOLUME,
         segment_size: SEGMENT,
+        max_size: 1 << 30,
+        blocks: BlockLogOptions { dir: PathBuf::from("/blocks"), segment_size: SEGMENT, max_size: 1 << 30 },
         sync,
         queue_bytes: 64 << 20,
         next_stream_id: Arc::new(AtomicU64::new(1)),
@@ -120,9 +122,17 @@ impl Sink<u32> for Record {
     }
 }
 
+/// Takes no blocks.
+pub struct NoBlocks;
+
+impl BlockSink<u32> for NoBlocks {
+    fn synced(&mut self, _blocks: Vec<(BlockPlace, u32)>) {}
+}
+
 /// A log that is open for pushes, with the streams that an ingester would keep.
 pub struct Log {
-    pub wal: Wal<u32>,
+    pub wal: Arc<Wal<u32>>,
+    pub blocks: BlockLog<u32>,
     pub plan: Plan,
     streams: Mutex<BTreeMap<u64, Arc<StreamLog>>>,
     next_stream_id: Arc<AtomicU64>,
@@ -154,8 +164,8 @@ impl Log {
             streams.insert(*id, Arc::new(StreamLog::new(*id, tenant, Arc::new(labels), next)));
         }
         let results = Arc::new(Results::default());
-        let wal = recovered.open(Record { results: results.clone(), disk, probe })?;
-        Ok((Self { wal, plan, streams: Mutex::new(streams), next_stream_id, results }, lines))
+        let (wal, blocks) = recovered.open(Record { results: results.clone(), disk, probe }, NoBlocks)?;
+        Ok((Self { wal, blocks, plan, streams: Mutex::new(streams), next_stream_id, results }, lines))
     }
 
     pub fn mem(disk: &MemDisk, sync: SyncMode) -> (Self, Lines) {
@@ -224,6 +234,7 @@ impl Log {
 
     /// Leaves the log as `kill -9` does: no sync, no watermark. Its threads sleep until the test process ends.
     pub fn kill(self) {
+        std::mem::forget(self.blocks);
         std::mem::forget(self.wal);
     }
 }

@@ -3,6 +3,7 @@ use super::varint::{Reader, put_uvarint, put_varint, uvarint_len};
 use super::{ChunkError, Encoding, Head, MAX_PAYLOAD, Symbols};
 use crate::model::{LogEntry, Metadata};
 use bytes::Bytes;
+use std::cell::RefCell;
 
 /// What is known of a block without its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,21 +44,26 @@ impl Block {
 
     /// As [`Block::seal`], with the ids of all symbols that the block uses, ascending.
     pub fn seal_with_ids(head: &Head, symbols: &mut Symbols, encoding: Encoding) -> (Block, Vec<u32>) {
-        let mut writer = PayloadWriter::new(head, symbols);
-        if head.is_ordered() {
-            (0..head.len()).for_each(|position| writer.entry(position));
-        } else {
-            head.order(..).iter().for_each(|position| writer.entry(*position as usize));
-        }
-        let (payload, ids) = writer.finish();
-        (Self::compress(head, &payload, encoding), ids)
+        SCRATCH.with_borrow_mut(|Scratch { payload, data }| {
+            payload.clear();
+            let mut writer = PayloadWriter::new(head, symbols, payload);
+            if head.is_ordered() {
+                (0..head.len()).for_each(|position| writer.entry(position));
+            } else {
+                head.order(..).iter().for_each(|position| writer.entry(*position as usize));
+            }
+            let ids = writer.finish();
+            data.clear();
+            encoding.compress(payload, data);
+            let block = Self::with_data(head, data, encoding);
+            payload.shrink_to(KEPT_SCRATCH);
+            data.shrink_to(KEPT_SCRATCH);
+            (block, ids)
+        })
     }
 
-    fn compress(head: &Head, payload: &[u8], encoding: Encoding) -> Block {
+    fn with_data(head: &Head, data: &[u8], encoding: Encoding) -> Block {
         let (min_timestamp, max_timestamp) = head.bounds().unwrap_or_default();
-        let mut data = Vec::with_capacity(payload.len() / 4);
-        encoding.compress(payload, &mut data);
-        data.shrink_to_fit();
         let meta = BlockMeta {
             encoding,
             // A head's payload is at most MAX_PAYLOAD, so counts and lengths fit 32 bits.
@@ -66,9 +72,9 @@ impl Block {
             max_timestamp,
             uncompressed_size: head.uncompressed_size() as u64,
             compressed_len: data.len() as u32,
-            crc: crc32c::crc32c(&data),
+            crc: crc32c::crc32c(data),
         };
-        Block { meta, data: data.into() }
+        Block { meta, data: Bytes::copy_from_slice(data) }
     }
 
     /// A block from its stored parts. The bytes are verified here and at each read.
@@ -144,6 +150,20 @@ pub(super) fn log_entry(timestamp: i64, line: &[u8], metadata: &[(&[u8], &[u8])]
     LogEntry { timestamp, line: Bytes::copy_from_slice(line), metadata }
 }
 
+/// Buffers of a thread that seals: pages that are new to the process cost more than what is written to them.
+#[derive(Default)]
+struct Scratch {
+    payload: Vec<u8>,
+    data: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Bytes of each scratch buffer that are kept after use.
+const KEPT_SCRATCH: usize = 1 << 20;
+
 /// Writes entries of a head as the payload of a block.
 struct PayloadWriter<'a> {
     head: &'a Head,
@@ -151,24 +171,25 @@ struct PayloadWriter<'a> {
     /// Chunk ids of the head's symbols, where they were needed already.
     ids: Vec<Option<u32>>,
     pairs: Vec<(u32, u32)>,
-    out: Vec<u8>,
+    out: &'a mut Vec<u8>,
 }
 
 impl<'a> PayloadWriter<'a> {
-    fn new(head: &'a Head, symbols: &'a mut Symbols) -> Self {
+    fn new(head: &'a Head, symbols: &'a mut Symbols, out: &'a mut Vec<u8>) -> Self {
         let ids = vec![None; head.symbols().len()];
-        Self { head, symbols, ids, pairs: Vec::new(), out: Vec::with_capacity(head.largest_payload()) }
+        out.reserve(head.largest_payload());
+        Self { head, symbols, ids, pairs: Vec::new(), out }
     }
 
     fn entry(&mut self, position: usize) {
         let Some(entry) = self.head.get(position) else { return };
-        put_varint(&mut self.out, entry.timestamp);
-        put_uvarint(&mut self.out, entry.line.len() as u64);
+        put_varint(self.out, entry.timestamp);
+        put_uvarint(self.out, entry.line.len() as u64);
         self.out.extend_from_slice(entry.line);
         let mut pairs = std::mem::take(&mut self.pairs);
         pairs.clear();
         pairs.extend(entry.ids().map(|(name, value)| (self.chunk_id(name), self.chunk_id(value))));
-        put_metadata(&mut self.out, &pairs);
+        put_metadata(self.out, &pairs);
         self.pairs = pairs;
     }
 
@@ -180,10 +201,10 @@ impl<'a> PayloadWriter<'a> {
         }
     }
 
-    fn finish(self) -> (Vec<u8>, Vec<u32>) {
+    fn finish(self) -> Vec<u32> {
         let mut ids: Vec<u32> = self.ids.into_iter().flatten().collect();
         ids.sort_unstable();
-        (self.out, ids)
+        ids
     }
 }
 

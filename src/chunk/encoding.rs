@@ -1,4 +1,5 @@
 use super::ChunkError;
+use crate::codec::snappy;
 use std::fmt;
 use std::io::{Read, Write};
 use std::str::FromStr;
@@ -53,8 +54,8 @@ impl Encoding {
                 encoder.write_all(bytes).and_then(|()| encoder.finish().map(drop))
             }
             Self::Snappy => {
-                let mut encoder = snap::write::FrameEncoder::new(out);
-                encoder.write_all(bytes).and_then(|()| encoder.flush())
+                snappy::compress_framed(bytes, out);
+                Ok(())
             }
         };
         written.expect("writing to memory does not fail");

@@ -49,6 +49,14 @@ pub enum ChunkError {
         /// What the decoder said.
         reason: String,
     },
+    /// The bytes could not be read.
+    #[error("{what} cannot be read: {reason}")]
+    Unreadable {
+        /// The part that was read.
+        what: &'static str,
+        /// What the disk or its reader said.
+        reason: String,
+    },
     /// The checksum, if there is one, is right, but the content contradicts itself.
     #[error("{what} is malformed: {reason}")]
     Malformed {

@@ -5,18 +5,40 @@
 //! ones are found and the order is that of arrival in both directions.
 
 use super::block::{OpenBlock, log_entry};
-use super::{Block, ChunkError, Head, Symbols};
+use super::{Block, BlockMeta, ChunkError, Head, Symbols};
 use crate::model::LogEntry;
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// A sealed block, in memory or on a disk.
+pub trait BlockSource: Send + Sync {
+    /// What is known without the bytes.
+    fn meta(&self) -> &BlockMeta;
+
+    /// The block with its bytes, read now if they are not in memory.
+    ///
+    /// # Errors
+    /// The bytes cannot be read, or are not those that were written.
+    fn load(&self) -> Result<Block, ChunkError>;
+}
+
+impl BlockSource for Block {
+    fn meta(&self) -> &BlockMeta {
+        Block::meta(self)
+    }
+
+    fn load(&self) -> Result<Block, ChunkError> {
+        Ok(self.clone())
+    }
+}
+
 /// A piece of a stream.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Part {
     /// A sealed block and the symbols of its chunk.
-    Block(Arc<Block>, Arc<Symbols>),
+    Block(Arc<dyn BlockSource>, Arc<Symbols>),
     /// A head, or a slice of one.
     Head(Arc<Head>),
 }
@@ -215,7 +237,7 @@ impl<'a> Cursor<'a> {
         let Selection { start, end, forward, .. } = *selection;
         let (entries, left) = match part {
             Part::Block(block, symbols) => {
-                let open = block.open(symbols)?;
+                let open = block.load()?.open(symbols)?;
                 let left = open.position(start)..open.position(end);
                 (Entries::Block(open), left)
             }

@@ -323,10 +323,7 @@ impl WordSearch {
         loop {
             let window = line.get(start..line.len().min(start + WINDOW))?;
             let mut small = [0u8; WINDOW];
-            for (to, from) in small.iter_mut().zip(window) {
-                // Makes capital letters small, and no other byte a letter.
-                *to = from | 0x20;
-            }
+            make_small(window, &mut small);
             let small = small.get(..window.len().max(MIN_WINDOW))?;
             if let Some(level) = self.first_word_of_window(line, start, small) {
                 return Some(level);
@@ -347,6 +344,21 @@ impl WordSearch {
             from = at + 1;
         }
         None
+    }
+}
+
+/// Copies a window with small letters for capital ones; no other byte becomes a letter. Sixteen at a time, and the last
+/// ones overlap those before, so that no byte is handled alone.
+#[inline(always)]
+fn make_small(window: &[u8], small: &mut [u8; WINDOW]) {
+    const SMALL: u128 = u128::from_ne_bytes([0x20; 16]);
+    let lower = |bytes: &[u8; 16]| (u128::from_ne_bytes(*bytes) | SMALL).to_ne_bytes();
+    let (from, to) = (window.as_chunks::<16>().0, small.as_chunks_mut::<16>().0);
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = lower(from));
+    let place = window.len().checked_sub(16).and_then(|at| small.get_mut(at..)?.first_chunk_mut());
+    match (window.last_chunk(), place) {
+        (Some(last), Some(place)) => *place = lower(last),
+        _ => small.iter_mut().zip(window).for_each(|(to, from)| *to = from | 0x20),
     }
 }
 

@@ -39,6 +39,13 @@ pub trait File: Send + Sync {
     /// As `fstat(2)`.
     fn len(&self) -> io::Result<u64>;
 
+    /// Gives a new file its size and reserves the space for it, so that a full disk shows now (`fallocate(2)`). Reads as
+    /// zeros. Where the file system cannot reserve, zeros are written.
+    ///
+    /// # Errors
+    /// As `fallocate(2)`, or as [`File::write_at`].
+    fn allocate(&self, len: u64) -> io::Result<()>;
+
     /// Drops clean cached pages, so that the next read comes from the disk (`POSIX_FADV_DONTNEED`).
     ///
     /// # Errors
@@ -107,6 +114,12 @@ pub trait Fs: Send + Sync {
     /// As `fsync(2)`; final, as for [`File::sync_data`].
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
+    /// Names that the file has in its file system.
+    ///
+    /// # Errors
+    /// As `stat(2)`.
+    fn links(&self, path: &Path) -> io::Result<u64>;
+
     /// Files of a directory (not directories), in no order.
     ///
     /// # Errors
@@ -145,6 +158,21 @@ pub fn write_all_at(file: &dyn File, mut offset: u64, mut bytes: &[u8]) -> io::R
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
+    }
+    Ok(())
+}
+
+/// Writes zeros from the beginning up to `len`.
+///
+/// # Errors
+/// The first error of [`File::write_at`].
+pub fn zero_fill(file: &dyn File, len: u64) -> io::Result<()> {
+    const ZEROS: [u8; 65536] = [0; 65536];
+    let mut at = 0;
+    while at < len {
+        let n = (len - at).min(ZEROS.len() as u64);
+        write_all_at(file, at, ZEROS.get(..n as usize).unwrap_or_default())?;
+        at += n;
     }
     Ok(())
 }

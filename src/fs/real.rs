@@ -1,4 +1,4 @@
-use super::{DirEntry, File, Fs, Lock, LockError, Space};
+use super::{DirEntry, File, Fs, Lock, LockError, Space, zero_fill};
 use rustix::fs::{self as rfs, FlockOperation, Mode, OFlags};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,6 +32,13 @@ impl File for RealFile {
         Ok(u64::try_from(rfs::fstat(&self.0)?.st_size).unwrap_or(0))
     }
 
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        match rfs::fallocate(&self.0, rfs::FallocateFlags::empty(), 0, len) {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => zero_fill(self, len),
+            outcome => Ok(outcome?),
+        }
+    }
+
     fn drop_cache(&self) -> io::Result<()> {
         Ok(rfs::fadvise(&self.0, 0, None, rfs::Advice::DontNeed)?)
     }
@@ -61,6 +68,11 @@ impl Fs for RealFs {
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         let fd = rfs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(rfs::fsync(&fd)?)
+    }
+
+    fn links(&self, path: &Path) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(std::fs::metadata(path)?.nlink())
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {

@@ -26,8 +26,8 @@ impl Ingester<Live> {
     /// What was refused and why, for all streams together. Lines that passed are stored although others were refused;
     /// with 503 nothing was stored.
     pub async fn push(&self, tenant: &Tenant, push: Arc<Push>, streams: &[u32]) -> Result<(), PushError> {
-        if let Some(why) = self.log.wal.unavailable() {
-            return Err(refusal(&why));
+        if let Some(why) = self.refuses() {
+            return Err(PushError::unavailable(why));
         }
         let size = size_of(&push, streams);
         let room = self.wait_for_room(size).await?;
@@ -207,12 +207,22 @@ impl Ingester<Live> {
 
     /// Writes what waits, syncs, tells so on disk. Later pushes get 503.
     pub fn stop(&self) {
-        self.log.wal.stop();
+        self.log.stop();
     }
 
     /// Why pushes are refused at the moment, if they are.
-    pub fn unavailable(&self) -> Option<String> {
-        self.log.wal.unavailable().map(|why| why.to_string())
+    pub fn refuses(&self) -> Option<String> {
+        if let Some(why) = self.log.wal.unavailable() {
+            return Some(why.to_string());
+        }
+        let store = self.log.blocks.store();
+        store.is_full().then(|| {
+            format!(
+                "the block log is as large as ingester.blocks.max_size allows ({} bytes): chunks leave it when they are in \
+                 the object store",
+                store.max_size()
+            )
+        })
     }
 }
 

@@ -71,6 +71,7 @@ impl DataDir {
             return Err(DataDirError::Version(shown(), identity.format_version));
         }
         fs.create_dir_all(&config.wal_dir).map_err(failed)?;
+        fs.create_dir_all(&config.blocks_dir).map_err(failed)?;
         Ok(Self { identity, _lock: lock })
     }
 }

@@ -25,6 +25,13 @@ pub struct IngesterMetrics {
     pub(super) corruptions: IntCounterVec,
     pub(super) lost_lines: IntCounter,
     pub(super) unresolved_lsns: IntCounter,
+    pub(super) wal_size: IntGauge,
+    pub(super) wal_pinned_streams: IntGauge,
+    pub(super) wal_retired: IntCounter,
+    pub(super) wal_carried_bytes: IntCounter,
+    pub(super) wal_carried_lines: IntCounter,
+    pub(super) blocks_size: IntGauge,
+    pub(super) blocks_retired: IntCounter,
 }
 
 impl IngesterMetrics {
@@ -65,6 +72,19 @@ impl IngesterMetrics {
                 "timberline_wal_unresolved_records_total",
                 "Records at the very end of the log that were cut, or damaged within 50 ms of their ack.",
             )?,
+            wal_size: r.gauge("timberline_wal_size_bytes", "Bytes of the log's live segments.")?,
+            wal_pinned_streams: r.gauge(
+                "timberline_wal_oldest_segment_streams",
+                "Streams that still need the log's oldest segment, when it was last to go.",
+            )?,
+            wal_retired: r.counter("timberline_wal_segments_retired_total", "Segments that the log gave up.")?,
+            wal_carried_bytes: r
+                .counter("timberline_wal_carried_bytes_total", "Bytes of small heads that were logged again.")?,
+            wal_carried_lines: r
+                .counter("timberline_wal_carried_lines_total", "Lines of small heads that were logged again.")?,
+            blocks_size: r.gauge("timberline_blocks_size_bytes", "Bytes of the block log's segments.")?,
+            blocks_retired: r
+                .counter("timberline_blocks_segments_retired_total", "Segments that the block log gave up.")?,
         })
     }
 }

@@ -8,18 +8,22 @@
 mod admission;
 mod commit;
 mod data_dir;
+mod flush;
 mod index;
 mod instance;
 mod metrics;
 #[cfg(feature = "planted-bugs")]
 mod planted;
 mod recovery;
+mod retain;
 mod seal;
+mod sealed;
 mod stream;
 #[cfg(test)]
 mod tests;
 
 pub use data_dir::{DataDir, DataDirError, Identity};
+pub use flush::ClosedChunk;
 pub use metrics::IngesterMetrics;
 pub use recovery::{Progress, RecoveryReport, Replayed, StartError};
 pub use stream::Stream;
@@ -27,12 +31,14 @@ pub use stream::Stream;
 use crate::chunk::Encoding;
 use crate::fs::Fs;
 use crate::model::{LabelSet, Matcher, Overrides, Tenant};
-use crate::wal::{Codec, SyncMode, Wal};
+use crate::wal::{BlockLog, Codec, SyncMode, Wal};
 use ahash::AHashMap;
 use commit::Payload;
 use instance::Instance;
 use parking_lot::RwLock;
+use retain::Retainer;
 use seal::Sealer;
+use sealed::Sealing;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,8 +57,15 @@ pub struct IngesterConfig {
     pub wal_dir: PathBuf,
     /// Refuse to start on an empty volume.
     pub require_data: bool,
+    /// Directory of the block log's segments; on the file system of `wal_dir`.
+    pub blocks_dir: PathBuf,
     /// Bytes of a log segment.
     pub segment_size: u64,
+    /// Bytes that the log's live segments may take; at least four segments. From three quarters on the oldest is cleaned, at
+    /// all of it pushes get 503.
+    pub wal_max_size: u64,
+    /// Bytes that the block log may take; above, pushes get 503.
+    pub blocks_max_size: u64,
     /// When a push counts as stored.
     pub sync: SyncMode,
     /// Compression of a push's body in the log.
@@ -100,8 +113,25 @@ pub struct NilRecord;
 
 /// The log of a running ingester.
 pub struct Live {
-    wal: Wal<Payload>,
+    wal: Arc<Wal<Payload>>,
+    blocks: Arc<BlockLog<Sealing>>,
+    retainer: Retainer,
     _lock: DataDir,
+}
+
+impl Live {
+    /// In this order, because each needs the next.
+    fn stop(&self) {
+        self.retainer.stop();
+        self.blocks.stop();
+        self.wal.stop();
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }
 
 /// The ingester, replaying or live.
@@ -116,6 +146,8 @@ pub(crate) struct State {
     overrides: Arc<Overrides>,
     metrics: IngesterMetrics,
     instances: RwLock<AHashMap<Tenant, Arc<Instance>>>,
+    /// Streams with applied lines, by id.
+    streams: RwLock<AHashMap<u64, Arc<Stream>>>,
     next_stream_id: Arc<AtomicU64>,
     sealer: Sealer,
     /// Uncompressed bytes in heads that are not sealed.
@@ -134,6 +166,7 @@ impl State {
             overrides,
             metrics,
             instances: RwLock::default(),
+            streams: RwLock::default(),
             next_stream_id: Arc::new(AtomicU64::new(1)),
             head_bytes: AtomicUsize::new(0),
             heads_sealed: Notify::new(),
@@ -150,6 +183,17 @@ impl State {
         }
         let mut instances = self.instances.write();
         instances.entry(tenant.clone()).or_insert_with(|| Arc::new(Instance::new(tenant.clone()))).clone()
+    }
+
+    /// Shows a stream to reads and to whoever knows its id only.
+    fn show(&self, stream: &Arc<Stream>) {
+        self.streams.write().insert(stream.log.id, stream.clone());
+        self.instance(&stream.log.tenant).show(stream);
+        self.metrics.memory_streams.with_label_values(&[stream.log.tenant.as_str()]).inc();
+    }
+
+    fn stream(&self, id: u64) -> Option<Arc<Stream>> {
+        self.streams.read().get(&id).cloned()
     }
 
     fn existing(&self, tenant: &Tenant) -> Option<Arc<Instance>> {

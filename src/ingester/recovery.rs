@@ -1,19 +1,27 @@
 //! Start: lock, plan, replay through `apply`, and only then the log for new pushes.
 
 use super::commit::{Committer, shard_of};
+use super::retain::Retainer;
+use super::seal::Sealed;
+use super::sealed::SealedBlock;
+use super::stream::{ChunkState, CloseReason};
 use super::{
     DataDir, DataDirError, Ingester, IngesterConfig, IngesterMetrics, Live, NilRecord, OnPoisoned, State, Stream,
 };
+use crate::chunk::Symbols;
 use crate::model::{LabelSet, Overrides, Tenant};
+use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
-    BodyView, Plan, RecordRef, RecoverError, Recovered, ReplaySegment, StreamLog, Tables, WalOptions,
-    decompress_body_into, recover,
+    BlockLogOptions, BlockStore, BodyView, FoundBlock, FoundBlocks, Hold, Plan, RecordRef, RecoverError, Recovered,
+    ReplaySegment, StreamLog, Tables, WalOptions, decompress_body_into, recover,
 };
 use ahash::AHashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Records are decompressed and applied in batches of about this many bytes: what was decompressed is still cached when
 /// it is applied.
@@ -37,8 +45,12 @@ pub struct RecoveryReport {
     pub bytes: u64,
     /// Streams.
     pub streams: u64,
-    /// Lines applied.
+    /// Lines applied from the write-ahead log.
     pub lines: u64,
+    /// Lines in sealed blocks, which are not read at the start.
+    pub block_lines: u64,
+    /// Bytes of the block log.
+    pub block_bytes: u64,
     /// Bytes of those lines.
     pub line_bytes: u64,
     /// Seconds from the lock to the last applied line.
@@ -97,6 +109,12 @@ impl Ingester<NilRecord> {
             dir: config.wal_dir.clone(),
             volume: data_dir.identity.volume,
             segment_size: config.segment_size,
+            max_size: config.wal_max_size,
+            blocks: BlockLogOptions {
+                dir: config.blocks_dir.clone(),
+                segment_size: config.segment_size,
+                max_size: config.blocks_max_size,
+            },
             sync: config.sync,
             queue_bytes: config.queue_bytes.saturating_mul(2),
             next_stream_id: state.next_stream_id.clone(),
@@ -114,10 +132,13 @@ impl Ingester<NilRecord> {
             bodies: Vec::new(),
             report: RecoveryReport::default(),
         };
+        replay.restore(&recovered);
         let total = recovered.bytes.max(1);
         progress.total.store(total * 2, Ordering::Relaxed);
         progress.done.store(total, Ordering::Relaxed);
         state.metrics.replay_bytes_total.set(i64::try_from(total).unwrap_or(i64::MAX));
+        // Entries that were carried to a newer segment come first: those behind them have smaller LSNs.
+        recovered.replay_carried(&mut |segment| replay.segment(&segment))?;
         recovered.replay(&mut |segment| {
             let len = segment.file.len() as u64;
             replay.segment(&segment);
@@ -130,7 +151,7 @@ impl Ingester<NilRecord> {
         report.bytes = recovered.bytes;
         report.seconds = started.elapsed().as_secs_f64();
         state.next_stream_id.store(recovered.plan.next_stream_id, Ordering::SeqCst);
-        report.note(&recovered.plan);
+        report.note(&recovered.plan, recovered.blocks());
         state.metrics.recovery_ended(&report);
         let ingester = Ingester { state: state.clone(), log: NilRecord };
         Ok(Replayed { ingester, recovered, data_dir, report })
@@ -145,9 +166,11 @@ impl Replayed {
     pub fn go_live(self, on_poisoned: OnPoisoned) -> Result<Ingester<Live>, StartError> {
         let Self { ingester: Ingester { state, log: NilRecord }, recovered, data_dir, .. } = self;
         let committer = Committer::start(&state, on_poisoned);
-        let wal = recovered.open(committer)?;
-        state.sealer.replay_ended();
-        Ok(Ingester { state, log: Live { wal, _lock: data_dir } })
+        let (wal, blocks) = recovered.open(committer, Sealed(Arc::downgrade(&state)))?;
+        let blocks = Arc::new(blocks);
+        state.sealer.opened(blocks.clone());
+        let retainer = Retainer::start(&state, &wal, &blocks);
+        Ok(Ingester { state, log: Live { wal, blocks, retainer, _lock: data_dir } })
     }
 }
 
@@ -168,6 +191,94 @@ struct Body {
     sound: bool,
 }
 
+/// What was decided about a stream's chunks, by chunk number.
+#[derive(Default)]
+struct Decided {
+    closed: AHashMap<u64, CloseReason>,
+    flushed: AHashMap<u64, Range<u64>>,
+}
+
+/// Gives a stream its chunks from the blocks that were found; returns the lines in them.
+fn restore_stream(
+    stream: &Stream,
+    mut blocks: Vec<&FoundBlock>,
+    decided: &Decided,
+    settled_seq: u64,
+    store: &Arc<BlockStore>,
+) -> u64 {
+    // Of equal blocks, one is a copy that was made for cleaning: the newer place stays.
+    blocks.sort_by_key(|b| (b.tables.first_seq, Reverse((b.place.segment, b.place.offset))));
+    let mut chunks: BTreeMap<u64, (ChunkState, BTreeMap<u32, &[u8]>)> = BTreeMap::new();
+    let mut settled: Vec<Range<u64>> = decided.flushed.values().cloned().collect();
+    settled.extend((settled_seq > 0).then_some(0..settled_seq));
+    let (mut end, mut lines, mut newest_chunk) = (0, 0, decided.flushed.keys().max().copied());
+    for number in decided.flushed.keys() {
+        let places = blocks.iter().filter(|b| b.tables.chunk == *number).map(|b| b.place);
+        stream.note_flushed(*number, &places.collect::<Vec<_>>());
+    }
+    let mut last_of: BTreeMap<u64, (i64, u128)> = BTreeMap::new();
+    for FoundBlock { place, tables } in blocks {
+        newest_chunk = newest_chunk.max(Some(tables.chunk));
+        stream.note_newest(tables.newest_timestamp);
+        last_of.insert(tables.end_seq, (tables.last_timestamp, tables.last_hash));
+        let data_len = place.len.saturating_sub(RECORD_HEAD_LEN as u32 + tables.encoded_len() as u32);
+        let block = SealedBlock::of(tables, *place, data_len, store.clone());
+        let (true, Ok(block)) = (tables.first_seq >= end && !decided.flushed.contains_key(&tables.chunk), block) else {
+            store.free(*place);
+            continue;
+        };
+        end = tables.end_seq;
+        lines += u64::from(tables.entries);
+        settled.push(block.seqs.clone());
+        let (chunk, symbols) = chunks.entry(tables.chunk).or_default();
+        chunk.number = tables.chunk;
+        chunk.closed = decided.closed.get(&tables.chunk).copied();
+        chunk.compressed += block.len();
+        chunk.blocks.push(Arc::new(block));
+        symbols.extend(tables.symbols.iter().map(|(id, text)| (*id, &text[..])));
+    }
+    let newest = newest_chunk.map_or(0, |n| n + 1);
+    let chunks: VecDeque<ChunkState> = chunks
+        .into_values()
+        .map(|(mut chunk, texts)| {
+            chunk.symbols = Arc::new(table_of(&texts));
+            // A chunk with a successor takes no more.
+            let succeeded = chunk.number + 1 < newest;
+            chunk.closed = chunk.closed.or(succeeded.then_some(CloseReason::Full));
+            chunk
+        })
+        .collect();
+    let settled = merged(settled);
+    let prefix = settled.front().filter(|r| r.start == 0).map_or(0, |r| r.end);
+    stream.restore(chunks, newest, settled, last_of.remove(&prefix));
+    lines
+}
+
+/// The chunk's symbols with their ids. An id that only a damaged block used stands for nothing.
+fn table_of(texts: &BTreeMap<u32, &[u8]>) -> Symbols {
+    let mut symbols = Symbols::new();
+    for (id, text) in texts {
+        while symbols.len() < *id as usize {
+            symbols.push(b"");
+        }
+        symbols.push(text);
+    }
+    symbols
+}
+
+/// Ranges sorted, those that touch made one.
+fn merged(mut ranges: Vec<Range<u64>>) -> VecDeque<Range<u64>> {
+    ranges.sort_by_key(|r| r.start);
+    let mut out: VecDeque<Range<u64>> = VecDeque::new();
+    for range in ranges {
+        match out.back_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => out.push_back(range),
+        }
+    }
+    out
+}
+
 /// A record with its table resolved to streams.
 struct Part<'a> {
     record: RecordRef,
@@ -175,12 +286,59 @@ struct Part<'a> {
     stored: &'a [u8],
 }
 
+impl Part<'_> {
+    /// Are all its entries in blocks, in the object store, or applied already? Then it is not even decompressed.
+    fn is_settled(&self) -> bool {
+        self.rows.iter().all(|(row, stream, _)| stream.as_ref().is_some_and(|s| s.next_seq() >= row.end_seq()))
+    }
+}
+
 impl Replay<'_> {
+    /// Makes the streams and chunks again that the block log holds, without reading a block.
+    fn restore(&mut self, recovered: &Recovered) {
+        let mut by_stream: AHashMap<u64, Vec<&FoundBlock>> = AHashMap::new();
+        for block in &recovered.blocks().blocks {
+            by_stream.entry(block.tables.stream).or_default().push(block);
+        }
+        let mut decided: AHashMap<u64, Decided> = AHashMap::new();
+        for hold in self.plan.contents.iter().flat_map(|c| &c.holds) {
+            match hold {
+                Hold::Closed(c) => {
+                    let reason = CloseReason::from_code(c.reason);
+                    decided.entry(c.stream).or_default().closed.insert(c.chunk, reason);
+                }
+                Hold::Flushed(c) => {
+                    decided.entry(c.stream).or_default().flushed.insert(c.chunk, c.first_seq..c.end_seq);
+                }
+            }
+        }
+        for (id, definition) in &self.plan.definitions {
+            let blocks = by_stream.remove(id).unwrap_or_default();
+            let decided = decided.remove(id).unwrap_or_default();
+            if blocks.is_empty() && decided.flushed.is_empty() && definition.settled_seq == 0 {
+                continue;
+            }
+            if let Some(stream) = self.stream(*id) {
+                let lines = restore_stream(&stream, blocks, &decided, definition.settled_seq, recovered.block_store());
+                self.report.block_lines += lines;
+                if stream.is_visible() {
+                    self.state.show(&stream);
+                }
+            }
+        }
+        // Blocks whose stream no definition names are kept and told.
+        let unnamed = by_stream.values().flatten().map(|b| u64::from(b.tables.entries));
+        self.report.unattributed_lines += unnamed.sum::<u64>();
+    }
+
     fn segment(&mut self, segment: &ReplaySegment<'_>) {
         let mut batch = Vec::new();
         let mut bytes = 0;
         for record in &segment.records {
             let Some(part) = self.resolve(segment, *record) else { continue };
+            if part.is_settled() {
+                continue;
+            }
             bytes += record.head.raw_len as usize;
             batch.push(part);
             if bytes >= BATCH {
@@ -237,10 +395,6 @@ impl Replay<'_> {
             self.report.lines += lines;
             self.report.line_bytes += bytes;
         }
-        // The sealer makes room as long as heads are over half of their budget.
-        while self.state.heads_full() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
     }
 
     /// Lines up the streams with the log's end, and lets new entries go to them.
@@ -248,19 +402,15 @@ impl Replay<'_> {
         self.report.streams = self.streams.len() as u64;
         // After damage, seqs at a stream's end may have been used by lost records: its labels go on under a new id.
         let admits = self.plan.loss.is_empty();
-        for stream in self.streams.values() {
-            let at = stream.next_seq().max(
-                self.plan
-                    .gaps
-                    .iter()
-                    .flat_map(|g| &g.seqs)
-                    .filter(|s| s.0 == stream.log.id)
-                    .map(|s| s.2)
-                    .max()
-                    .unwrap_or(0),
-            );
-            stream.log.resume_at(at);
-            stream.skip_to(at);
+        let mut lost: AHashMap<u64, u64> = AHashMap::new();
+        for (id, _, end) in self.plan.gaps.iter().flat_map(|g| &g.seqs) {
+            let known = lost.entry(*id).or_default();
+            *known = (*end).max(*known);
+        }
+        for (id, stream) in &self.streams {
+            let defined = self.plan.definitions.get(id).map_or(0, |d| d.next_seq);
+            stream.replayed(defined.max(lost.get(id).copied().unwrap_or(0)));
+            stream.log.resume_at(stream.next_seq());
             self.state.instance(&stream.log.tenant).recovered(stream, admits);
         }
     }
@@ -300,9 +450,9 @@ fn apply_shard(state: &State, batch: &[Part<'_>], bodies: &[Body], shard: usize,
 }
 
 impl RecoveryReport {
-    fn note(&mut self, plan: &Plan) {
+    fn note(&mut self, plan: &Plan, blocks: &FoundBlocks) {
         let loss = &plan.loss;
-        self.damaged_places = loss.damage.len() + loss.missing_segments.len();
+        self.damaged_places = loss.damage.len() + loss.missing_segments.len() + blocks.damage.len();
         self.lost_lines = loss.lines;
         self.unresolved = plan.unresolved.iter().map(|r| r.end - r.start).sum();
         let places = loss
@@ -311,7 +461,9 @@ impl RecoveryReport {
             .map(|(segment, d)| format!("segment {segment}, bytes {}..{}: {}", d.bytes.start, d.bytes.end, d.what));
         let lsns = loss.lsns.iter().map(|Range { start, end }| format!("LSN {start}..{end}"));
         let missing = loss.missing_segments.iter().map(|n| format!("segment {n} is missing"));
-        self.losses = missing.chain(places).chain(lsns).take(10).collect();
+        let in_blocks = blocks.damage.iter().map(|(segment, what)| format!("block segment {segment}: {what}"));
+        self.losses = missing.chain(places).chain(lsns).chain(in_blocks).take(10).collect();
+        self.block_bytes = blocks.bytes;
     }
 }
 

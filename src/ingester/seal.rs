@@ -1,13 +1,14 @@
-//! Sealing: frozen heads become compressed blocks, off the way of pushes.
+//! Sealing: frozen heads become compressed blocks in the block log, off the way of pushes.
 
+use super::sealed::{SealedBlock, Sealing, tables_of};
 use super::stream::CloseReason;
 use super::{State, Stream};
 use crate::chunk::Block;
-use crate::wal::spawn_critical;
+use crate::wal::{BlockAppend, BlockLog, BlockPlace, BlockSink, ChunkClosed, spawn_critical};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 /// Above this share of the heads' budget the largest heads are sealed early, down to `LOW`.
@@ -19,13 +20,13 @@ const CHECK: Duration = Duration::from_millis(100);
 pub(super) struct Sealer {
     queue: Mutex<VecDeque<Arc<Stream>>>,
     wake: Condvar,
-    /// While replaying, blocks are only sealed under memory pressure: start-up is not the time for it.
-    replaying: AtomicBool,
+    /// Where blocks go; absent while replaying, when nothing is sealed.
+    log: OnceLock<Arc<BlockLog<Sealing>>>,
 }
 
 impl Sealer {
     pub fn new() -> Self {
-        Self { queue: Mutex::default(), wake: Condvar::new(), replaying: AtomicBool::new(true) }
+        Self { queue: Mutex::default(), wake: Condvar::new(), log: OnceLock::new() }
     }
 
     pub fn enqueue(&self, stream: Arc<Stream>) {
@@ -33,8 +34,10 @@ impl Sealer {
         self.wake.notify_one();
     }
 
-    pub fn replay_ended(&self) {
-        self.replaying.store(false, Ordering::Release);
+    /// From here on blocks go to the block log.
+    pub fn opened(&self, log: Arc<BlockLog<Sealing>>) {
+        // Called once, by the one that made the log.
+        let _ = self.log.set(log);
         self.wake.notify_all();
     }
 }
@@ -50,7 +53,7 @@ pub(super) fn start(state: &Arc<State>) {
 fn run(state: &Weak<State>, relieves_pressure: bool) {
     while let Some(state) = state.upgrade() {
         match next(&state) {
-            Some(stream) => seal_stream(&state, &stream),
+            Some((stream, log)) => seal_stream(&state, &stream, &log),
             None if relieves_pressure => relieve(&state),
             None => {}
         }
@@ -58,53 +61,99 @@ fn run(state: &Weak<State>, relieves_pressure: bool) {
 }
 
 /// The next stream to seal; `None` after a while, to look around.
-fn next(state: &State) -> Option<Arc<Stream>> {
+fn next(state: &State) -> Option<(Arc<Stream>, Arc<BlockLog<Sealing>>)> {
     let sealer = &state.sealer;
     let mut queue = sealer.queue.lock();
-    let may_seal = |state: &State| !sealer.replaying.load(Ordering::Acquire) || under_pressure(state, LOW);
-    if queue.is_empty() || !may_seal(state) {
+    if queue.is_empty() || sealer.log.get().is_none() {
         sealer.wake.wait_for(&mut queue, CHECK);
     }
-    if may_seal(state) { queue.pop_front() } else { None }
+    let log = sealer.log.get()?.clone();
+    Some((queue.pop_front()?, log))
 }
 
 fn under_pressure(state: &State, share: f64) -> bool {
     state.head_bytes.load(Ordering::Relaxed) as f64 > state.config.heads_budget as f64 * share
 }
 
-fn seal_stream(state: &State, stream: &Arc<Stream>) {
+/// Compresses a stream's frozen heads and sends the blocks on their way.
+fn seal_stream(state: &State, stream: &Arc<Stream>, log: &BlockLog<Sealing>) {
     while let Some(mut job) = stream.next_seal() {
-        let block = Block::seal(&job.head, Arc::make_mut(&mut job.symbols), state.config.chunk_encoding);
-        let stored = block.data().len() as u64;
-        let (freed, closed) = stream.sealed(state, block, job.symbols);
-        drop(job.head);
-        state.heads_shrank(freed);
-        state.metrics.blocks_sealed.inc();
-        state.metrics.block_bytes.inc_by(stored);
-        if let Some(reason) = closed {
-            let reason = match reason {
-                CloseReason::Full => "full",
-                CloseReason::Synced => "synced",
-            };
-            state.metrics.chunks_closed.with_label_values(&[reason]).inc();
-        }
+        let symbols = Arc::make_mut(&mut job.symbols);
+        let (block, ids) = Block::seal_with_ids(&job.head, symbols, state.config.chunk_encoding);
+        let data = block.data().clone();
+        let compressed = job.compressed + data.len();
+        let full = compressed >= state.config.chunk_target_size;
+        let closed = job.close.or(full.then_some(CloseReason::Full));
+        let tables = tables_of(&job, stream, block.meta(), &job.symbols, &ids);
+        let closes = closed.map(|reason| ChunkClosed {
+            stream: stream.log.id,
+            chunk: job.chunk,
+            end_seq: job.end_seq,
+            reason: reason.code(),
+        });
+        let payload = Sealing::New {
+            stream: stream.clone(),
+            tables: tables.clone(),
+            data_len: data.len() as u32,
+            symbols: job.symbols.clone(),
+            closed,
+        };
+        stream.sent(job.symbols, compressed, closed.is_some());
+        log.append(BlockAppend { tables, data, stream: stream.log.clone(), closes, payload });
     }
 }
 
-/// Many small heads can fill the budget without one of them reaching the block size: the largest are sealed as they are.
+/// Takes blocks that count into memory's place of their heads.
+pub(super) struct Sealed(pub Weak<State>);
+
+impl BlockSink<Sealing> for Sealed {
+    fn synced(&mut self, blocks: Vec<(BlockPlace, Sealing)>) {
+        let Some(state) = self.0.upgrade() else { return };
+        let Some(log) = state.sealer.log.get() else { return };
+        let mut freed = 0;
+        for (place, sealing) in blocks {
+            match sealing {
+                Sealing::New { stream, tables, data_len, symbols, closed } => {
+                    let block = SealedBlock::of(&tables, place, data_len, log.store().clone());
+                    let block = block.unwrap_or_else(|e| panic!("a block of our own is refused: {e}"));
+                    freed += stream.sealed(tables.chunk, block, symbols, closed);
+                    state.metrics.blocks_sealed.inc();
+                    state.metrics.block_bytes.inc_by(u64::from(data_len));
+                    if let Some(reason) = closed {
+                        state.metrics.chunks_closed.with_label_values(&[reason.name()]).inc();
+                    }
+                }
+                Sealing::Moved { stream, from } => {
+                    log.store().free(from);
+                    if !stream.relocate(from, place) {
+                        log.store().free(place);
+                    }
+                }
+            }
+        }
+        state.heads_shrank(freed);
+    }
+}
+
+/// Many small heads can fill the budget without one of them reaching the block size: the largest and longest idle are sealed
+/// as they are.
 fn relieve(state: &Arc<State>) {
     if !under_pressure(state, HIGH) {
         return;
     }
-    let mut heads: Vec<(usize, Arc<Stream>)> = Vec::new();
+    let mut heads: Vec<(usize, u128, Arc<Stream>)> = Vec::new();
     for instance in state.all_instances() {
-        heads.extend(instance.shown().into_iter().map(|s| (s.head_memory(), s)));
+        heads.extend(instance.shown().into_iter().map(|s| {
+            let (size, idle) = s.head_memory();
+            (size, size as u128 * (1 + idle.as_millis()), s)
+        }));
     }
-    heads.sort_unstable_by_key(|(size, _)| std::cmp::Reverse(*size));
+    heads.sort_unstable_by_key(|(_, weight, _)| std::cmp::Reverse(*weight));
     let target = (state.config.heads_budget as f64 * LOW) as usize;
-    let mut left = state.head_bytes.load(Ordering::Relaxed);
-    for (size, stream) in heads {
-        if left <= target || size == 0 {
+    // Frozen heads leave by themselves.
+    let mut left: usize = heads.iter().map(|(size, _, _)| size).sum();
+    for (size, _, stream) in heads {
+        if left <= target {
             return;
         }
         if stream.freeze_head() {

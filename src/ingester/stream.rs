@@ -1,11 +1,14 @@
 use super::State;
-use crate::chunk::{Block, Head, Part, Symbols};
+use super::sealed::SealedBlock;
+use crate::chunk::{Head, Part, Symbols};
 use crate::model::{LabelSet, TokenBucket};
-use crate::wal::{BodyError, BodyView, EntryView, StreamLog, TableRow};
+use crate::wal::{BlockPlace, BodyError, BodyView, EntryView, StreamLog, TableRow};
 use parking_lot::Mutex;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Why a chunk was closed. Loki's names of flush reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +17,29 @@ pub(super) enum CloseReason {
     Full,
     /// The sync rule cut it.
     Synced,
+}
+
+impl CloseReason {
+    /// Its number in the log.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Full => 1,
+            Self::Synced => 4,
+        }
+    }
+
+    /// Numbers of later versions count as full: the chunk takes no more either way.
+    pub fn from_code(code: u8) -> Self {
+        if code == 4 { Self::Synced } else { Self::Full }
+    }
+
+    /// Loki's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Synced => "synced",
+        }
+    }
 }
 
 /// A stream: one set of labels of one tenant, from its first line on.
@@ -30,43 +56,99 @@ pub struct Stream {
 }
 
 /// Applied lines, in the order of their arrival: closed chunks, the open chunk, heads that are being sealed, the head.
-#[derive(Default)]
 struct Content {
     next_seq: u64,
-    chunks: Vec<ChunkState>,
+    chunks: VecDeque<ChunkState>,
+    /// The chunk that the next block goes to, if it has blocks already, counted or on their way.
+    open_chunk: Option<OpenChunk>,
+    /// Number of the chunk after that one.
+    next_chunk: u64,
     sealing: VecDeque<Frozen>,
+    /// So many of `sealing`, from the front, are blocks on their way to the block log.
+    sent: usize,
     head: Head,
+    /// First seq of the head: the end of what was frozen before.
+    head_first: u64,
+    /// First seq and count of runs of entries in the head. Duplicates use up the seqs between two runs.
+    runs: Vec<(u64, u32)>,
     /// The last applied entry, if it is no longer in the head.
     last: Option<(i64, u128)>,
+    /// Ranges of seqs above `next_seq` that blocks hold or that are settled: behind damage, while replaying.
+    later: VecDeque<Range<u64>>,
+    /// Chunks in the object store whose blocks are still in segments of the block log.
+    flushed: BTreeMap<u64, Vec<u64>>,
     /// The sealer has the stream in its queue.
     queued: bool,
+    /// When the last entry was applied.
+    touched: Instant,
 }
 
+/// Blocks of one chunk; all of them count.
 #[derive(Default)]
-struct ChunkState {
+pub(super) struct ChunkState {
+    pub number: u64,
+    pub symbols: Arc<Symbols>,
+    pub blocks: Vec<Arc<SealedBlock>>,
+    pub compressed: usize,
+    pub closed: Option<CloseReason>,
+}
+
+/// What the blocks of a chunk that takes more have in common.
+#[derive(Clone, Default)]
+struct OpenChunk {
+    number: u64,
     symbols: Arc<Symbols>,
-    blocks: Vec<Arc<Block>>,
     compressed: usize,
-    closed: Option<CloseReason>,
 }
 
 #[derive(Clone)]
 struct Frozen {
     head: Arc<Head>,
+    first_seq: u64,
+    end_seq: u64,
+    newest: i64,
+    last: (i64, u128),
     close: Option<CloseReason>,
 }
 
-/// A frozen head on its way to a block, with its chunk's symbols.
+/// A frozen head on its way to a block, with what its block has to tell.
 pub(super) struct SealJob {
     pub head: Arc<Head>,
     pub symbols: Arc<Symbols>,
+    pub chunk: u64,
+    /// Compressed bytes of the chunk so far.
+    pub compressed: usize,
+    pub first_seq: u64,
+    pub end_seq: u64,
+    /// Highest timestamp of the stream.
+    pub newest: i64,
+    /// Timestamp and hash of the last entry.
+    pub last: (i64, u128),
+    pub close: Option<CloseReason>,
+}
+
+/// Entries of a small head, to be logged again.
+pub(super) struct Carry {
+    pub head: Head,
+    /// First seq and count of the runs that its entries make up.
+    pub runs: Vec<(u64, u32)>,
+}
+
+/// What keeps a segment of the log that holds entries of a stream.
+pub(super) enum Unsettled {
+    /// Nothing: all are in blocks that count.
+    No,
+    /// Entries are on their way to memory or to a block.
+    Wait,
+    /// A head of so many bytes.
+    Head(usize),
 }
 
 impl Stream {
     pub(super) fn new(log: Arc<StreamLog>) -> Self {
         Self {
             log,
-            content: Mutex::default(),
+            content: Mutex::new(Content::new()),
             admitted: AtomicU32::new(0),
             visible: AtomicBool::new(false),
             newest: AtomicI64::new(i64::MIN),
@@ -118,26 +200,24 @@ impl Stream {
         self.content.lock().next_seq
     }
 
-    /// Seqs below this one do not come any more: they are applied, or lost for good.
-    pub(super) fn skip_to(&self, next_seq: u64) {
-        let mut content = self.content.lock();
-        content.next_seq = content.next_seq.max(next_seq);
-    }
-
     /// The stream's lines of `start <= timestamp < end` and more, in the order of arrival, as they are now. The open head
     /// is copied, within the range only.
     pub fn parts(&self, start: i64, end: i64) -> Vec<Part> {
         let content = self.content.lock();
-        let mut parts = Vec::new();
+        let mut parts: Vec<(u64, Part)> = Vec::new();
         for chunk in &content.chunks {
-            parts.extend(chunk.blocks.iter().map(|b| Part::Block(b.clone(), chunk.symbols.clone())));
+            let part = |b: &Arc<SealedBlock>| (b.seqs.start, Part::Block(b.clone(), chunk.symbols.clone()));
+            parts.extend(chunk.blocks.iter().map(part));
         }
-        parts.extend(content.sealing.iter().map(|f| Part::Head(f.head.clone())));
-        parts.retain(|p| p.bounds().is_some_and(|(min, max)| min < end && max >= start));
+        parts.extend(content.sealing.iter().map(|f| (f.first_seq, Part::Head(f.head.clone()))));
+        parts.retain(|(_, p)| p.bounds().is_some_and(|(min, max)| min < end && max >= start));
         if !content.head.is_empty() {
-            parts.push(Part::Head(Arc::new(content.head.slice(start, end))));
+            parts.push((content.head_first, Part::Head(Arc::new(content.head.slice(start, end)))));
         }
-        parts
+        drop(content);
+        // Only after damage do chunks not follow the order of arrival.
+        parts.sort_by_key(|(first_seq, _)| *first_seq);
+        parts.into_iter().map(|(_, part)| part).collect()
     }
 
     /// Applies the stream's part of a record: the one way in which lines get into memory, for pushes and for replay.
@@ -163,6 +243,13 @@ impl Stream {
             if seq < content.next_seq {
                 continue;
             }
+            if !content.later.is_empty() {
+                frozen_bytes += content.pass(seq, newest);
+                symbols.forget();
+                if seq < content.next_seq {
+                    continue;
+                }
+            }
             content.next_seq = seq + 1;
             if content.is_duplicate(&entry, body) {
                 outcome.duplicates += 1;
@@ -170,19 +257,20 @@ impl Stream {
                 continue;
             }
             if content.wants_cut(state, &entry, newest, self.log.fingerprint) {
-                frozen_bytes += content.freeze(Some(CloseReason::Synced));
+                frozen_bytes += content.freeze(Some(CloseReason::Synced), seq, newest);
                 symbols.forget();
             } else if content.head.uncompressed_size() >= state.config.chunk_block_size
                 || !content.head.has_room(entry.line.len(), entry.metadata().len())
             {
-                frozen_bytes += content.freeze(None);
+                frozen_bytes += content.freeze(None, seq, newest);
                 symbols.forget();
             }
-            content.append(&entry, body, &mut symbols);
+            content.append(&entry, body, &mut symbols, seq);
             (oldest, newest) = (oldest.min(entry.timestamp), newest.max(entry.timestamp));
             outcome.lines += 1;
             outcome.bytes += entry.line.len() as u64;
         }
+        content.touched = Instant::now();
         outcome.grown = (content.head.memory() + frozen_bytes).saturating_sub(before);
         self.oldest.store(oldest, Ordering::Release);
         self.newest.store(newest, Ordering::Release);
@@ -193,57 +281,268 @@ impl Stream {
 
     /// Freezes the head so that the sealer takes it, if it holds anything; returns whether the sealer is to be told.
     pub(super) fn freeze_head(&self) -> bool {
+        let newest = self.newest.load(Ordering::Acquire);
         let mut content = self.content.lock();
         if content.head.is_empty() {
             return false;
         }
-        content.freeze(None);
+        let at = content.next_seq;
+        content.freeze(None, at, newest);
         !std::mem::replace(&mut content.queued, true)
     }
 
-    /// Bytes of the open head.
-    pub(super) fn head_memory(&self) -> usize {
-        self.content.lock().head.memory()
+    /// Bytes of the open head, and how long it has not grown.
+    pub(super) fn head_memory(&self) -> (usize, Duration) {
+        let content = self.content.lock();
+        (content.head.memory(), content.touched.elapsed())
     }
 
-    /// The next frozen head to seal; `None` ends the sealer's turn. At most one sealer works on a stream.
+    /// What is still needed of the stream's entries below `end_seq` in the log.
+    pub(super) fn unsettled(&self, end_seq: u64) -> Unsettled {
+        let content = self.content.lock();
+        if content.sealed_end() >= end_seq {
+            Unsettled::No
+        } else if !content.sealing.is_empty() || content.next_seq < end_seq {
+            Unsettled::Wait
+        } else {
+            Unsettled::Head(content.head.memory())
+        }
+    }
+
+    /// A copy of the head with its seqs, if nothing of the stream waits for a block.
+    pub(super) fn carry(&self) -> Option<Carry> {
+        let content = self.content.lock();
+        let whole = content.sealing.is_empty() && !content.head.is_empty();
+        whole.then(|| Carry { head: content.head.clone(), runs: content.runs.clone() })
+    }
+
+    /// The next frozen head to seal; `None` ends the sealer's turn. One sealer at a time works on a stream, so its blocks
+    /// go out, and come to count, in the order of their seqs.
     pub(super) fn next_seal(&self) -> Option<SealJob> {
         let mut content = self.content.lock();
-        let Some(frozen) = content.sealing.front() else {
+        let Some(frozen) = content.sealing.get(content.sent).cloned() else {
             content.queued = false;
             return None;
         };
-        let head = frozen.head.clone();
-        if content.chunks.last().is_none_or(|c| c.closed.is_some()) {
-            content.chunks.push(ChunkState::default());
+        if content.open_chunk.is_none() {
+            let number = content.next_chunk;
+            content.next_chunk += 1;
+            content.open_chunk = Some(OpenChunk { number, ..OpenChunk::default() });
         }
-        let symbols = content.chunks.last().map(|c| c.symbols.clone()).unwrap_or_default();
-        Some(SealJob { head, symbols })
+        let chunk = content.open_chunk.clone()?;
+        Some(SealJob {
+            head: frozen.head,
+            symbols: chunk.symbols,
+            chunk: chunk.number,
+            compressed: chunk.compressed,
+            first_seq: frozen.first_seq,
+            end_seq: frozen.end_seq,
+            newest: frozen.newest,
+            last: frozen.last,
+            close: frozen.close,
+        })
     }
 
-    /// Puts the block of the oldest frozen head in its place; returns the head's bytes and why its chunk was closed.
-    pub(super) fn sealed(&self, state: &State, block: Block, symbols: Arc<Symbols>) -> (usize, Option<CloseReason>) {
+    /// The head of the last [`Stream::next_seal`] is a block now and about to be sent: the chunk has these symbols and so many
+    /// bytes, or takes no more.
+    pub(super) fn sent(&self, symbols: Arc<Symbols>, compressed: usize, closed: bool) {
         let mut content = self.content.lock();
-        let Some(frozen) = content.sealing.pop_front() else { return (0, None) };
-        let Some(chunk) = content.chunks.last_mut() else { return (frozen.head.memory(), None) };
-        chunk.compressed += block.data().len();
-        chunk.blocks.push(Arc::new(block));
-        chunk.symbols = symbols;
-        let full = chunk.compressed >= state.config.chunk_target_size;
-        chunk.closed = frozen.close.or(full.then_some(CloseReason::Full));
-        (frozen.head.memory(), chunk.closed)
+        content.sent += 1;
+        match &mut content.open_chunk {
+            _ if closed => content.open_chunk = None,
+            Some(chunk) => (chunk.symbols, chunk.compressed) = (symbols, compressed),
+            None => {}
+        }
+    }
+
+    /// A block of this chunk counts now: it takes the place of the oldest frozen head, whose bytes are returned.
+    pub(super) fn sealed(
+        &self,
+        number: u64,
+        block: SealedBlock,
+        symbols: Arc<Symbols>,
+        closed: Option<CloseReason>,
+    ) -> usize {
+        let mut content = self.content.lock();
+        let freed = content.sealing.pop_front().map_or(0, |f| f.head.memory());
+        content.sent = content.sent.saturating_sub(1);
+        if content.chunks.back().is_none_or(|c| c.number != number) {
+            content.chunks.push_back(ChunkState { number, ..ChunkState::default() });
+        }
+        if let Some(chunk) = content.chunks.back_mut() {
+            chunk.compressed += block.len();
+            chunk.blocks.push(Arc::new(block));
+            chunk.symbols = symbols;
+            chunk.closed = chunk.closed.or(closed);
+        }
+        self.log.settle(content.sealed_end());
+        freed
+    }
+
+    /// Takes in what the block log holds of the stream. `settled` are the ranges of its seqs that need no replay, sorted
+    /// and apart; `last` is the entry before the first that does.
+    pub(super) fn restore(
+        &self,
+        chunks: VecDeque<ChunkState>,
+        next_chunk: u64,
+        mut settled: VecDeque<Range<u64>>,
+        last: Option<(i64, u128)>,
+    ) {
+        let bounds = chunks.iter().flat_map(|c| &c.blocks).map(|b| (b.meta.min_timestamp, b.meta.max_timestamp));
+        for (min, max) in bounds {
+            self.oldest.fetch_min(min, Ordering::AcqRel);
+            self.newest.fetch_max(max, Ordering::AcqRel);
+        }
+        let any = chunks.iter().any(|c| !c.blocks.is_empty());
+        let mut content = self.content.lock();
+        let open = chunks.back().filter(|c| c.closed.is_none() && c.number + 1 == next_chunk);
+        content.open_chunk =
+            open.map(|c| OpenChunk { number: c.number, symbols: c.symbols.clone(), compressed: c.compressed });
+        content.chunks = chunks;
+        content.next_chunk = next_chunk;
+        content.last = last;
+        if let Some(prefix) = settled.pop_front_if(|r| r.start == 0) {
+            content.next_seq = prefix.end;
+            content.head_first = prefix.end;
+        }
+        self.log.settle(content.next_seq);
+        content.later = settled;
+        self.visible.store(any, Ordering::Release);
+    }
+
+    /// The stream's timestamps go up to here, also if the entry is not in memory any more.
+    pub(super) fn note_newest(&self, timestamp: i64) {
+        self.newest.fetch_max(timestamp, Ordering::AcqRel);
+    }
+
+    /// After replay: no seq below this comes any more, and the head goes on from what was recovered.
+    pub(super) fn replayed(&self, next_seq: u64) {
+        let newest = self.newest.load(Ordering::Acquire);
+        let mut content = self.content.lock();
+        // What lies behind the last hole.
+        while let Some(end) = content.later.back().map(|r| r.end) {
+            content.pass(end, newest);
+        }
+        content.next_seq = content.next_seq.max(next_seq);
+        if content.head.is_empty() && content.sealing.is_empty() {
+            content.head_first = content.next_seq;
+        }
+    }
+
+    /// Moves a block to the place to which it was copied; returns whether the stream still has it.
+    pub(super) fn relocate(&self, from: BlockPlace, to: BlockPlace) -> bool {
+        let mut content = self.content.lock();
+        let mut blocks = content.chunks.iter_mut().flat_map(|c| &mut c.blocks);
+        let Some(block) = blocks.find(|b| b.place == from) else { return false };
+        *block = Arc::new(SealedBlock { place: to, ..SealedBlock::clone(block) });
+        true
+    }
+
+    /// The places of its blocks in a segment of the block log, with what a copy has to tell: chunk, symbols, block.
+    pub(super) fn blocks_in(&self, segment: u64) -> Vec<(u64, Arc<Symbols>, Arc<SealedBlock>)> {
+        let content = self.content.lock();
+        let mut out = Vec::new();
+        for chunk in &content.chunks {
+            let here = chunk.blocks.iter().filter(|b| b.place.segment == segment);
+            out.extend(here.map(|b| (chunk.number, chunk.symbols.clone(), b.clone())));
+        }
+        out
+    }
+
+    /// A closed chunk that is whole in blocks: its number and seqs. The oldest one first.
+    pub(super) fn flushable(&self) -> Option<(u64, Range<u64>)> {
+        let content = self.content.lock();
+        // A chunk with a successor takes no more, and blocks come to count in order.
+        let succeeded = content.chunks.len() > 1;
+        let chunk = content.chunks.front().filter(|c| succeeded || c.closed.is_some())?;
+        Some((chunk.number, chunk.blocks.first()?.seqs.start..chunk.blocks.last()?.seqs.end))
+    }
+
+    /// Forgets a chunk that is in the object store; returns the places of its blocks.
+    pub(super) fn flushed(&self, number: u64) -> Vec<BlockPlace> {
+        let mut content = self.content.lock();
+        let position = content.chunks.iter().position(|c| c.number == number);
+        let Some(gone) = position.and_then(|p| content.chunks.remove(p)) else { return Vec::new() };
+        let places: Vec<BlockPlace> = gone.blocks.iter().map(|b| b.place).collect();
+        content.note_flushed(number, &places);
+        places
+    }
+
+    /// A chunk that is in the object store has these dead blocks in the block log.
+    pub(super) fn note_flushed(&self, number: u64, places: &[BlockPlace]) {
+        self.content.lock().note_flushed(number, places);
+    }
+
+    /// Segments of the block log that held blocks of a flushed chunk.
+    pub(super) fn flushed_into(&self, number: u64) -> Vec<u64> {
+        self.content.lock().flushed.get(&number).cloned().unwrap_or_default()
+    }
+
+    /// Forgets flushed chunks of which no block is left.
+    pub(super) fn forget_flushed(&self, holds: impl Fn(u64) -> bool) {
+        self.content.lock().flushed.retain(|_, segments| segments.iter().any(|s| holds(*s)));
+    }
+
+    /// Is a chunk with this number still here?
+    pub(super) fn awaits_flush(&self, number: u64) -> bool {
+        self.content.lock().chunks.iter().any(|c| c.number == number)
     }
 
     /// Chunks in memory, the open one included.
     pub(super) fn chunk_count(&self) -> usize {
         let content = self.content.lock();
-        let open = content.chunks.last().is_some_and(|c| c.closed.is_none());
+        let open = content.chunks.back().is_some_and(|c| c.closed.is_none());
         let heads = !content.head.is_empty() || !content.sealing.is_empty();
         content.chunks.len() + usize::from(heads && !open)
     }
 }
 
 impl Content {
+    fn new() -> Self {
+        Self {
+            next_seq: 0,
+            chunks: VecDeque::new(),
+            open_chunk: None,
+            next_chunk: 0,
+            sealing: VecDeque::new(),
+            sent: 0,
+            head: Head::default(),
+            head_first: 0,
+            runs: Vec::new(),
+            last: None,
+            later: VecDeque::new(),
+            flushed: BTreeMap::new(),
+            queued: false,
+            touched: Instant::now(),
+        }
+    }
+
+    fn note_flushed(&mut self, number: u64, places: &[BlockPlace]) {
+        let segments: BTreeSet<u64> = places.iter().map(|p| p.segment).collect();
+        self.flushed.insert(number, segments.into_iter().collect());
+    }
+
+    /// All smaller seqs need nothing of the write-ahead log.
+    fn sealed_end(&self) -> u64 {
+        match self.sealing.front() {
+            Some(frozen) => frozen.first_seq,
+            None if self.head.is_empty() => self.next_seq,
+            None => self.head_first,
+        }
+    }
+
+    /// Passes ranges that begin at or before `seq`: what comes behind them makes a head of its own, so that arrival stays in
+    /// order. Returns the bytes that were frozen.
+    fn pass(&mut self, seq: u64, newest: i64) -> usize {
+        let mut frozen = 0;
+        while let Some(range) = self.later.pop_front_if(|r| r.start <= seq) {
+            frozen += self.freeze(None, range.start, newest);
+            self.next_seq = self.next_seq.max(range.end);
+            self.head_first = self.next_seq;
+        }
+        frozen
+    }
+
     fn is_duplicate(&self, entry: &EntryView<'_>, body: &BodyView<'_>) -> bool {
         if let Some(last) = self.head.last() {
             // Timestamps differ nearly always, so metadata is hardly ever resolved.
@@ -266,29 +565,42 @@ impl Content {
     }
 
     fn utilization(&self, state: &State) -> f64 {
-        let open = self.chunks.last().filter(|c| c.closed.is_none()).map_or(0, |c| c.compressed);
-        let frozen: usize = self.sealing.iter().map(|f| f.head.uncompressed_size()).sum();
+        let open = self.open_chunk.as_ref().map_or(0, |c| c.compressed);
+        let frozen: usize = self.sealing.iter().skip(self.sent).map(|f| f.head.uncompressed_size()).sum();
         (open + frozen + self.head.uncompressed_size()) as f64 / state.config.chunk_target_size.max(1) as f64
     }
 
-    /// Moves the head to the sealer's queue; returns its bytes.
-    fn freeze(&mut self, close: Option<CloseReason>) -> usize {
+    /// Moves the head, whose seqs end at `end_seq`, to the sealer's queue; returns its bytes.
+    fn freeze(&mut self, close: Option<CloseReason>, end_seq: u64, newest: i64) -> usize {
         let head = std::mem::take(&mut self.head);
-        if head.is_empty() {
-            if let Some(last) = self.sealing.back_mut() {
-                last.close = last.close.or(close);
-            } else if let Some(chunk) = self.chunks.last_mut() {
-                chunk.closed = chunk.closed.or(close);
+        self.runs.clear();
+        let first_seq = std::mem::replace(&mut self.head_first, end_seq);
+        let Some(last) = head.last().map(|e| (e.timestamp, entry_hash(e.line, e.metadata()))) else {
+            let waits = self.sealing.len() > self.sent;
+            match self.sealing.back_mut() {
+                Some(last) if waits => last.close = last.close.or(close),
+                // Its blocks are on their way or count already. That the next chunk has begun closes it in the log.
+                _ if close.is_some() => {
+                    if let Some(open) = self.open_chunk.take() {
+                        let chunk = self.chunks.iter_mut().find(|c| c.number == open.number);
+                        chunk.into_iter().for_each(|c| c.closed = c.closed.or(close));
+                    }
+                }
+                _ => {}
             }
             return 0;
-        }
-        self.last = head.last().map(|e| (e.timestamp, entry_hash(e.line, e.metadata())));
+        };
+        self.last = Some(last);
         let memory = head.memory();
-        self.sealing.push_back(Frozen { head: Arc::new(head), close });
+        self.sealing.push_back(Frozen { head: Arc::new(head), first_seq, end_seq, newest, last, close });
         memory
     }
 
-    fn append(&mut self, entry: &EntryView<'_>, body: &BodyView<'_>, symbols: &mut SymbolMap) {
+    fn append(&mut self, entry: &EntryView<'_>, body: &BodyView<'_>, symbols: &mut SymbolMap, seq: u64) {
+        match self.runs.last_mut() {
+            Some((first, count)) if *first + u64::from(*count) == seq => *count += 1,
+            _ => self.runs.push((seq, 1)),
+        }
         let pairs = entry.metadata();
         if pairs.len() == 1 {
             let mut one = [(0, 0)];
@@ -379,9 +691,8 @@ impl State {
         let outcome = stream.apply(self, row, body, part_start)?;
         self.heads_grew(outcome.grown);
         if outcome.first_line {
-            self.instance(&stream.log.tenant).show(stream);
+            self.show(stream);
             self.metrics.streams_created.with_label_values(&[stream.log.tenant.as_str()]).inc();
-            self.metrics.memory_streams.with_label_values(&[stream.log.tenant.as_str()]).inc();
         }
         if outcome.duplicates > 0 {
             let tenant = stream.log.tenant.as_str();

@@ -14,6 +14,9 @@ fn config(dir: &Path) -> IngesterConfig {
         fs: Arc::new(RealFs),
         data_dir: dir.to_path_buf(),
         wal_dir: dir.join("wal"),
+        blocks_dir: dir.join("blocks"),
+        wal_max_size: 16 << 20,
+        blocks_max_size: 1 << 30,
         require_data: false,
         segment_size: 1 << 20,
         sync: SyncMode::Always,
@@ -202,4 +205,107 @@ async fn limits_refuse_only_what_they_concern() {
     // A new stream whose only line is refused gives its slot back.
     let e = store(&ingester, &[(&[("s", "3")], &[(now, &big)])]).await.unwrap_err();
     assert!(e.message.contains("maximum active stream limit"), "{e}");
+}
+
+/// Small logs: segments of 1 MiB, four of them.
+fn small(dir: &Path) -> IngesterConfig {
+    IngesterConfig { wal_max_size: 4 << 20, heads_budget: 1 << 20, ..config(dir) }
+}
+
+/// Bytes that do not compress, as text.
+fn noise(seed: u64, len: usize) -> String {
+    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        char::from(b'!' + (x >> 33) as u8 % 90)
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Pushes `count` lines of 1 KiB to a busy stream, 20 at a time, and with them a line to one of 50 cold streams.
+async fn load(ingester: &Ingester<Live>, from: i64, count: i64) {
+    for batch in (from..from + count).step_by(20) {
+        let texts: Vec<(i64, String)> = (batch..batch + 20).map(|n| (n, noise(n as u64, 1000))).collect();
+        let lines: Vec<(i64, &str)> = texts.iter().map(|(n, text)| (*n, text.as_str())).collect();
+        let (cold, text) = (format!("cold-{}", batch / 20 % 50), format!("cold line {batch}"));
+        let busy: (&[(&str, &str)], &[(i64, &str)]) = (&[("app", "busy")], &lines);
+        let labels = [("app", cold.as_str())];
+        let quiet: (&[(&str, &str)], &[(i64, &str)]) = (&labels, &[(batch, &text)]);
+        let streams = [busy, quiet];
+        // A log that is full for a moment is a reason to wait, not to fail.
+        while let Err(e) = store(ingester, &streams).await {
+            assert_eq!(e.status, 503, "{e:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_stays_within_its_budget_and_nothing_is_lost() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut want = None;
+    for round in 0..4i64 {
+        let (ingester, report) = start(small(tmp.path()), Overrides::default());
+        assert_eq!((report.damaged_places, report.lost_lines, report.unattributed_lines), (0, 0, 0), "{report:?}");
+        let found = read(&ingester);
+        if let Some(want) = want.replace(HashMap::new()) {
+            assert!(found == want, "round {round}: what was there is not what is there");
+        }
+        load(&ingester, round * 5000, 5000).await;
+        let now = read(&ingester);
+        assert_eq!(now["{app=\"busy\"}"].len() as i64, (round + 1) * 5000);
+        assert_eq!(now["{app=\"cold-0\"}"].len() as i64, (round + 1) * 5);
+        want = Some(now);
+        assert!(ingester.log.wal.retention().size() <= 4 << 20);
+        assert!(ingester.log.wal.retention().bounds().unwrap().0 > 1, "no segment went");
+        let on_disk = |name: &str| -> u64 {
+            std::fs::read_dir(tmp.path().join(name)).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum()
+        };
+        // Live segments, and at most four that are prepared or wait to be used again.
+        assert!(on_disk("wal") <= (4 << 20) + (4 << 20), "{} bytes", on_disk("wal"));
+        if round % 2 == 0 {
+            ingester.stop();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settled_chunks_leave_both_logs_and_do_not_come_back() {
+    let tmp = tempfile::tempdir().unwrap();
+    let config = || IngesterConfig { blocks_max_size: 1 << 30, ..small(tmp.path()) };
+    let (ingester, _) = start(config(), Overrides::default());
+    load(&ingester, 0, 3000).await;
+    let count = |ingester: &Ingester<Live>| read(ingester).get("{app=\"busy\"}").map_or(0, Vec::len);
+    assert_eq!(count(&ingester), 3000);
+    let mut settled = 0;
+    loop {
+        let chunks = ingester.closed_chunks();
+        if chunks.is_empty() {
+            break;
+        }
+        for chunk in &chunks {
+            ingester.settle(chunk, "key").unwrap();
+            settled += (chunk.seqs().end - chunk.seqs().start) as usize;
+        }
+    }
+    assert!(settled > 2000, "{settled} lines settled");
+    assert_eq!(count(&ingester), 3000 - settled);
+    let before = read(&ingester);
+    ingester.stop();
+    drop(ingester);
+    for _ in 0..2 {
+        let (ingester, report) = start(config(), Overrides::default());
+        assert_eq!((report.damaged_places, report.lost_lines), (0, 0), "{report:?}");
+        assert!(read(&ingester) == before);
+        // The dead segments of the block log go, all but the one that is written.
+        for _ in 0..100 {
+            if std::fs::read_dir(tmp.path().join("blocks")).unwrap().count() <= 1 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(std::fs::read_dir(tmp.path().join("blocks")).unwrap().count() <= 1);
+    }
 }

@@ -10,7 +10,8 @@ use crate::wal::format::{
     FIRST_GROUP, GROUP_HEADER_LEN, HeaderError, Kind, RECORD_HEAD_LEN, SECOND_HEADER, SEGMENT_HEADER_LEN,
     SegmentHeader, VERSION,
 };
-use crate::wal::{BodyError, Gap, Open, RecordHead, SegmentScan, SeriesDef, Tables, decode_control};
+use crate::wal::{BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Footer, Gap, Open, RecordHead, Retiring};
+use crate::wal::{SegmentScan, SeriesDef, Tables, decode_control};
 use crate::wal::{decompress_body, scan_segment, segment_name};
 use std::io::Write;
 use std::ops::Range;
@@ -319,7 +320,12 @@ fn body_fields(f: &mut Fields<'_>, head: &RecordHead, body: &[u8]) -> bool {
         Some(Kind::Series) => decode_control(head, body).map(|d: Vec<SeriesDef>| series_texts(&d)),
         Some(Kind::Open) => decode_control(head, body).map(|o: Open| open_texts(&o)),
         Some(Kind::Gap) => decode_control(head, body).map(|g: Gap| gap_texts(&g)),
-        Some(Kind::Entries) | None => {
+        Some(Kind::BlocksSynced) => decode_control(head, body).map(|b: BlocksSynced| blocks_texts(&b)),
+        Some(Kind::ChunkClosed) => decode_control(head, body).map(|c: ChunkClosed| closed_texts(&c)),
+        Some(Kind::ChunkFlushed) => decode_control(head, body).map(|c: ChunkFlushed| flushed_texts(&c)),
+        Some(Kind::Retiring) => decode_control(head, body).map(|r: Retiring| retiring_texts(&r)),
+        Some(Kind::Footer) => decode_control(head, body).map(|f: Footer| footer_texts(&f)),
+        Some(Kind::Entries | Kind::Block) | None => {
             decompress_body(head, body).map(|raw| vec![("body_uncompressed", format!("{} bytes", raw.len()))])
         }
     };
@@ -368,6 +374,35 @@ fn open_texts(open: &Open) -> Vec<(&'static str, String)> {
     ]
 }
 
+fn blocks_texts(synced: &BlocksSynced) -> Vec<(&'static str, String)> {
+    let footer = if synced.footer == 0 { "none".to_string() } else { synced.footer.to_string() };
+    vec![
+        ("block_segment", synced.segment.to_string()),
+        ("synced_end", synced.end.to_string()),
+        ("footer_offset", footer),
+    ]
+}
+
+fn closed_texts(c: &ChunkClosed) -> Vec<(&'static str, String)> {
+    let reason = ["unknown", "full", "idle", "max_age", "synced", "forced"].get(usize::from(c.reason));
+    let chunk = format!("chunk {} of stream {}, up to seq {} (end)", c.chunk, c.stream, c.end_seq);
+    vec![("closed", chunk), ("reason", reason.unwrap_or(&"unknown").to_string())]
+}
+
+fn flushed_texts(c: &ChunkFlushed) -> Vec<(&'static str, String)> {
+    let chunk = format!("chunk {} of stream {}, seqs {} to {} (end)", c.chunk, c.stream, c.first_seq, c.end_seq);
+    vec![("flushed", chunk), ("key", c.key.clone())]
+}
+
+fn retiring_texts(r: &Retiring) -> Vec<(&'static str, String)> {
+    let blocks = r.blocks.iter().map(|n| ("block_segment", n.to_string()));
+    [("first_live_segment", r.first_live_segment.to_string())].into_iter().chain(blocks).collect()
+}
+
+fn footer_texts(f: &Footer) -> Vec<(&'static str, String)> {
+    vec![("blocks", f.blocks.len().to_string()), ("streams", f.definitions.len().to_string())]
+}
+
 fn gap_texts(gap: &Gap) -> Vec<(&'static str, String)> {
     let lsns = gap.lsns.iter().map(|(first, end)| ("lsns", format!("{first} to {end} (end)")));
     let seqs = gap.seqs.iter().map(|(id, first, end)| ("seqs", format!("stream {id}: {first} to {end} (end)")));
@@ -389,7 +424,14 @@ mod tests {
 
     #[test]
     fn any_bytes_are_explained_without_a_panic() {
-        let header = SegmentHeader { number: 1, file_len: 16384, salt: 5, volume: uuid::Uuid::from_u128(1) };
+        let header = SegmentHeader {
+            log: crate::wal::LogKind::Wal,
+            number: 1,
+            file_len: 16384,
+            salt: 5,
+            volume: uuid::Uuid::from_u128(1),
+            recycled: false,
+        };
         let mut file = vec![0xffu8; 16384];
         for at in [0usize, 4096] {
             file[at..at + 64].copy_from_slice(&header.encode(at as u64));

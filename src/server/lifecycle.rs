@@ -281,7 +281,7 @@ async fn watch_ingester(ingester: Arc<Ingester<Live>>) {
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
         ingester.refresh_metrics();
-        if let Some(why) = ingester.unavailable()
+        if let Some(why) = ingester.refuses()
             && let Some(suppressed) = REFUSING.due()
         {
             warn!(suppressed, "pushes are refused: {why}");
@@ -384,14 +384,19 @@ fn static_ring(config: &Config, registry: &Registry) -> Result<Option<(Arc<Clien
 fn ingester_config(config: &Config) -> Result<IngesterConfig> {
     let fs: Arc<dyn Fs> = Arc::new(RealFs);
     let (ingester, wal) = (&config.ingester, &config.ingester.wal);
-    let wal_dir = config.wal_dir();
+    let (wal_dir, blocks_dir) = (config.wal_dir(), config.blocks_dir());
+    let segment_size = segment_size(&*fs, config)?;
+    let (wal_max_size, blocks_max_size) = budgets(&*fs, config, segment_size)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let members = config.common.ring.instances.len().max(1);
     Ok(IngesterConfig {
-        segment_size: segment_size(&*fs, config)?,
+        segment_size,
+        wal_max_size,
+        blocks_max_size,
         fs,
         data_dir: config.data_dir(),
         wal_dir,
+        blocks_dir,
         require_data: ingester.require_data,
         sync: match wal.sync {
             WalSync::Always => SyncMode::Always,
@@ -418,7 +423,8 @@ fn ingester_config(config: &Config) -> Result<IngesterConfig> {
             0 => usize::MAX,
             n => n,
         },
-        heads_budget: usize::try_from(config.memory_budget() / 4).unwrap_or(usize::MAX),
+        // What is in heads only is what the log is kept for.
+        heads_budget: usize::try_from((config.memory_budget() / 4).min(wal_max_size / 4)).unwrap_or(usize::MAX),
         cluster: Cluster { ingesters: members, replication_factor: config.common.replication_factor },
         threads: cores.min(8),
     })
@@ -440,6 +446,19 @@ fn segment_size(fs: &dyn Fs, config: &Config) -> Result<u64> {
         "log segments are smaller than ingester.wal.segment_size: the disk is small"
     );
     Ok(size)
+}
+
+/// Bytes that the log and the block log may take. Of a small disk the log gets a quarter at most; without a limit of its
+/// own, the block log gets half.
+fn budgets(fs: &dyn Fs, config: &Config, segment_size: u64) -> Result<(u64, u64)> {
+    let dir = config.blocks_dir();
+    let total = space_of(fs, &dir).with_context(|| format!("cannot ask for the space of {}", dir.display()))?.total;
+    let wal = config.ingester.wal.max_size.min((total / 4).max(4 * segment_size));
+    let blocks = match config.ingester.blocks.max_size {
+        0 => total / 2,
+        bytes => bytes,
+    };
+    Ok((wal.max(4 * segment_size), blocks))
 }
 
 /// Space for a directory that may not exist yet: nothing is made before the data directory was found to be ours.

@@ -56,7 +56,7 @@ impl ProcessStatus {
 
     /// Why pushes are refused although the process is ready: a full disk. Reads go on, so it stays ready.
     fn refuses_pushes(&self) -> Option<String> {
-        self.ingester.get()?.unavailable()
+        self.ingester.get()?.refuses()
     }
 
     /// What an operator should know although the process is ready.

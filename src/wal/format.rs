@@ -7,8 +7,10 @@
 use crate::codec::{Cursor, DecodeError, align_up, crc32};
 use uuid::Uuid;
 
-/// First bytes of every segment.
+/// First bytes of every segment of the write-ahead log.
 pub const MAGIC: [u8; 8] = *b"TMBRWAL1";
+/// First bytes of every segment of the block log.
+pub const BLOCKS_MAGIC: [u8; 8] = *b"TMBRBLK1";
 /// Version of the format that this code reads and writes.
 pub const VERSION: u16 = 1;
 /// Groups start at multiples of this, so that an acknowledged sector is never written again.
@@ -30,9 +32,42 @@ pub const MAX_RECORD_LEN: u64 = 256 << 20;
 
 const GROUP_MAGIC: [u8; 4] = *b"TGRP";
 
+/// Which of the two logs a segment belongs to. Their framing is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LogKind {
+    /// The write-ahead log: short-lived records.
+    #[default]
+    Wal,
+    /// The block log: sealed blocks.
+    Blocks,
+}
+
+impl LogKind {
+    fn magic(self) -> [u8; 8] {
+        match self {
+            Self::Wal => MAGIC,
+            Self::Blocks => BLOCKS_MAGIC,
+        }
+    }
+
+    fn of_magic(magic: &[u8]) -> Option<Self> {
+        [Self::Wal, Self::Blocks].into_iter().find(|kind| kind.magic() == magic)
+    }
+
+    /// Extension of the segments' file names.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Wal => "wal",
+            Self::Blocks => "blk",
+        }
+    }
+}
+
 /// The constants of a segment, written once, before the segment is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentHeader {
+    /// The log that it belongs to.
+    pub log: LogKind,
     /// Number of the segment; also its file name.
     pub number: u64,
     /// Size of the file. A shorter file was cut.
@@ -41,6 +76,8 @@ pub struct SegmentHeader {
     pub salt: u64,
     /// Identity of the data directory.
     pub volume: Uuid,
+    /// Made from a retired segment: where no group was written yet, bytes of the old one lie, not zeros.
+    pub recycled: bool,
 }
 
 /// Why a segment header was not accepted.
@@ -62,7 +99,7 @@ impl SegmentHeader {
     pub fn encode(&self, offset: u64) -> [u8; SEGMENT_HEADER_LEN] {
         let mut out = [0; SEGMENT_HEADER_LEN];
         let mut w = Stamp::new(&mut out);
-        w.bytes(&MAGIC).u16(VERSION).u16(0).u32(0).bytes(self.volume.as_bytes());
+        w.bytes(&self.log.magic()).u16(VERSION).u16(u16::from(self.recycled)).u32(0).bytes(self.volume.as_bytes());
         w.u64(self.number).u64(self.file_len).u64(self.salt).u32(0);
         let crc = crc32(&[&out[..60], &offset.to_le_bytes()]);
         out[60..].copy_from_slice(&crc.to_le_bytes());
@@ -89,19 +126,18 @@ impl SegmentHeader {
 
     fn decode_copy(copy: &[u8; SEGMENT_HEADER_LEN], offset: u64) -> Result<Self, HeaderError> {
         let crc = crc32(&[&copy[..60], &offset.to_le_bytes()]);
-        let magic = copy[..8] == MAGIC;
+        let log = LogKind::of_magic(&copy[..8]);
         if crc.to_le_bytes() != copy[60..] {
-            return Err(if magic { HeaderError::Damaged } else { HeaderError::NotASegment });
+            return Err(if log.is_some() { HeaderError::Damaged } else { HeaderError::NotASegment });
         }
-        if !magic {
-            return Err(HeaderError::NotASegment);
-        }
+        let Some(log) = log else { return Err(HeaderError::NotASegment) };
         let parse = || -> Result<(u16, Self), DecodeError> {
             let mut c = Cursor::new(copy.get(8..).unwrap_or_default());
             let version = c.u16()?;
-            c.bytes(6)?;
+            let recycled = c.u16()? & 1 == 1;
+            c.bytes(4)?;
             let volume = Uuid::from_slice(c.bytes(16)?).unwrap_or_default();
-            Ok((version, Self { volume, number: c.u64()?, file_len: c.u64()?, salt: c.u64()? }))
+            Ok((version, Self { log, volume, recycled, number: c.u64()?, file_len: c.u64()?, salt: c.u64()? }))
         };
         let (version, header) = parse().map_err(|_| HeaderError::Damaged)?;
         if version != VERSION {
@@ -146,7 +182,12 @@ impl GroupHeader {
 
     /// Reads the group header at `offset` of a segment's bytes, if a valid one lies there.
     pub fn decode(file: &[u8], offset: u64, segment: &SegmentHeader) -> Option<Self> {
-        let raw = file.get(usize::try_from(offset).ok()?..)?.first_chunk::<GROUP_HEADER_LEN>()?;
+        Self::decode_at(file.get(usize::try_from(offset).ok()?..)?, offset, segment)
+    }
+
+    /// As [`GroupHeader::decode`], from bytes that begin with the group, which lies at `offset` of its segment.
+    pub fn decode_at(bytes: &[u8], offset: u64, segment: &SegmentHeader) -> Option<Self> {
+        let raw = bytes.first_chunk::<GROUP_HEADER_LEN>()?;
         if raw[..4] != GROUP_MAGIC {
             return None;
         }
@@ -202,6 +243,18 @@ pub enum Kind {
     Open = 3,
     /// A loss that was settled: these LSNs and seqs do not exist.
     Gap = 4,
+    /// The block log is durable up to here.
+    BlocksSynced = 5,
+    /// A chunk takes no more blocks.
+    ChunkClosed = 6,
+    /// A chunk is in the object store.
+    ChunkFlushed = 7,
+    /// Segments that are about to go.
+    Retiring = 8,
+    /// A sealed block (block log only).
+    Block = 9,
+    /// What a segment of the block log holds (block log only).
+    Footer = 10,
 }
 
 impl Kind {
@@ -212,14 +265,25 @@ impl Kind {
             2 => Self::Entries,
             3 => Self::Open,
             4 => Self::Gap,
+            5 => Self::BlocksSynced,
+            6 => Self::ChunkClosed,
+            7 => Self::ChunkFlushed,
+            8 => Self::Retiring,
+            9 => Self::Block,
+            10 => Self::Footer,
             _ => return None,
         })
     }
 
     /// Does a record of this kind use up an LSN? Open and Series can be derived from the rest of the log, so they are
-    /// written again wherever they are needed and carry the LSN of the record that comes next.
+    /// written again wherever they are needed and carry the LSN of the record that comes next. The block log has no
+    /// LSNs of its own.
     pub fn has_lsn(self) -> bool {
-        matches!(self, Self::Entries | Self::Gap)
+        match self {
+            Self::Entries | Self::Gap => true,
+            Self::BlocksSynced | Self::ChunkClosed | Self::ChunkFlushed | Self::Retiring => true,
+            Self::Series | Self::Open | Self::Block | Self::Footer => false,
+        }
     }
 
     /// The name in messages and in `wal-inspect`.
@@ -229,12 +293,20 @@ impl Kind {
             Self::Entries => "entries",
             Self::Open => "open",
             Self::Gap => "gap",
+            Self::BlocksSynced => "blocks_synced",
+            Self::ChunkClosed => "chunk_closed",
+            Self::ChunkFlushed => "chunk_flushed",
+            Self::Retiring => "retiring",
+            Self::Block => "block",
+            Self::Footer => "footer",
         }
     }
 }
 
 /// Flag of a record that a reader which does not know its type may skip.
 pub const FLAG_SKIPPABLE: u8 = 1;
+/// Flag of an Entries record whose entries were in the log before: small heads of the oldest segment, logged again.
+pub const FLAG_CARRIED: u8 = 2;
 
 /// The head of a record. Its tables and its body follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,7 +350,12 @@ impl RecordHead {
     /// Reads the record head at `offset` of a segment's bytes, if a valid one with valid tables lies there and the
     /// record ends at or before `limit`. The body is not checked.
     pub fn decode(file: &[u8], offset: u64, limit: u64, segment: &SegmentHeader) -> Option<Self> {
-        let bytes = file.get(usize::try_from(offset).ok()?..)?;
+        let end = usize::try_from(limit).unwrap_or(usize::MAX).min(file.len());
+        Self::decode_at(file.get(usize::try_from(offset).ok()?..end)?, offset, segment)
+    }
+
+    /// As [`RecordHead::decode`], from bytes that begin with the record, which lies at `offset` of its segment.
+    pub fn decode_at(bytes: &[u8], offset: u64, segment: &SegmentHeader) -> Option<Self> {
         let raw = bytes.first_chunk::<RECORD_HEAD_LEN>()?;
         let parse = || -> Result<Self, DecodeError> {
             let mut c = Cursor::new(raw);
@@ -300,7 +377,7 @@ impl RecordHead {
         let head = parse().ok()?;
         let sum = RECORD_HEAD_LEN as u64 + u64::from(head.tables_len) + u64::from(head.body_len);
         let plausible = head.kind != 0 && head.segment == segment.number && u64::from(head.len) == sum;
-        if !plausible || sum > MAX_RECORD_LEN || offset.checked_add(sum)? > limit.min(file.len() as u64) {
+        if !plausible || sum > MAX_RECORD_LEN || sum > bytes.len() as u64 {
             return None;
         }
         let tables = bytes.get(RECORD_HEAD_LEN..RECORD_HEAD_LEN + head.tables_len as usize)?;
@@ -374,7 +451,14 @@ mod tests {
     use super::*;
 
     fn header() -> SegmentHeader {
-        SegmentHeader { number: 7, file_len: 1 << 20, salt: 0x1122_3344_5566_7788, volume: Uuid::from_u128(9) }
+        SegmentHeader {
+            log: LogKind::Wal,
+            number: 7,
+            file_len: 1 << 20,
+            salt: 0x1122_3344_5566_7788,
+            volume: Uuid::from_u128(9),
+            recycled: false,
+        }
     }
 
     #[test]

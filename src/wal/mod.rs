@@ -3,11 +3,14 @@
 //! `wal-format.md` is the normative specification of the bytes. This module is plain synchronous code: it knows no
 //! runtime, no chunks and no HTTP.
 
+mod blocks;
 pub mod format;
+mod group;
 mod metrics;
 mod plan;
 mod record;
 mod repair;
+mod retention;
 mod scan;
 mod segment;
 mod supply;
@@ -15,14 +18,20 @@ mod supply;
 mod tests;
 mod writer;
 
-pub use format::{GroupHeader, Kind, RecordHead, SegmentHeader};
+pub use blocks::{
+    BlockAppend, BlockError, BlockLog, BlockLogOptions, BlockPlace, BlockSink, BlockStore, Decide, FoundBlock,
+    FoundBlocks,
+};
+pub use format::{GroupHeader, Kind, LogKind, RecordHead, SegmentHeader};
 pub use metrics::WalMetrics;
 pub use plan::{Loss, Plan, RecordRef, Summary, plan};
 pub use record::{
-    BodyError, BodyView, Codec, EntriesBuilder, EntriesRecord, EntryView, Gap, Open, PartIter, Previous, SeriesDef,
-    TableRow, Tables, decode_control, decompress_body, decompress_body_into,
+    BlockTables, BlocksSynced, BodyError, BodyView, ChunkClosed, ChunkFlushed, Codec, EntriesBuilder, EntriesRecord,
+    EntryView, Footer, Gap, Open, PartIter, Previous, Retiring, SeriesDef, TableRow, Tables, decode_control,
+    decompress_body, decompress_body_into,
 };
 pub use repair::{RecoverError, Recovered, ReplaySegment, recover};
+pub use retention::{Contents, Hold, Retention};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_segment};
-pub use segment::{segment_name, segment_number};
-pub use writer::{Append, Applied, Sink, StreamLog, SyncMode, Unavailable, Wal, WalOptions, spawn_critical};
+pub use segment::{file_name, file_number, segment_name, segment_number};
+pub use writer::{Append, Applied, Decision, Sink, StreamLog, SyncMode, Unavailable, Wal, WalOptions, spawn_critical};

@@ -1,9 +1,11 @@
 //! From the scans of all segments to what recovery does: pure, so that every state of a disk can be tried.
 
-use super::format::{FIRST_GROUP, FLAG_SKIPPABLE, GROUP_ALIGN, Kind, RecordHead, SegmentHeader};
-use super::record::{Gap, Open, Previous, SeriesDef, TableRow, Tables, decode_control};
+use super::format::{FIRST_GROUP, FLAG_CARRIED, FLAG_SKIPPABLE, GROUP_ALIGN, Kind, LogKind, RecordHead, SegmentHeader};
+use super::group::chain_digest;
+use super::record::{BlocksSynced, Gap, Open, Previous, Retiring, SeriesDef, TableRow, Tables, decode_control};
+use super::retention::{Contents, Hold};
 use super::scan::{Damage, GroupScan, RecordScan, SegmentScan};
-use super::writer::chain_digest;
+use ahash::AHashMap;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
@@ -28,6 +30,13 @@ pub struct Summary {
     /// Definitions of streams; a reader of many segments may drop those that it has seen.
     pub(crate) definitions: Vec<SeriesDef>,
     gaps: Vec<Gap>,
+    blocks: Vec<BlocksSynced>,
+    retiring: Vec<Retiring>,
+    /// Stream id → the seq after the highest in the segment.
+    streams: AHashMap<u64, u64>,
+    holds: Vec<Hold>,
+    /// Sound Entries records with lines that were in the log before.
+    carried: Vec<RecordRef>,
     damage: Vec<Damage>,
     /// Bytes that are missing at the end: never a torn write, files are filled before use. What they held, if
     /// anything, is not known.
@@ -81,6 +90,11 @@ impl Summary {
             tail: Vec::new(),
             definitions: Vec::new(),
             gaps: Vec::new(),
+            blocks: Vec::new(),
+            retiring: Vec::new(),
+            streams: AHashMap::new(),
+            holds: Vec::new(),
+            carried: Vec::new(),
             damage: Vec::new(),
             cut: None,
             first_group_is_whole: false,
@@ -92,11 +106,14 @@ impl Summary {
 
     /// Sums a scan up. `number` is the one in the file's name, `file` are the bytes that were scanned.
     pub fn of(number: u64, scan: &SegmentScan, file: &[u8]) -> Self {
-        if scan.header.number != number {
+        if (scan.header.number, scan.header.log) != (number, LogKind::Wal) {
             let damage = vec![Damage { bytes: 0..FIRST_GROUP, what: "segment under the name of another one" }];
             return Self { damage, ..Self::empty(number) };
         }
         let mut out = Self { header: Some(scan.header), ..Self::empty(number) };
+        if scan.is_prepared() {
+            return out;
+        }
         let durable = scan.groups.iter().filter_map(|g| g.header).map(|h| h.durable_lsn).max().unwrap_or(0);
         for group in &scan.groups {
             out.group(group, file, durable);
@@ -167,6 +184,10 @@ impl Summary {
         if kind == Kind::Entries {
             rows = Tables::decode(head.tables(file, offset)).ok()?.rows;
             self.max_stream_id = rows.iter().map(|r| r.stream).fold(self.max_stream_id, u64::max);
+            for row in &rows {
+                let end = self.streams.entry(row.stream).or_default();
+                *end = row.end_seq().max(*end);
+            }
         }
         if !body_is_sound {
             if kind.has_lsn() {
@@ -183,7 +204,16 @@ impl Summary {
                 self.definitions.extend(definitions);
             }
             Kind::Gap => self.gaps.push(decode_control(&head, body).ok()?),
+            Kind::BlocksSynced => self.blocks.push(decode_control(&head, body).ok()?),
+            Kind::ChunkClosed => self.holds.push(Hold::Closed(decode_control(&head, body).ok()?)),
+            Kind::ChunkFlushed => self.holds.push(Hold::Flushed(decode_control(&head, body).ok()?)),
+            Kind::Retiring => self.retiring.push(decode_control(&head, body).ok()?),
+            Kind::Entries if head.flags & FLAG_CARRIED != 0 => {
+                self.carried.push(RecordRef { segment: self.number, offset, head });
+            }
             Kind::Entries => {}
+            // Of the other log: nothing writes them here.
+            Kind::Block | Kind::Footer => return None,
         }
         let lines = rows.iter().map(|r| u64::from(r.count)).sum();
         if kind.has_lsn() {
@@ -212,6 +242,12 @@ impl Summary {
         let told = self.damage.iter().any(|d| d.bytes.start < FIRST_GROUP + GROUP_ALIGN);
         let bytes = FIRST_GROUP..FIRST_GROUP + GROUP_ALIGN;
         (lost && !told).then_some(Damage { bytes, what: "first group" })
+    }
+
+    /// The oldest segment that is needed, as far as this one knows.
+    fn tells_first_live(&self) -> u64 {
+        let opened = self.open.iter().map(|o| o.first_live_segment);
+        opened.chain(self.retiring.iter().map(|r| r.first_live_segment)).max().unwrap_or(0)
     }
 
     fn first_lsn(&self) -> Option<u64> {
@@ -273,8 +309,20 @@ pub struct Plan {
     pub previous: Option<Previous>,
     /// Oldest segment that is needed.
     pub first_live_segment: u64,
-    /// Segments without content: zeros behind their headers.
+    /// Segments without content: zeros, or the bytes of an older segment, behind their headers.
     pub empty: Vec<SegmentHeader>,
+    /// Segments that a Retiring or Open record gave up: they are removed unread.
+    pub retired: Vec<u64>,
+    /// The live segments of the block log, oldest first.
+    pub blocks: Vec<BlocksSynced>,
+    /// Segments of the block log that were given up.
+    pub retired_blocks: HashSet<u64>,
+    /// A decision may be lost, so segments of the block log that no record names are live too.
+    pub blocks_are_uncertain: bool,
+    /// What each live segment of the write-ahead log holds.
+    pub contents: Vec<Contents>,
+    /// Entries records to apply before all others, in LSN order: what they hold may lie nowhere else.
+    pub carried: Vec<RecordRef>,
     /// Damage below the durable LSN.
     pub loss: Loss,
     /// Largest segment number seen.
@@ -282,6 +330,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Takes a definition in; of several, the one that knows the highest seq.
+    pub(super) fn define(&mut self, definition: &SeriesDef) {
+        let known = self.definitions.entry(definition.id).or_insert_with(|| definition.clone());
+        if known.next_seq < definition.next_seq {
+            *known = definition.clone();
+        }
+        self.next_stream_id = self.next_stream_id.max(definition.id.saturating_add(1));
+    }
+
     /// The records of a segment that are applied, in LSN order: sound Entries below the segment's end, and its part
     /// of the tail.
     pub fn records(&self, number: u64, scan: &SegmentScan) -> Vec<RecordRef> {
@@ -302,12 +359,14 @@ impl Plan {
 pub fn plan(summaries: &[Summary]) -> Plan {
     let mut out = Plan { last_segment: summaries.last().map_or(0, |s| s.number), ..Plan::default() };
     out.empty = summaries.iter().filter(|s| s.is_empty()).filter_map(|s| s.header).collect();
-    let used: Vec<&Summary> = summaries.iter().filter(|s| !s.is_empty()).collect();
+    let first_live = summaries.iter().map(Summary::tells_first_live).max().unwrap_or(0);
+    out.retired = summaries.iter().filter(|s| !s.is_empty() && s.number < first_live).map(|s| s.number).collect();
+    let used: Vec<&Summary> = summaries.iter().filter(|s| !s.is_empty() && s.number >= first_live).collect();
     // What a valid header says of the log before it is true, also when the group itself is void.
     let told = used.iter().flat_map(|s| &s.groups).map(|g| g.durable_lsn);
     let opened = used.iter().filter_map(|s| s.open.as_ref()).filter_map(|o| o.previous).map(|p| p.end_lsn);
     out.durable_lsn = told.chain(opened).max().unwrap_or(0);
-    let live = bounds(&used, out.durable_lsn, &mut out.loss);
+    let live = bounds(&used, out.durable_lsn, first_live, &mut out.loss);
     out.first_live_segment = live.first().map_or(0, |l| l.summary.number);
     out.first_lsn = live.first().and_then(|l| l.summary.first_lsn()).unwrap_or(out.durable_lsn);
     for l in &live {
@@ -316,7 +375,41 @@ pub fn plan(summaries: &[Summary]) -> Plan {
     find_tail(&live, &mut out);
     find_losses(&live, &mut out);
     settle_ends(&used, &live, &mut out);
+    find_decisions(&used, &live, &mut out);
     out
+}
+
+/// What was decided about both logs. A decision was true when it was written, so one that lies in void bytes counts too.
+fn find_decisions(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
+    let mut ends: BTreeMap<u64, BlocksSynced> = BTreeMap::new();
+    for summary in used {
+        // An Open lists all that live, so what it does not list has gone before it.
+        if let Some(open) = &summary.open {
+            ends = open.blocks.iter().map(|b| (b.segment, *b)).collect();
+        }
+        for synced in &summary.blocks {
+            let known = ends.entry(synced.segment).or_insert(*synced);
+            if known.end < synced.end {
+                *known = *synced;
+            }
+        }
+    }
+    out.retired_blocks = used.iter().flat_map(|s| &s.retiring).flat_map(|r| r.blocks.iter().copied()).collect();
+    ends.retain(|number, _| !out.retired_blocks.contains(number));
+    out.blocks = ends.into_values().collect();
+    out.blocks_are_uncertain = !out.loss.is_empty();
+    for l in live {
+        let s = l.summary;
+        out.contents.push(Contents {
+            number: s.number,
+            file_len: s.header.map_or(0, |h| h.file_len),
+            streams: s.streams.clone(),
+            holds: s.holds.clone(),
+        });
+        let counts = |r: &&RecordRef| r.head.lsn < l.lsn_end.min(out.durable_lsn) || out.tail.contains(r);
+        out.carried.extend(s.carried.iter().filter(counts));
+    }
+    out.carried.sort_by_key(|r| r.head.lsn);
 }
 
 /// A segment and where its content ends.
@@ -337,7 +430,7 @@ impl Live<'_> {
 /// Goes from the newest segment to the oldest: each Open tells where the log ended before it, and what lies between is
 /// void. Without a readable Open, the first LSN of the newer segment ends the older one. A first group that may be a
 /// torn copy of the older segments' tail ends nothing.
-fn bounds<'a>(used: &[&'a Summary], durable: u64, loss: &mut Loss) -> Vec<Live<'a>> {
+fn bounds<'a>(used: &[&'a Summary], durable: u64, first_live: u64, loss: &mut Loss) -> Vec<Live<'a>> {
     let mut live = Vec::new();
     let (mut lsn_end, mut byte_end) = (u64::MAX, u64::MAX);
     let mut wanted: Option<u64> = None;
@@ -370,9 +463,7 @@ fn bounds<'a>(used: &[&'a Summary], durable: u64, loss: &mut Loss) -> Vec<Live<'
             }
         }
     }
-    if let (Some(number), Some(oldest)) = (wanted, live.last())
-        && oldest.summary.open.as_ref().is_some_and(|o| o.first_live_segment <= number)
-    {
+    if let Some(number) = wanted.filter(|number| *number >= first_live) {
         loss.missing_segments.push(number);
     }
     live.reverse();
@@ -453,15 +544,7 @@ fn total_lines(live: &[Live<'_>], durable: u64) -> u64 {
 }
 
 fn settle_ends(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
-    for summary in used {
-        for definition in &summary.definitions {
-            // The newest one knows the highest seq.
-            let known = out.definitions.entry(definition.id).or_insert_with(|| definition.clone());
-            if known.next_seq < definition.next_seq {
-                *known = definition.clone();
-            }
-        }
-    }
+    used.iter().flat_map(|s| &s.definitions).for_each(|d| out.define(d));
     let seen = used.iter().map(|s| s.max_stream_id.saturating_add(1));
     let told = used.iter().filter_map(|s| s.open.as_ref()).map(|o| o.next_stream_id);
     out.next_stream_id = seen.chain(told).max().unwrap_or(1).max(1);

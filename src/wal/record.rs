@@ -2,10 +2,9 @@
 //!
 //! bincode is used in this file only (docs/adr/0002-bincode.md says how to leave it).
 
-use super::format::{Kind, MAX_RECORD_LEN, RECORD_HEAD_LEN, RecordHead};
-use crate::codec::{Cursor, DecodeError, crc32, put_uvarint, put_varint};
+use super::format::{FLAG_CARRIED, Kind, MAX_RECORD_LEN, RECORD_HEAD_LEN, RecordHead};
+use crate::codec::{Cursor, DecodeError, crc32, put_uvarint, put_varint, snappy};
 use ahash::AHashMap;
-use std::cell::RefCell;
 use std::sync::Arc;
 
 /// Compression of a body.
@@ -54,6 +53,13 @@ pub struct TableRow {
     pub part_len: u32,
 }
 
+impl TableRow {
+    /// The seq after its last.
+    pub fn end_seq(&self) -> u64 {
+        self.first_seq.saturating_add(u64::from(self.count))
+    }
+}
+
 const ROW_LEN: usize = 24;
 
 /// The uncompressed tables of an Entries record.
@@ -95,7 +101,7 @@ impl<'a> Tables<'a> {
 }
 
 /// One push as a record: encoded, compressed and its body's CRC computed; LSN, seqs and place are stamped by the log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct EntriesRecord {
     /// Head, tables and stored body.
     bytes: Vec<u8>,
@@ -240,6 +246,17 @@ impl<'a> EntriesBuilder<'a> {
         self.part_start = self.raw.len();
     }
 
+    /// As [`EntriesBuilder::finish`], for entries that are in the log already: `seqs` are the first ones of each row. A
+    /// stream may have several rows here, in the order of their seqs.
+    pub fn finish_carried(self, tenant: &str, codec: Codec, seqs: &[u64]) -> EntriesRecord {
+        let mut record = self.finish(tenant, codec);
+        record.head.flags |= FLAG_CARRIED;
+        for (row, seq) in seqs.iter().enumerate() {
+            record.set_first_seq(row, *seq);
+        }
+        record
+    }
+
     /// Compresses the body and makes the record.
     pub fn finish(mut self, tenant: &str, codec: Codec) -> EntriesRecord {
         self.finish_part();
@@ -270,32 +287,6 @@ impl<'a> EntriesBuilder<'a> {
     }
 }
 
-thread_local! {
-    /// The encoder, and a buffer of the worst case: filled once with zeros, not for each push.
-    static SNAPPY: RefCell<(snap::raw::Encoder, Vec<u8>)> = RefCell::new((snap::raw::Encoder::new(), Vec::new()));
-}
-
-/// A scratch buffer above this size is given back after use.
-const KEPT_SCRATCH: usize = 4 << 20;
-
-fn snappy(out: &mut Vec<u8>, raw: &[u8]) -> bool {
-    SNAPPY.with_borrow_mut(|(encoder, scratch)| {
-        let worst = snap::raw::max_compress_len(raw.len());
-        if scratch.len() < worst {
-            scratch.resize(worst, 0);
-        }
-        let len = encoder.compress(raw, scratch).unwrap_or(usize::MAX);
-        let smaller = len < raw.len();
-        if smaller {
-            out.extend_from_slice(scratch.get(..len).unwrap_or_default());
-        }
-        if scratch.len() > KEPT_SCRATCH {
-            *scratch = Vec::new();
-        }
-        smaller
-    })
-}
-
 /// Appends the compressed body to head and tables, and returns the head without LSN and place.
 fn append_body(bytes: &mut Vec<u8>, kind: Kind, raw: &[u8], codec: Codec, tables_len: usize) -> RecordHead {
     let start = bytes.len();
@@ -320,7 +311,7 @@ fn compress(out: &mut Vec<u8>, raw: &[u8], codec: Codec) -> Codec {
     let start = out.len();
     let compressed = match codec {
         Codec::None => false,
-        Codec::Snappy => snappy(out, raw),
+        Codec::Snappy => snappy::compress(raw, out),
         Codec::Zstd => match zstd::bulk::compress(raw, 1) {
             Ok(body) if body.len() < raw.len() => {
                 out.extend_from_slice(&body);
@@ -528,7 +519,7 @@ impl<'a> Iterator for PartIter<'a> {
 }
 
 /// Definition of a stream.
-#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct SeriesDef {
     /// Stream id.
     pub id: u64,
@@ -540,7 +531,7 @@ pub struct SeriesDef {
     pub fingerprint: u64,
     /// The seq that the stream's next entry gets, counted before the group of this record.
     pub next_seq: u64,
-    /// All seqs below this one are in the object store or in synced blocks.
+    /// All seqs below this one are in synced blocks or in the object store.
     pub settled_seq: u64,
 }
 
@@ -574,8 +565,175 @@ pub struct Open {
     pub tail_end: u64,
     /// Oldest segment that is still needed.
     pub first_live_segment: u64,
-    /// Block segments and their synced ends. Empty in version 1.
-    pub blocks: Vec<(u64, u64)>,
+    /// The live segments of the block log, oldest first.
+    pub blocks: Vec<BlocksSynced>,
+}
+
+/// How far a segment of the block log is durable. What lies behind does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct BlocksSynced {
+    /// Its number.
+    pub segment: u64,
+    /// Bytes from here on do not count.
+    pub end: u64,
+    /// Offset of the group with its footer; 0 while the segment is written.
+    pub footer: u64,
+}
+
+/// A chunk's blocks are all sealed: it takes no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct ChunkClosed {
+    /// Stream id.
+    pub stream: u64,
+    /// Number of the chunk in its stream.
+    pub chunk: u64,
+    /// The seq after its last.
+    pub end_seq: u64,
+    /// 1 full, 2 idle, 3 max_age, 4 synced, 5 forced.
+    pub reason: u8,
+}
+
+/// A chunk is in the object store and its index entry is written: exactly these seqs are settled.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct ChunkFlushed {
+    /// Stream id.
+    pub stream: u64,
+    /// Number of the chunk in its stream.
+    pub chunk: u64,
+    /// Its first seq.
+    pub first_seq: u64,
+    /// The seq after its last.
+    pub end_seq: u64,
+    /// Key of the object.
+    pub key: String,
+}
+
+/// Segments that nothing needs any more; written before they are removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Retiring {
+    /// Oldest segment of the write-ahead log that is still needed.
+    pub first_live_segment: u64,
+    /// Segments of the block log that go.
+    pub blocks: Vec<u64>,
+}
+
+/// The last record of a finished segment of the block log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Footer {
+    /// All streams of the segment.
+    pub definitions: Vec<SeriesDef>,
+    /// Offset, length and tables of each block record, in the order of the segment.
+    pub blocks: Vec<(u64, u32, Vec<u8>)>,
+}
+
+/// The tables of a Block record: everything that is known of a block without its bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockTables {
+    /// Stream id.
+    pub stream: u64,
+    /// Number of the chunk in its stream.
+    pub chunk: u64,
+    /// First seq of the block.
+    pub first_seq: u64,
+    /// The seq after its last. Duplicates use up seqs and are not stored.
+    pub end_seq: u64,
+    /// Stored entries.
+    pub entries: u32,
+    /// Lowest timestamp of its entries.
+    pub min_timestamp: i64,
+    /// Highest timestamp of its entries, inclusive.
+    pub max_timestamp: i64,
+    /// Highest timestamp that the stream had when the block was frozen.
+    pub newest_timestamp: i64,
+    /// Timestamp of the entry with the seq before `end_seq`.
+    pub last_timestamp: i64,
+    /// XXH3-128 of that entry's line and metadata.
+    pub last_hash: u128,
+    /// Loki's number of the encoding.
+    pub encoding: u8,
+    /// Bytes of the lines, and 8 for each metadata pair.
+    pub uncompressed_size: u64,
+    /// CRC-32C of the block's bytes, as Loki's chunk has it.
+    pub crc: u32,
+    /// Ids and texts of the chunk's symbols that the block uses.
+    pub symbols: Vec<(u32, Vec<u8>)>,
+}
+
+impl BlockTables {
+    const FIXED_LEN: usize = 104;
+
+    /// Bytes of the tables.
+    pub fn encoded_len(&self) -> usize {
+        Self::FIXED_LEN + self.symbols.iter().map(|(_, text)| text.len() + 8).sum::<usize>()
+    }
+
+    /// The bytes of the tables.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.encoded_len());
+        for v in [self.stream, self.chunk, self.first_seq, self.end_seq] {
+            out.extend_from_slice(&v.to_le_bytes());
+        }
+        for v in [self.min_timestamp, self.max_timestamp, self.newest_timestamp, self.last_timestamp] {
+            out.extend_from_slice(&v.to_le_bytes());
+        }
+        out.extend_from_slice(&self.last_hash.to_le_bytes());
+        out.extend_from_slice(&self.uncompressed_size.to_le_bytes());
+        for v in [self.entries, self.crc, u32::from(self.encoding), self.symbols.len() as u32] {
+            out.extend_from_slice(&v.to_le_bytes());
+        }
+        for (id, text) in &self.symbols {
+            out.extend_from_slice(&id.to_le_bytes());
+            out.extend_from_slice(&(text.len() as u32).to_le_bytes());
+            out.extend_from_slice(text);
+        }
+        out
+    }
+
+    /// # Errors
+    /// The tables are cut or hold more than they say, or a range is empty.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BodyError> {
+        let mut c = Cursor::new(bytes);
+        let mut out = Self {
+            stream: c.u64()?,
+            chunk: c.u64()?,
+            first_seq: c.u64()?,
+            end_seq: c.u64()?,
+            min_timestamp: c.u64()? as i64,
+            max_timestamp: c.u64()? as i64,
+            newest_timestamp: c.u64()? as i64,
+            last_timestamp: c.u64()? as i64,
+            last_hash: u128::from(c.u64()?) | u128::from(c.u64()?) << 64,
+            uncompressed_size: c.u64()?,
+            entries: c.u32()?,
+            crc: c.u32()?,
+            encoding: u8::try_from(c.u32()?)
+                .map_err(|_| BodyError::Inconsistent("the encoding is not a number of one byte"))?,
+            symbols: Vec::new(),
+        };
+        let count = c.u32()? as usize;
+        if count.saturating_mul(8) > c.remaining() {
+            return Err(DecodeError::Truncated.into());
+        }
+        for _ in 0..count {
+            let (id, len) = (c.u32()?, c.u32()?);
+            out.symbols.push((id, c.bytes(len as usize)?.to_vec()));
+        }
+        if c.remaining() > 0 {
+            return Err(BodyError::Inconsistent("the block's tables have bytes left over"));
+        }
+        if out.first_seq >= out.end_seq {
+            return Err(BodyError::Inconsistent("the block holds no seq"));
+        }
+        Ok(out)
+    }
+}
+
+/// Makes a Block record without place: head, tables and the block's bytes, which are compressed already.
+pub(super) fn encode_block(tables: &[u8], data: &[u8]) -> (Vec<u8>, RecordHead) {
+    let mut bytes = vec![0; RECORD_HEAD_LEN];
+    bytes.extend_from_slice(tables);
+    let head = append_body(&mut bytes, Kind::Block, data, Codec::None, tables.len());
+    (bytes, head)
 }
 
 /// LSNs and seqs that do not exist, as half-open ranges: a settled loss.

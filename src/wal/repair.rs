@@ -1,9 +1,13 @@
 //! Recovery: reads what the disk holds, plans, replays, writes the unsettled tail again. The only part of the log that
 //! changes what an earlier process wrote, and it only adds a segment or removes an empty one.
 
+use super::blocks::{BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks};
 use super::format::{HeaderError, Kind, RecordHead};
 use super::plan::{Plan, RecordRef, Summary, plan};
-use super::record::{Gap, SeriesDef, Tables, encode_control};
+use super::record::{
+    BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
+};
+use super::retention::Hold;
 use super::scan::scan_segment;
 use super::segment::{Prepared, segment_name, segment_number};
 use super::writer::{LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
@@ -11,6 +15,7 @@ use crate::fs::{File, read_full_at};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Why the log was not recovered. Nothing was changed on disk unless the text says so.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +61,7 @@ pub struct ReplaySegment<'a> {
 /// The state of the log on disk, read and planned; nothing is changed yet.
 pub struct Recovered {
     options: WalOptions,
+    blocks: RecoveredBlocks,
     /// What was found and what will be done.
     pub plan: Plan,
     /// Bytes of segments that hold something.
@@ -83,8 +89,15 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
         summaries.push(summary);
         progress(done, total);
     }
-    let plan = plan(&summaries);
-    Ok(Recovered { plan, bytes, segments: summaries.iter().filter(|s| !s.is_empty()).count(), options })
+    let mut plan = plan(&summaries);
+    let blocks_dir = options.blocks.dir.clone();
+    let retired = |number| plan.retired_blocks.contains(&number);
+    let blocks = RecoveredBlocks::read(&options, &plan.blocks, retired, plan.blocks_are_uncertain)
+        .map_err(io_error("read the block log in", &blocks_dir))?;
+    for definition in &blocks.found.definitions {
+        plan.define(definition);
+    }
+    Ok(Recovered { plan, blocks, bytes, segments: summaries.iter().filter(|s| !s.is_empty()).count(), options })
 }
 
 fn summarize(options: &WalOptions, number: u64, file: &[u8]) -> Result<Summary, RecoverError> {
@@ -144,6 +157,31 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Recove
 }
 
 impl Recovered {
+    /// What was found of the block log.
+    pub fn blocks(&self) -> &FoundBlocks {
+        &self.blocks.found
+    }
+
+    /// Reads blocks.
+    pub fn block_store(&self) -> &Arc<BlockStore> {
+        self.blocks.store()
+    }
+
+    /// Hands the records on whose lines were carried here from segments that are gone, in LSN order. They come before
+    /// [`Recovered::replay`]: entries with higher seqs may have smaller LSNs.
+    ///
+    /// # Errors
+    /// A file could not be read.
+    pub fn replay_carried(&self, apply: &mut dyn FnMut(ReplaySegment<'_>)) -> Result<(), RecoverError> {
+        let mut reader = SegmentReader::new(&self.options);
+        for records in self.plan.carried.chunk_by(|a, b| a.segment == b.segment) {
+            let Some(first) = records.first() else { continue };
+            let file = reader.again(first.segment)?;
+            apply(ReplaySegment { number: first.segment, file, records: records.to_vec() });
+        }
+        Ok(())
+    }
+
     /// Reads the segments again and hands their records on, segment by segment, oldest first.
     ///
     /// # Errors
@@ -163,8 +201,12 @@ impl Recovered {
     ///
     /// # Errors
     /// The tail could not be made durable; nothing may be served then.
-    pub fn open<P: Send + 'static>(self, sink: impl Sink<P>) -> Result<Wal<P>, RecoverError> {
-        let Self { options, plan, .. } = self;
+    pub fn open<P: Send + 'static, B: Send + 'static>(
+        self,
+        sink: impl Sink<P>,
+        block_sink: impl BlockSink<B>,
+    ) -> Result<(Arc<Wal<P>>, BlockLog<B>), RecoverError> {
+        let Self { options, plan, blocks, .. } = self;
         let tail = tail_records(&options, &plan)?;
         let prepared = take_stock(&options, &plan)?;
         let start = Start {
@@ -174,58 +216,68 @@ impl Recovered {
             previous: plan.previous,
             next_segment: plan.last_segment + 1,
             prepared,
+            contents: plan.contents.clone(),
+            blocks: plan.blocks.clone(),
         };
         let queue_bytes = options.queue_bytes;
         let mut writer = Writer::new(options, start);
         if !tail.is_empty() {
             let mut first_seqs: BTreeMap<u64, u64> = BTreeMap::new();
-            for (stream, seq) in tail.iter().flat_map(|(_, streams)| streams) {
-                first_seqs.entry(*stream).or_insert(*seq);
+            for row in tail.iter().flat_map(TailRecord::rows) {
+                let first = first_seqs.entry(row.stream).or_insert(row.first_seq);
+                *first = row.first_seq.min(*first);
             }
             let defined = first_seqs.iter().filter_map(|(id, seq)| Some((plan.definitions.get(id)?, *seq)));
             let definitions = defined.map(|(d, next_seq)| SeriesDef { next_seq, ..d.clone() }).collect();
-            let records: Vec<TailRecord> = tail.into_iter().map(|(record, _)| record).collect();
-            if let Err(error) = writer.rewrite_tail(definitions, &records) {
+            if let Err(error) = writer.rewrite_tail(definitions, &tail) {
                 writer.supply.stop();
                 return Err(RecoverError::Tail(match error {
                     LogError::NoSpace(why) => why,
+                    LogError::Full(limit) => format!("the log is at its limit of {limit} bytes"),
                     LogError::Fatal(e) => e.to_string(),
                 }));
             }
         }
-        Ok(Wal::start(writer, sink, queue_bytes))
+        let blocks_dir = blocks.store().dir().to_path_buf();
+        let block_writer = blocks.open().map_err(io_error("open the block log in", &blocks_dir))?;
+        let wal = Arc::new(Wal::start(writer, sink, queue_bytes));
+        let block_log = BlockLog::start(block_writer, wal.clone(), block_sink);
+        Ok((wal, block_log))
     }
 }
 
-/// Stream ids and the first seq of each in one record.
-type FirstSeqs = Vec<(u64, u64)>;
-
-/// The records above the durable LSN with the ids and first seqs of their streams; a Gap stands for each LSN between them that has no
-/// record, so that LSNs stay dense and the next start does not find the hole again.
-fn tail_records(options: &WalOptions, plan: &Plan) -> Result<Vec<(TailRecord, FirstSeqs)>, RecoverError> {
+/// The records above the durable LSN; a Gap stands for each LSN between them that has no record, so that LSNs stay dense
+/// and the next start does not find the hole again.
+fn tail_records(options: &WalOptions, plan: &Plan) -> Result<Vec<TailRecord>, RecoverError> {
     let mut out = Vec::new();
     let mut expected = plan.durable_lsn;
     let mut reader = SegmentReader::new(options);
     let mut open = None;
     for r in &plan.tail {
         while expected < r.head.lsn {
-            out.push((lost(expected, plan), Vec::new()));
+            out.push(lost(expected, plan));
             expected += 1;
         }
         expected += 1;
         let file = if open == Some(r.segment) { &reader.buffer } else { reader.again(r.segment)? };
         open = Some(r.segment);
         let bytes = file.get(r.offset as usize..r.offset as usize + r.head.len as usize).unwrap_or_default().to_vec();
-        let tables = Tables::decode(r.head.tables(file, r.offset));
-        let (streams, lines) = match &tables {
-            Ok(t) if r.head.known_kind() == Some(Kind::Entries) => {
-                (t.rows.iter().map(|row| (row.stream, row.first_seq)).collect(), t.lines())
-            }
-            _ => (Vec::new(), 0),
-        };
-        out.push((TailRecord::Kept { head: r.head, bytes, lines }, streams));
+        // The scan has decoded the record before, else it were no part of the plan.
+        let (rows, holds) = effects(r, file).unwrap_or_default();
+        out.push(TailRecord::Kept { head: r.head, bytes, rows, holds });
     }
     Ok(out)
+}
+
+/// What a record keeps its segment for.
+fn effects(r: &RecordRef, file: &[u8]) -> Result<(Vec<TableRow>, Vec<Hold>), BodyError> {
+    let body = r.head.body(file, r.offset);
+    Ok(match r.head.known_kind() {
+        Some(Kind::Entries) => (Tables::decode(r.head.tables(file, r.offset))?.rows, Vec::new()),
+        Some(Kind::ChunkClosed) => (Vec::new(), vec![Hold::Closed(decode_control::<ChunkClosed>(&r.head, body)?)]),
+        Some(Kind::ChunkFlushed) => (Vec::new(), vec![Hold::Flushed(decode_control::<ChunkFlushed>(&r.head, body)?)]),
+        _ => (Vec::new(), Vec::new()),
+    })
 }
 
 fn lost(lsn: u64, plan: &Plan) -> TailRecord {
@@ -240,6 +292,11 @@ fn take_stock(options: &WalOptions, plan: &Plan) -> Result<Vec<Prepared>, Recove
     let newest_used = plan.replay.last().map_or(0, |(number, _)| *number);
     let mut prepared = Vec::new();
     let mut removed = false;
+    for number in &plan.retired {
+        let path = options.dir.join(segment_name(*number));
+        options.fs.remove(&path).map_err(io_error("remove", &path))?;
+        removed = true;
+    }
     for header in &plan.empty {
         let path = options.dir.join(segment_name(header.number));
         if header.number > newest_used && header.file_len >= options.segment_size {

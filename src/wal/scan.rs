@@ -56,6 +56,14 @@ pub struct SegmentScan {
     pub groups: Vec<GroupScan>,
 }
 
+impl SegmentScan {
+    /// Holds the segment nothing yet? What lies in one that was used before is then the old segment's.
+    pub fn is_prepared(&self) -> bool {
+        let nothing = |g: &GroupScan| g.header.is_none() && g.records.is_empty();
+        self.missing == 0 && (self.groups.is_empty() || self.header.recycled && self.groups.iter().all(nothing))
+    }
+}
+
 /// Scans all bytes of a segment file.
 ///
 /// # Errors
@@ -133,10 +141,18 @@ impl Scan<'_> {
     }
 
     fn next_record(&self, mut at: u64, end: u64) -> u64 {
-        while at < end && RecordHead::decode(self.file, at, end, &self.header).is_none() {
+        while at < end && !self.is_record(at, end) {
             at += RECORD_ALIGN;
         }
         at.min(end)
+    }
+
+    /// Behind the last group of a segment that was used before lie megabytes of old bytes: the segment's number, which few
+    /// places hold, is looked at first.
+    fn is_record(&self, at: u64, end: u64) -> bool {
+        let number = self.file.get(at as usize + 16..).and_then(|b| b.first_chunk::<8>());
+        number.is_some_and(|n| *n == self.header.number.to_le_bytes())
+            && RecordHead::decode(self.file, at, end, &self.header).is_some()
     }
 
     /// Bytes where a group should start and no valid header lies: takes the records that prove themselves, up to the

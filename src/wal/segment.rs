@@ -1,6 +1,6 @@
 //! Segment files: names, preparation.
 
-use super::format::{FIRST_GROUP, SECOND_HEADER, SegmentHeader};
+use super::format::{FIRST_GROUP, LogKind, SECOND_HEADER, SegmentHeader};
 use crate::fs::{File, Fs, temporary_name, write_all_at};
 use std::io;
 use std::path::Path;
@@ -12,14 +12,24 @@ const FILL_STEP: usize = 1 << 20;
 /// Between two steps: at most about 500 MB/s, far above what the log takes.
 const FILL_PAUSE: Duration = Duration::from_millis(2);
 
-/// File name of a segment: twenty digits and `.wal`.
+/// File name of a segment of the write-ahead log: twenty digits and `.wal`.
 pub fn segment_name(number: u64) -> String {
-    format!("{number:020}.wal")
+    file_name(LogKind::Wal, number)
 }
 
-/// The number in a segment's file name.
+/// The number in the file name of a segment of the write-ahead log.
 pub fn segment_number(name: &str) -> Option<u64> {
-    let digits = name.strip_suffix(".wal")?;
+    file_number(LogKind::Wal, name)
+}
+
+/// File name of a segment of either log: twenty digits and the log's extension.
+pub fn file_name(log: LogKind, number: u64) -> String {
+    format!("{number:020}.{}", log.extension())
+}
+
+/// The number in the file name of a segment of this log.
+pub fn file_number(log: LogKind, name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(log.extension())?.strip_suffix('.')?;
     (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
 }
 
@@ -33,9 +43,65 @@ pub(super) struct Prepared {
 /// Makes a segment: fills it with zeros, so that a later sync carries no metadata and a full disk shows now, writes
 /// the header, syncs, renames, syncs the directory. A failure discards the file.
 pub(super) fn prepare(fs: &dyn Fs, dir: &Path, volume: Uuid, number: u64, file_len: u64) -> io::Result<Prepared> {
-    let path = dir.join(segment_name(number));
+    let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt: new_salt(), volume, recycled: false };
+    make(fs, dir, header, |fs, temporary| {
+        let file = create(fs, temporary)?;
+        fill(&*file, file_len)?;
+        Ok(file)
+    })
+}
+
+/// Makes a segment of the block log: its space is reserved, not filled. Few syncs carry many bytes there, so metadata in a
+/// sync costs little, and filling would write every block twice.
+pub(super) fn prepare_blocks(
+    fs: &dyn Fs,
+    dir: &Path,
+    volume: Uuid,
+    number: u64,
+    file_len: u64,
+) -> io::Result<Prepared> {
+    let header = SegmentHeader { log: LogKind::Blocks, number, file_len, salt: new_salt(), volume, recycled: false };
+    make(fs, dir, header, |fs, temporary| {
+        let file = create(fs, temporary)?;
+        file.allocate(file_len)?;
+        Ok(file)
+    })
+}
+
+/// Makes a segment from one that was retired. Its bytes stay: under a new salt they prove nothing.
+pub(super) fn recycle(
+    fs: &dyn Fs,
+    dir: &Path,
+    volume: Uuid,
+    from: u64,
+    number: u64,
+    file_len: u64,
+) -> io::Result<Prepared> {
+    let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt: new_salt(), volume, recycled: true };
+    make(fs, dir, header, |fs, temporary| {
+        fs.rename(&dir.join(segment_name(from)), temporary)?;
+        fs.sync_dir(dir)?;
+        fs.open(temporary, true)
+    })
+}
+
+/// Makes the file under a temporary name, gives it its header, syncs, renames, syncs the directory. A failure discards it.
+fn make(
+    fs: &dyn Fs,
+    dir: &Path,
+    header: SegmentHeader,
+    content: impl FnOnce(&dyn Fs, &Path) -> io::Result<Arc<dyn File>>,
+) -> io::Result<Prepared> {
+    let path = dir.join(file_name(header.log, header.number));
     let temporary = temporary_name(&path);
-    let made = fill(fs, dir, &temporary, &path, SegmentHeader { number, file_len, salt: new_salt(), volume });
+    let made = content(fs, &temporary).and_then(|file| {
+        write_all_at(&*file, 0, &header.encode(0))?;
+        write_all_at(&*file, SECOND_HEADER, &header.encode(SECOND_HEADER))?;
+        file.sync_data()?;
+        fs.rename(&temporary, &path)?;
+        fs.sync_dir(dir)?;
+        Ok(Prepared { header, file })
+    });
     if made.is_err() {
         // Either name may or may not exist; what counts is that no unfinished file takes space.
         let _ = fs.remove(&temporary);
@@ -44,30 +110,28 @@ pub(super) fn prepare(fs: &dyn Fs, dir: &Path, volume: Uuid, number: u64, file_l
     made
 }
 
-fn fill(fs: &dyn Fs, dir: &Path, temporary: &Path, path: &Path, header: SegmentHeader) -> io::Result<Prepared> {
+fn create(fs: &dyn Fs, temporary: &Path) -> io::Result<Arc<dyn File>> {
     match fs.remove(temporary) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let file = fs.create_new(temporary)?;
+    fs.create_new(temporary)
+}
+
+fn fill(file: &dyn File, file_len: u64) -> io::Result<()> {
     let zeros = vec![0; FILL_STEP];
     let mut at = 0;
-    while at < header.file_len {
-        let n = (header.file_len - at).min(FILL_STEP as u64);
-        write_all_at(&*file, at, zeros.get(..n as usize).unwrap_or_default())?;
+    while at < file_len {
+        let n = (file_len - at).min(FILL_STEP as u64);
+        write_all_at(file, at, zeros.get(..n as usize).unwrap_or_default())?;
         at += n;
-        if at < header.file_len {
+        if at < file_len {
             // Many megabytes of zeros in one sync would hold up the syncs of pushes: a little at a time, with pauses.
             file.sync_data()?;
             std::thread::sleep(FILL_PAUSE);
         }
     }
-    write_all_at(&*file, 0, &header.encode(0))?;
-    write_all_at(&*file, SECOND_HEADER, &header.encode(SECOND_HEADER))?;
-    file.sync_data()?;
-    fs.rename(temporary, path)?;
-    fs.sync_dir(dir)?;
-    Ok(Prepared { header, file })
+    Ok(())
 }
 
 /// Why a prepared segment could not be enlarged.

@@ -1,11 +1,12 @@
 //! Prepared segments: a background thread keeps some ahead of the log, so that a sync carries no metadata and a full
 //! disk shows before it hurts.
 
-use super::segment::{Prepared, prepare};
+use super::segment::{Prepared, prepare, recycle, segment_name};
 use super::writer::{WalOptions, spawn_critical};
 use crate::fs::Fs;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,6 +15,8 @@ use uuid::Uuid;
 
 /// Segments that are kept ready. The last one is for recovery: ordinary pushes leave it.
 const AHEAD: usize = 2;
+/// Retired segments that wait to be used again.
+const SPARE: usize = 2;
 /// After a failure, space is looked for this often.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -25,6 +28,8 @@ pub(super) struct Supply {
 
 struct State {
     ready: VecDeque<Prepared>,
+    /// Segments that were given up: numbers and sizes. They are used again, or removed if there are many.
+    retired: VecDeque<(u64, u64)>,
     next_number: u64,
     /// Why the last preparation failed.
     failure: Option<String>,
@@ -40,9 +45,36 @@ struct Preparer {
     segment_size: u64,
 }
 
+impl Preparer {
+    /// The next segment, from a retired one where that has the right size and no other name, such as one in quarantine.
+    fn make(&self, number: u64, spare: Option<(u64, u64)>) -> io::Result<Prepared> {
+        let (fs, dir) = (&*self.fs, &self.dir);
+        if let Some((old, len)) = spare {
+            let alone = fs.links(&dir.join(segment_name(old))).is_ok_and(|links| links == 1);
+            if alone && len == self.segment_size {
+                return recycle(fs, dir, self.volume, old, number, len);
+            }
+            self.remove(old);
+        }
+        prepare(fs, dir, self.volume, number, self.segment_size)
+    }
+
+    /// Removes a retired segment. Should it stay, the next start removes it: the log says that it went.
+    fn remove(&self, number: u64) {
+        let _ = self.fs.remove(&self.dir.join(segment_name(number)));
+    }
+}
+
 impl Supply {
     pub fn start(options: &WalOptions, next_number: u64, prepared: Vec<Prepared>) -> Arc<Self> {
-        let state = State { ready: prepared.into(), next_number, failure: None, starved: false, stopping: false };
+        let state = State {
+            ready: prepared.into(),
+            retired: VecDeque::new(),
+            next_number,
+            failure: None,
+            starved: false,
+            stopping: false,
+        };
         let supply = Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), thread: Mutex::new(None) });
         let preparer = Preparer {
             fs: options.fs.clone(),
@@ -61,14 +93,22 @@ impl Supply {
             if state.stopping {
                 return;
             }
+            if state.retired.len() > SPARE {
+                let gone = state.retired.pop_front();
+                drop(state);
+                gone.into_iter().for_each(|(number, _)| preparer.remove(number));
+                state = self.state.lock();
+                continue;
+            }
             if state.ready.len() >= AHEAD {
                 self.changed.wait(&mut state);
                 continue;
             }
             let number = state.next_number;
             state.next_number += 1;
+            let spare = state.retired.pop_front();
             drop(state);
-            let made = prepare(&*preparer.fs, &preparer.dir, preparer.volume, number, preparer.segment_size);
+            let made = preparer.make(number, spare);
             state = self.state.lock();
             match made {
                 Ok(prepared) => {
@@ -114,6 +154,12 @@ impl Supply {
             self.changed.wait(&mut state);
         }
         Ok(state)
+    }
+
+    /// Takes segments that nothing needs any more.
+    pub fn retired(&self, segments: Vec<(u64, u64)>) {
+        self.state.lock().retired.extend(segments);
+        self.changed.notify_all();
     }
 
     /// Why the log cannot go on for lack of segments, if it had to refuse somebody.

@@ -10,6 +10,13 @@ use std::sync::mpsc;
 
 type Out = Arc<Mutex<Vec<(u64, Vec<TableRow>, u32)>>>;
 
+/// Takes no blocks.
+struct NoBlocks;
+
+impl BlockSink<()> for NoBlocks {
+    fn synced(&mut self, _blocks: Vec<(BlockPlace, ())>) {}
+}
+
 struct Collect(Out, mpsc::Sender<Result<u32, Unavailable>>);
 
 impl Sink<u32> for Collect {
@@ -30,6 +37,8 @@ fn options(dir: &Path) -> WalOptions {
         fs: Arc::new(RealFs),
         dir: dir.to_path_buf(),
         volume: uuid::Uuid::from_u128(1),
+        max_size: 1 << 30,
+        blocks: BlockLogOptions { dir: dir.to_path_buf(), segment_size: 1 << 20, max_size: 1 << 30 },
         segment_size: 1 << 20,
         sync: SyncMode::Always,
         queue_bytes: 1 << 20,
@@ -87,7 +96,7 @@ fn what_was_appended_is_replayed_over_many_segments_and_starts() {
         let seen: Vec<_> = all.lock().iter().map(|(lsn, rows, _)| (*lsn, rows.clone())).collect();
         assert_eq!(replayed(&recovered), seen);
         let (tx, rx) = mpsc::channel();
-        let wal = recovered.open(Collect(all.clone(), tx)).unwrap();
+        let wal = recovered.open(Collect(all.clone(), tx), NoBlocks).unwrap().0;
         let big = "x".repeat(if round == 2 { 700_000 } else { 7_000 });
         for i in 0..60 {
             assert!(wal.append(append(&streams, &big, 1 + (i % 3), i as u32)).is_ok() || round == 2);
@@ -117,7 +126,7 @@ fn records_above_the_durable_lsn_are_written_again_once() {
     let streams = vec![stream(1)];
     let all: Out = Arc::default();
     let (tx, rx) = mpsc::channel();
-    let wal = recover(options(tmp.path()), &mut |_, _| {}).unwrap().open(Collect(all.clone(), tx)).unwrap();
+    let wal = recover(options(tmp.path()), &mut |_, _| {}).unwrap().open(Collect(all.clone(), tx), NoBlocks).unwrap().0;
     for i in 0..3 {
         assert!(wal.append(append(&streams, "line", 1, i)).is_ok());
         rx.recv().unwrap().unwrap();
@@ -134,6 +143,6 @@ fn records_above_the_durable_lsn_are_written_again_once() {
         assert_eq!(recovered.plan.tail.len(), usize::from(start == 0), "start {start}");
         assert_eq!(replayed(&recovered).iter().map(|(lsn, _)| *lsn).collect::<Vec<_>>(), [0, 1, 2]);
         let (tx, _rx) = mpsc::channel();
-        recovered.open(Collect(Arc::default(), tx)).unwrap().stop();
+        recovered.open(Collect(Arc::default(), tx), NoBlocks).unwrap().0.stop();
     }
 }

@@ -1,14 +1,17 @@
 //! The thread that writes the log: it stamps LSN and seq, gathers what waits into a group, writes it with one
 //! `pwrite`, syncs it, and only then hands the records on.
 
-use super::format::{
-    FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, Kind, MAX_RECORD_LEN, RECORD_ALIGN, SegmentHeader,
+use super::blocks::BlockLogOptions;
+use super::format::{FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, Kind, MAX_RECORD_LEN, RECORD_ALIGN, SegmentHeader};
+use super::group::{GroupBuilder, chain_digest};
+use super::record::{
+    BlocksSynced, ChunkClosed, ChunkFlushed, EntriesRecord, Open, Previous, Retiring, SeriesDef, TableRow,
 };
-use super::record::{ControlBody, EntriesRecord, Open, Previous, SeriesDef, TableRow, encode_control};
+use super::retention::{Contents, Hold, Retention};
 use super::segment::{self, Prepared};
 use super::supply::Supply;
 use super::{RecordHead, WalMetrics};
-use crate::codec::{align_up, crc32};
+use crate::codec::align_up;
 use crate::fs::{File, Fs, is_no_space, write_all_at};
 use crate::model::{LabelSet, Tenant};
 use ahash::AHashMap;
@@ -18,8 +21,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// Most bytes of a group, unless it is a single record.
@@ -53,6 +57,8 @@ pub struct StreamLog {
     /// xxhash64 of the labels.
     pub fingerprint: u64,
     cursor: Mutex<StreamCursor>,
+    /// All smaller seqs are in blocks that count, or in the object store.
+    settled: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,7 +73,14 @@ impl StreamLog {
     /// A stream whose next entry gets `next_seq`; 0 for a new stream.
     pub fn new(id: u64, tenant: Tenant, labels: Arc<LabelSet>, next_seq: u64) -> Self {
         let fingerprint = labels.hash();
-        Self { id, tenant, labels, fingerprint, cursor: Mutex::new(StreamCursor { next_seq, ..Default::default() }) }
+        Self {
+            id,
+            tenant,
+            labels,
+            fingerprint,
+            cursor: Mutex::new(StreamCursor { next_seq, ..Default::default() }),
+            settled: AtomicU64::new(0),
+        }
     }
 
     /// Takes seqs before a record is logged, as no correct program does.
@@ -83,19 +96,29 @@ impl StreamLog {
         self.cursor.lock().next_seq = next_seq;
     }
 
-    fn definition(&self, next_seq: u64) -> SeriesDef {
+    /// All seqs below this one are in blocks that count, or in the object store.
+    pub fn settle(&self, seq: u64) {
+        self.settled.fetch_max(seq, Ordering::AcqRel);
+    }
+
+    /// The seq that the stream's next logged entry gets.
+    pub fn next_seq(&self) -> u64 {
+        self.cursor.lock().next_seq
+    }
+
+    pub(super) fn definition(&self, next_seq: u64) -> SeriesDef {
         SeriesDef {
             id: self.id,
             tenant: self.tenant.as_str().to_string(),
             labels: self.labels.pairs().iter().map(|(n, v)| (n.to_string(), v.to_string())).collect(),
             fingerprint: self.fingerprint,
             next_seq,
-            settled_seq: 0,
+            settled_seq: self.settled.load(Ordering::Acquire),
         }
     }
 
     /// Upper bound of its definition in a record, before compression.
-    fn definition_len(&self) -> u64 {
+    pub(super) fn definition_len(&self) -> u64 {
         (self.labels.text().len() + self.tenant.as_str().len() + 16 * self.labels.pairs().len() + 64) as u64
     }
 }
@@ -122,6 +145,49 @@ pub struct Applied<P> {
     pub payload: P,
 }
 
+/// A decision about what is kept. It is logged before it takes effect, ahead of all pushes that wait.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// The block log is durable up to here.
+    BlocksSynced(BlocksSynced),
+    /// A chunk takes no more blocks.
+    ChunkClosed(ChunkClosed),
+    /// A chunk is in the object store.
+    ChunkFlushed(ChunkFlushed),
+    /// Segments that nothing needs any more.
+    Retiring(Retiring),
+    /// Entries of small heads, logged again with their seqs so that the oldest segment can go. The record's extension
+    /// tells the ranges that it settles.
+    Carried {
+        /// The record, seqs included.
+        record: EntriesRecord,
+        /// The streams of its rows.
+        streams: Vec<Arc<StreamLog>>,
+    },
+}
+
+impl Decision {
+    /// Upper bound of its bytes in a group, definitions included.
+    fn len(&self) -> u64 {
+        let body = match self {
+            Self::BlocksSynced(_) | Self::ChunkClosed(_) => 64,
+            Self::ChunkFlushed(c) => 128 + c.key.len(),
+            Self::Retiring(r) => 64 + 9 * r.blocks.len(),
+            Self::Carried { record, streams } => {
+                let definitions: u64 = streams.iter().map(|s| s.definition_len() + s.definition_len() / 6 + 64).sum();
+                record.len() + definitions as usize
+            }
+        };
+        (body + super::format::RECORD_HEAD_LEN) as u64 + 2 * RECORD_ALIGN
+    }
+}
+
+/// Decisions of one caller, logged in one group.
+struct Decided {
+    decisions: Vec<Decision>,
+    done: mpsc::SyncSender<Result<(), Unavailable>>,
+}
+
 /// Why the log does not take a record now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
@@ -130,6 +196,12 @@ pub enum Unavailable {
         "the write-ahead log has no space left ({0}): free space on its disk; pushes are accepted again within a second"
     )]
     DiskFull(String),
+    /// The log has reached its budget and nothing in it can go yet. Ends by itself when blocks are on disk.
+    #[error(
+        "the write-ahead log is as large as ingester.wal.max_size allows ({0} bytes) until its oldest lines are in \
+         blocks: the disk is slower than the pushes, or the limit too small"
+    )]
+    LogFull(u64),
     /// More bytes wait than the queue may hold.
     #[error("the queue of the write-ahead log is full: the disk is slower than the pushes")]
     QueueFull,
@@ -164,6 +236,10 @@ pub struct WalOptions {
     pub volume: Uuid,
     /// Bytes of a segment, 1 MiB to 1 GiB.
     pub segment_size: u64,
+    /// Bytes that all segments may take together; at least four segments.
+    pub max_size: u64,
+    /// The block log beside it.
+    pub blocks: BlockLogOptions,
     /// When an append counts as done.
     pub sync: SyncMode,
     /// Most bytes that wait for the log. An empty queue takes any record.
@@ -182,12 +258,17 @@ pub(super) struct Start {
     pub previous: Option<Previous>,
     pub next_segment: u64,
     pub prepared: Vec<Prepared>,
+    /// What the live segments hold, oldest first.
+    pub contents: Vec<Contents>,
+    /// The live segments of the block log.
+    pub blocks: Vec<BlocksSynced>,
 }
 
 /// The log, open for appending. Dropping it without [`Wal::stop`] stops it too.
 pub struct Wal<P: Send + 'static> {
     queue: Arc<Queue<P>>,
     supply: Arc<Supply>,
+    retention: Arc<Retention>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -200,18 +281,31 @@ struct Queue<P> {
 struct QueueState<P> {
     records: VecDeque<Append<P>>,
     bytes: usize,
+    decided: VecDeque<Decided>,
+    /// Something outside of the log has failed for good.
+    failure: Option<io::Error>,
     stopping: bool,
+    stopped: bool,
     poisoned: Option<String>,
 }
 
 impl<P: Send + 'static> Wal<P> {
     pub(super) fn start(writer: Writer, sink: impl Sink<P>, queue_bytes: usize) -> Self {
-        let state = QueueState { records: VecDeque::new(), bytes: 0, stopping: false, poisoned: None };
+        let state = QueueState {
+            records: VecDeque::new(),
+            bytes: 0,
+            decided: VecDeque::new(),
+            failure: None,
+            stopping: false,
+            stopped: false,
+            poisoned: None,
+        };
         let queue = Arc::new(Queue { state: Mutex::new(state), wake: Condvar::new(), limit: queue_bytes });
         let supply = writer.supply.clone();
+        let retention = writer.retention.clone();
         let run = Run { queue: queue.clone(), writer, sink };
         let thread = spawn_critical("wal", move || run.run());
-        Self { queue, supply, thread: Mutex::new(Some(thread)) }
+        Self { queue, supply, retention, thread: Mutex::new(Some(thread)) }
     }
 
     /// Hands a record to the log; the sink gets it back.
@@ -247,7 +341,56 @@ impl<P: Send + 'static> Wal<P> {
         if let Some(why) = &self.queue.state.lock().poisoned {
             return Some(Unavailable::Poisoned(why.clone()));
         }
-        self.supply.exhausted().map(Unavailable::DiskFull)
+        if let Some(why) = self.supply.exhausted() {
+            return Some(Unavailable::DiskFull(why));
+        }
+        self.retention.refuses().then(|| Unavailable::LogFull(self.retention.max_size()))
+    }
+
+    /// Logs decisions in one group and waits until they are durable. Works on a full disk as long as a prepared segment
+    /// is left.
+    ///
+    /// # Errors
+    /// They are not in the log; the caller may try again unless the log is stopped or poisoned.
+    pub fn decide(&self, decisions: Vec<Decision>) -> Result<(), Unavailable> {
+        let (done, answer) = mpsc::sync_channel(1);
+        {
+            let mut state = self.queue.state.lock();
+            if let Some(why) = &state.poisoned {
+                return Err(Unavailable::Poisoned(why.clone()));
+            }
+            if state.stopped {
+                return Err(Unavailable::Stopped);
+            }
+            state.decided.push_back(Decided { decisions, done });
+        }
+        self.queue.wake.notify_one();
+        answer.recv().unwrap_or(Err(Unavailable::Stopped))
+    }
+
+    /// Poisons the log because something that acknowledged lines depend on has failed for good, such as a sync of the
+    /// block log.
+    pub fn poison(&self, error: io::Error) {
+        self.queue.state.lock().failure.get_or_insert(error);
+        self.queue.wake.notify_one();
+    }
+
+    /// What is in the log, and what may go.
+    pub fn retention(&self) -> &Arc<Retention> {
+        &self.retention
+    }
+
+    /// Gives up all segments before `first_live` and these segments of the block log: the decision is durable before the
+    /// first of them is touched. Segments of the write-ahead log are used again or removed here; those of the block log
+    /// are the caller's.
+    ///
+    /// # Errors
+    /// As [`Wal::decide`]; nothing was given up then.
+    pub fn retire(&self, first_live: u64, blocks: Vec<u64>, mut with: Vec<Decision>) -> Result<(), Unavailable> {
+        with.push(Decision::Retiring(Retiring { first_live_segment: first_live, blocks }));
+        self.decide(with)?;
+        self.supply.retired(self.retention.retired(first_live));
+        Ok(())
     }
 
     /// Writes what waits, syncs, writes a watermark and ends the threads. Later appends get [`Unavailable::Stopped`].
@@ -287,7 +430,8 @@ pub fn spawn_critical(name: &str, body: impl FnOnce() + Send + 'static) -> JoinH
 }
 
 enum Batch<P> {
-    Records(VecDeque<Append<P>>),
+    Work { decided: VecDeque<Decided>, records: VecDeque<Append<P>> },
+    Failure(io::Error),
     Idle,
     Stop,
 }
@@ -303,7 +447,11 @@ impl<P: Send + 'static, S: Sink<P>> Run<P, S> {
     fn run(mut self) {
         loop {
             match self.next_batch() {
-                Batch::Records(batch) => self.commit(batch),
+                Batch::Work { decided, records } => {
+                    self.decide(decided);
+                    self.commit(records);
+                }
+                Batch::Failure(error) => self.note(Err(LogError::Fatal(error))),
                 Batch::Idle => {
                     let outcome = self.writer.idle();
                     self.note(outcome);
@@ -311,6 +459,10 @@ impl<P: Send + 'static, S: Sink<P>> Run<P, S> {
                 Batch::Stop => {
                     let outcome = self.writer.finish();
                     self.note(outcome);
+                    let mut state = self.queue.state.lock();
+                    state.stopped = true;
+                    // Their senders hear of it by the channel's end.
+                    state.decided.clear();
                     return;
                 }
             }
@@ -320,9 +472,13 @@ impl<P: Send + 'static, S: Sink<P>> Run<P, S> {
     fn next_batch(&self) -> Batch<P> {
         let mut state = self.queue.state.lock();
         loop {
-            if !state.records.is_empty() {
+            if let Some(error) = state.failure.take() {
+                return Batch::Failure(error);
+            }
+            if !state.records.is_empty() || !state.decided.is_empty() {
                 state.bytes = 0;
-                return Batch::Records(std::mem::take(&mut state.records));
+                let records = std::mem::take(&mut state.records);
+                return Batch::Work { decided: std::mem::take(&mut state.decided), records };
             }
             if state.stopping {
                 return Batch::Stop;
@@ -331,11 +487,27 @@ impl<P: Send + 'static, S: Sink<P>> Run<P, S> {
                 None => self.queue.wake.wait(&mut state),
                 Some(wait) => {
                     let timed_out = self.queue.wake.wait_for(&mut state, wait).timed_out();
-                    if timed_out && state.records.is_empty() {
+                    if timed_out && state.records.is_empty() && state.decided.is_empty() && state.failure.is_none() {
                         return Batch::Idle;
                     }
                 }
             }
+        }
+    }
+
+    /// Decisions go ahead of pushes: they are what makes room.
+    fn decide(&mut self, decided: VecDeque<Decided>) {
+        for Decided { decisions, done } in decided {
+            let outcome = match self.poisoned() {
+                Some(why) => Err(why),
+                None => self.writer.write_decisions(&decisions).map_err(|why| {
+                    let told = why.unavailable();
+                    self.note(Err(why));
+                    told
+                }),
+            };
+            // Whoever does not wait any more has no use for the answer.
+            let _ = done.send(outcome);
         }
     }
 
@@ -374,6 +546,8 @@ impl<P: Send + 'static, S: Sink<P>> Run<P, S> {
 pub(super) enum LogError {
     /// No space; the log goes on when there is some.
     NoSpace(String),
+    /// The log has reached its budget of so many bytes.
+    Full(u64),
     /// A failed sync, or a failed write that is not about space: disk and memory may differ now.
     Fatal(io::Error),
 }
@@ -382,6 +556,7 @@ impl LogError {
     fn unavailable(&self) -> Unavailable {
         match self {
             Self::NoSpace(why) => Unavailable::DiskFull(why.clone()),
+            Self::Full(limit) => Unavailable::LogFull(*limit),
             Self::Fatal(error) => Unavailable::Poisoned(error.to_string()),
         }
     }
@@ -433,6 +608,9 @@ pub(super) struct Writer {
     active: Option<Active>,
     previous: Option<Previous>,
     first_live_segment: u64,
+    /// The live segments of the block log, as decided.
+    blocks: Vec<BlocksSynced>,
+    pub(super) retention: Arc<Retention>,
     next_lsn: u64,
     durable_lsn: u64,
     /// The largest durable LSN that a header on disk tells.
@@ -446,8 +624,11 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(options: WalOptions, start: Start) -> Self {
         let supply = Supply::start(&options, start.next_segment, start.prepared);
+        let retention = Arc::new(Retention::new(options.max_size, start.contents));
         Self {
             supply,
+            retention,
+            blocks: start.blocks,
             active: None,
             previous: start.previous,
             first_live_segment: start.first_live_segment,
@@ -529,12 +710,14 @@ impl Writer {
     /// Moves records from the batch into the group, with a segment that has room for them.
     fn gather<P>(&mut self, batch: &mut VecDeque<Append<P>>, group: &mut Vec<Append<P>>) -> Result<(), LogError> {
         let Some(first) = batch.front() else { return Ok(()) };
-        let mut len = self.room_for_first(first)?;
+        let reserved = self.supply.reserve().inspect_err(|_| self.options.metrics.disk_full.inc());
+        reserved.map_err(LogError::NoSpace)?;
+        let mut len = self.room_for(false, |writer| writer.need(first))?;
         let (start, room) = self.active.as_ref().map_or((0, 0), |a| (a.at, a.capacity() - a.at));
         debug_assert!(start > 0);
         loop {
             let Some(next) = batch.pop_front() else { return Ok(()) };
-            self.stage(&next);
+            self.stage(&next.streams);
             group.push(next);
             let Some(candidate) = batch.front() else { return Ok(()) };
             len += self.need(candidate);
@@ -544,22 +727,25 @@ impl Writer {
         }
     }
 
-    /// Makes sure that the active segment takes a group with this record; returns the bytes of that group.
-    fn room_for_first<P>(&mut self, first: &Append<P>) -> Result<u64, LogError> {
-        let reserved = self.supply.reserve().inspect_err(|_| self.options.metrics.disk_full.inc());
-        reserved.map_err(LogError::NoSpace)?;
+    /// Makes sure that the active segment takes a group with records of so many bytes; returns the bytes of that group.
+    fn room_for(&mut self, may_take_last: bool, need: impl Fn(&Self) -> u64) -> Result<u64, LogError> {
         loop {
             let (fresh, room) = match &self.active {
                 Some(active) => (active.fresh(), active.capacity().saturating_sub(active.at)),
                 None => (false, 0),
             };
-            let open = if fresh { OPEN_MAX } else { 0 };
-            let len = GROUP_HEADER_LEN as u64 + open + self.need(first);
+            let open = if fresh { self.open_len() } else { 0 };
+            let len = GROUP_HEADER_LEN as u64 + open + need(self);
             if align_up(len, GROUP_ALIGN) <= room {
                 return Ok(len);
             }
-            if fresh { self.extend(len)? } else { self.rotate(false)? }
+            if fresh { self.extend(len)? } else { self.rotate(may_take_last)? }
         }
+    }
+
+    /// Upper bound of an Open record.
+    fn open_len(&self) -> u64 {
+        OPEN_MAX + 32 * self.blocks.len() as u64
     }
 
     /// Upper bound of what a record adds to the group, definitions included.
@@ -583,8 +769,8 @@ impl Writer {
     }
 
     /// Takes the record's streams into the group's staging area.
-    fn stage<P>(&mut self, append: &Append<P>) {
-        for stream in &append.streams {
+    fn stage(&mut self, streams: &[Arc<StreamLog>]) {
+        for stream in streams {
             if !self.staged.contains_key(&stream.id) {
                 let cursor = *stream.cursor.lock();
                 let defined = self.wants_definition(&cursor);
@@ -614,17 +800,78 @@ impl Writer {
             builder.entries(&append.record);
         }
         self.write(builder, lines)?;
+        self.sync_if_due()?;
+        self.options.metrics.records.inc_by(group.len() as u64);
+        self.commit_staged();
+        Ok(first_lsn)
+    }
+
+    fn sync_if_due(&mut self) -> Result<(), LogError> {
         let due = match self.options.sync {
             SyncMode::Always => true,
             SyncMode::Interval(every) => self.last_sync.elapsed() >= every,
             SyncMode::Os => false,
         };
-        if due {
-            self.sync()?;
+        if due { self.sync() } else { Ok(()) }
+    }
+
+    /// Writes decisions as one group and syncs it in every mode: what follows from them cannot be taken back.
+    fn write_decisions(&mut self, decisions: &[Decision]) -> Result<(), LogError> {
+        let outcome = self.build_decisions(decisions);
+        if outcome.is_err() {
+            self.staged.clear();
         }
-        self.options.metrics.records.inc_by(group.len() as u64);
+        outcome
+    }
+
+    fn build_decisions(&mut self, decisions: &[Decision]) -> Result<(), LogError> {
+        let need: u64 = decisions.iter().map(Decision::len).sum();
+        self.room_for(true, |_| need)?;
+        let carried = decisions.iter().filter_map(|d| match d {
+            Decision::Carried { record, streams } => Some((record, streams)),
+            _ => None,
+        });
+        for (_, streams) in carried.clone() {
+            self.stage(streams);
+        }
+        let mut builder = self.begin_group(0)?;
+        builder.series(self.staged.values().filter(|s| s.defined).map(|s| s.stream.definition(s.cursor.next_seq)));
+        let mut lines = 0;
+        for decision in decisions {
+            match decision {
+                Decision::BlocksSynced(b) => builder.control(Kind::BlocksSynced, b),
+                Decision::ChunkClosed(c) => builder.control(Kind::ChunkClosed, c),
+                Decision::ChunkFlushed(c) => builder.control(Kind::ChunkFlushed, c),
+                Decision::Retiring(r) => builder.control(Kind::Retiring, r),
+                Decision::Carried { record, .. } => {
+                    lines += record.lines();
+                    builder.entries(record);
+                }
+            }
+        }
+        self.write(builder, lines)?;
+        self.sync()?;
+        self.options.metrics.records.inc_by(decisions.len() as u64);
         self.commit_staged();
-        Ok(first_lsn)
+        decisions.iter().for_each(|d| self.decided(d));
+        Ok(())
+    }
+
+    /// Takes a durable decision into what the next Open tells.
+    fn decided(&mut self, decision: &Decision) {
+        match decision {
+            Decision::BlocksSynced(synced) => match self.blocks.iter_mut().find(|b| b.segment == synced.segment) {
+                Some(known) => *known = *synced,
+                None => self.blocks.push(*synced),
+            },
+            Decision::Retiring(retiring) => {
+                self.first_live_segment = self.first_live_segment.max(retiring.first_live_segment);
+                self.blocks.retain(|b| !retiring.blocks.contains(&b.segment));
+            }
+            Decision::ChunkClosed(closed) => self.retention.holds(Hold::Closed(*closed)),
+            Decision::ChunkFlushed(flushed) => self.retention.holds(Hold::Flushed(flushed.clone())),
+            Decision::Carried { .. } => {}
+        }
     }
 
     fn commit_staged(&mut self) {
@@ -635,6 +882,7 @@ impl Writer {
                 (cursor.segment, cursor.definitions) = (segment, 0);
             }
             cursor.definitions += u8::from(staged.defined);
+            self.retention.logged(staged.stream.id, cursor.next_seq);
             #[cfg(feature = "planted-bugs")]
             {
                 cursor.next_seq = cursor.next_seq.max(staged.stream.cursor.lock().next_seq);
@@ -662,7 +910,7 @@ impl Writer {
                     } else {
                         self.first_live_segment
                     },
-                    blocks: Vec::new(),
+                    blocks: self.blocks.clone(),
                 },
             );
         }
@@ -734,11 +982,15 @@ impl Writer {
     /// Goes on in the next prepared segment. Ordinary pushes leave the last one for recovery.
     fn rotate(&mut self, may_take_last: bool) -> Result<(), LogError> {
         self.sync()?;
+        if !may_take_last && !self.retention.has_room(self.options.segment_size) {
+            return Err(LogError::Full(self.options.max_size));
+        }
         // Without a next segment this one stays active: the watermark in its last block tells that all of it is durable.
         let prepared = self.supply.take(may_take_last).inspect_err(|_| self.options.metrics.disk_full.inc());
         let Prepared { header, file } = prepared.map_err(LogError::NoSpace)?;
         self.abandon();
         self.options.metrics.segment.set(i64::try_from(header.number).unwrap_or(i64::MAX));
+        self.retention.opened(header.number, header.file_len);
         self.active = Some(Active { header, file, at: FIRST_GROUP, digest: 0, dirty: false });
         Ok(())
     }
@@ -749,7 +1001,10 @@ impl Writer {
         let header = SegmentHeader { file_len: segment::len_for(group_len), ..active.header };
         let extended = segment::extend(&*active.file, active.header.file_len, &header);
         match extended {
-            Ok(()) => active.header = header,
+            Ok(()) => {
+                active.header = header;
+                self.retention.opened(header.number, header.file_len);
+            }
             Err(error) => {
                 // The half-enlarged file would hold its space until the next start.
                 let name = segment::segment_name(active.header.number);
@@ -770,7 +1025,7 @@ impl Writer {
         let bound: usize =
             definitions.iter().map(|d| d.labels.iter().map(|(n, v)| n.len() + v.len() + 16).sum::<usize>() + 256).sum();
         let records: usize = tail.iter().map(|r| r.bytes().len() + 64).sum();
-        let need = GROUP_HEADER_LEN as u64 + OPEN_MAX + (bound + bound / 6 + 64 + records) as u64;
+        let need = GROUP_HEADER_LEN as u64 + self.open_len() + (bound + bound / 6 + 64 + records) as u64;
         self.rotate(true)?;
         if self.active.as_ref().is_some_and(|a| align_up(need, GROUP_ALIGN) > a.capacity() - a.at) {
             self.extend(need)?;
@@ -779,10 +1034,20 @@ impl Writer {
         let mut builder = self.begin_group(tail.len() as u64)?;
         builder.series(definitions.into_iter());
         for record in tail {
-            builder.tail(record);
+            match record {
+                TailRecord::Kept { head, bytes, .. } | TailRecord::Lost { head, bytes } => {
+                    builder.stamped(bytes, *head, true);
+                }
+            }
         }
         self.write(builder, lines)?;
         self.sync()?;
+        for record in tail {
+            if let TailRecord::Kept { rows, holds, .. } = record {
+                rows.iter().for_each(|r| self.retention.logged(r.stream, r.end_seq()));
+                holds.iter().for_each(|h| self.retention.holds(h.clone()));
+            }
+        }
         self.watermark()
     }
 }
@@ -790,12 +1055,19 @@ impl Writer {
 /// A record that recovery writes again.
 pub(super) enum TailRecord {
     /// Head, tables and stored body as read.
-    Kept { head: RecordHead, bytes: Vec<u8>, lines: u64 },
+    Kept { head: RecordHead, bytes: Vec<u8>, rows: Vec<TableRow>, holds: Vec<Hold> },
     /// Stands for an LSN whose record is gone.
     Lost { bytes: Vec<u8>, head: RecordHead },
 }
 
 impl TailRecord {
+    pub(super) fn rows(&self) -> &[TableRow] {
+        match self {
+            Self::Kept { rows, .. } => rows,
+            Self::Lost { .. } => &[],
+        }
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Kept { bytes, .. } | Self::Lost { bytes, .. } => bytes,
@@ -804,7 +1076,7 @@ impl TailRecord {
 
     fn lines(&self) -> u64 {
         match self {
-            Self::Kept { lines, .. } => *lines,
+            Self::Kept { rows, .. } => rows.iter().map(|r| u64::from(r.count)).sum(),
             Self::Lost { .. } => 0,
         }
     }
@@ -812,102 +1084,3 @@ impl TailRecord {
 
 /// Upper bound of an Open record without blocks.
 const OPEN_MAX: u64 = 256;
-
-/// Chains a group's CRC into the digest of its segment.
-pub(super) fn chain_digest(digest: u32, group_crc: u32) -> u32 {
-    crc32(&[&digest.to_le_bytes(), &group_crc.to_le_bytes()])
-}
-
-/// The bytes of a group, padded, and what its header says.
-struct Group {
-    bytes: Vec<u8>,
-    lsns: u32,
-    crc: u32,
-}
-
-/// Lays records out one after the other, stamped for their place.
-struct GroupBuilder {
-    bytes: Vec<u8>,
-    segment: SegmentHeader,
-    at: u64,
-    first_lsn: u64,
-    records: u32,
-    lsns: u32,
-}
-
-impl GroupBuilder {
-    fn new(mut bytes: Vec<u8>, segment: SegmentHeader, at: u64, first_lsn: u64) -> Self {
-        bytes.clear();
-        bytes.resize(GROUP_HEADER_LEN, 0);
-        Self { bytes, segment, at, first_lsn, records: 0, lsns: 0 }
-    }
-
-    fn next_lsn(&self) -> u64 {
-        self.first_lsn + u64::from(self.lsns)
-    }
-
-    fn place(&self) -> u64 {
-        self.at + self.bytes.len() as u64
-    }
-
-    fn end_record(&mut self, has_lsn: bool) {
-        let padded = align_up(self.bytes.len() as u64, RECORD_ALIGN) as usize;
-        self.bytes.resize(padded, 0);
-        self.records += 1;
-        self.lsns += u32::from(has_lsn);
-    }
-
-    fn control<T: ControlBody>(&mut self, kind: Kind, value: &T) {
-        let (bytes, head) = encode_control(kind, value);
-        self.stamped(&bytes, head, kind.has_lsn());
-    }
-
-    fn stamped(&mut self, record: &[u8], head: RecordHead, has_lsn: bool) {
-        let head = RecordHead { lsn: self.next_lsn(), segment: self.segment.number, ..head };
-        let (start, place) = (self.bytes.len(), self.place());
-        self.bytes.extend_from_slice(record);
-        head.stamp(self.bytes.get_mut(start..).unwrap_or_default(), self.segment.salt, place);
-        self.end_record(has_lsn);
-    }
-
-    fn series(&mut self, definitions: impl Iterator<Item = SeriesDef>) {
-        let definitions: Vec<SeriesDef> = definitions.collect();
-        if !definitions.is_empty() {
-            self.control(Kind::Series, &definitions);
-        }
-    }
-
-    fn entries(&mut self, record: &EntriesRecord) {
-        let (lsn, place) = (self.next_lsn(), self.place());
-        record.stamp_into(&mut self.bytes, lsn, self.segment.number, self.segment.salt, place);
-        self.end_record(true);
-    }
-
-    fn tail(&mut self, record: &TailRecord) {
-        match record {
-            TailRecord::Kept { head, bytes, .. } | TailRecord::Lost { head, bytes } => self.stamped(bytes, *head, true),
-        }
-    }
-
-    fn finish(mut self, durable_lsn: u64, lines_before: u64) -> Group {
-        let wall_clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
-        let header = GroupHeader {
-            len: self.bytes.len() as u32,
-            segment: self.segment.number,
-            first_lsn: self.first_lsn,
-            records: self.records,
-            lsns: self.lsns,
-            durable_lsn,
-            lines_before,
-            wall_clock,
-        };
-        let raw = header.encode(self.segment.salt, self.at);
-        if let Some(place) = self.bytes.first_chunk_mut::<GROUP_HEADER_LEN>() {
-            *place = raw;
-        }
-        let padded = align_up(self.bytes.len() as u64, GROUP_ALIGN) as usize;
-        self.bytes.resize(padded, 0);
-        let crc = raw.last_chunk::<4>().map_or(0, |c| u32::from_le_bytes(*c));
-        Group { bytes: self.bytes, lsns: self.lsns, crc }
-    }
-}

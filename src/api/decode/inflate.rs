@@ -7,13 +7,15 @@ use flate2::{Decompress, FlushDecompress, Status};
 const UNEXPECTED_EOF: &str = "unexpected EOF";
 /// A snappy copy of 3 bytes yields at most 64, so a body that declares more than this many times its size is corrupt.
 const MAX_SNAPPY_RATIO: usize = 22;
+/// The message becomes the push's arena; validation appends the names of levels to it, which must not move it.
+const ARENA_SPARE: usize = 256;
 /// A first buffer for inflated bytes; it doubles from there.
 const MIN_BUFFER: usize = 8 << 10;
 const MAX_FIRST_BUFFER: usize = 1 << 20;
 /// Log lines usually deflate to less than a quarter.
 const USUAL_DEFLATE_RATIO: usize = 4;
 
-/// Bytes that [`snappy`] will allocate, by the body's own account but never more than its size allows.
+/// Bytes that [`snappy`] will fill, by the body's own account but never more than its size allows.
 pub(super) fn snappy_size(body: &[u8]) -> usize {
     snap::raw::decompress_len(body).unwrap_or(0).min(body.len().saturating_mul(MAX_SNAPPY_RATIO))
 }
@@ -34,8 +36,9 @@ pub(super) fn snappy(body: &[u8], limits: &DecodeLimits, lease: &mut Lease) -> R
     if len > body.len().saturating_mul(MAX_SNAPPY_RATIO) {
         return Err(corrupt());
     }
-    lease.take(len)?;
-    let mut out = vec![0; len];
+    lease.take(len + ARENA_SPARE)?;
+    let mut out = Vec::with_capacity(len + ARENA_SPARE);
+    out.resize(len, 0);
     let written = snap::raw::Decoder::new().decompress(body, &mut out).map_err(|_| corrupt())?;
     if written == len { Ok(out) } else { Err(corrupt()) }
 }

@@ -17,6 +17,8 @@ const VARINT: u8 = 0;
 const FIXED64: u8 = 1;
 const LEN: u8 = 2;
 const FIXED32: u8 = 5;
+/// Varints up to this many bytes are read with one check of the bounds.
+const SHORT_VARINT: usize = 5;
 
 /// Decodes a protobuf message that is not compressed any more. It becomes the arena of the push; the caller's lease
 /// covers it.
@@ -82,6 +84,7 @@ struct Timestamp {
 
 impl Timestamp {
     /// A message that comes again is merged: the fields that it has replace those before.
+    #[inline]
     fn merge(&mut self, mut reader: Reader<'_>) -> Result<(), PushError> {
         while let Some((field, wire)) = reader.tag()? {
             match field {
@@ -120,26 +123,53 @@ impl<'a> Reader<'a> {
         if self.at == self.end {
             return Ok(None);
         }
+        // All fields that are known have numbers below 16: one byte.
+        if let Some(byte @ 8..0x80) = self.bytes.get(self.at) {
+            self.at += 1;
+            return Ok(Some((u64::from(byte >> 3), byte & 7)));
+        }
+        self.long_tag()
+    }
+
+    #[cold]
+    fn long_tag(&mut self) -> Result<Option<(u64, u8)>, PushError> {
         let tag = self.varint()?;
         let field = tag >> 3;
         // Field numbers have 29 bits, 0 is none.
         if field == 0 || tag > u64::from(u32::MAX) {
-            return Err(self.error(&format!("illegal tag {tag}")));
+            return Err(self.illegal_tag(tag));
         }
         Ok(Some((field, (tag & 7) as u8)))
     }
 
-    #[inline]
-    fn varint(&mut self) -> Result<u64, PushError> {
-        match self.bytes.get(self.at) {
-            Some(&byte) if byte < 0x80 && self.at < self.end => {
-                self.at += 1;
-                Ok(u64::from(byte))
-            }
-            _ => self.long_varint(),
-        }
+    #[cold]
+    fn illegal_tag(&self, tag: u64) -> PushError {
+        self.error(&format!("illegal tag {tag}"))
     }
 
+    #[inline]
+    fn varint(&mut self) -> Result<u64, PushError> {
+        let (mut value, at) = (0, self.at);
+        // Lengths of lines have two bytes, seconds and nanoseconds have five. The bytes may lie behind the end of the
+        // message; the varint may not.
+        if let Some(bytes) = self.bytes.get(at..).and_then(|rest| rest.first_chunk::<SHORT_VARINT>()) {
+            for (i, byte) in bytes.iter().enumerate() {
+                value |= u64::from(byte & 0x7f) << (7 * i);
+                if *byte < 0x80 {
+                    let after = at + i + 1;
+                    if after > self.end {
+                        break;
+                    }
+                    self.at = after;
+                    return Ok(value);
+                }
+            }
+        }
+        self.long_varint()
+    }
+
+    /// A varint of any length, and near the end of the push.
+    #[cold]
     fn long_varint(&mut self) -> Result<u64, PushError> {
         let mut value = 0_u64;
         let rest = self.bytes.get(self.at..self.end).unwrap_or_default();
@@ -156,6 +186,7 @@ impl<'a> Reader<'a> {
         Err(self.error(if rest.len() < 10 { "unexpected EOF" } else { "integer overflow" }))
     }
 
+    #[inline]
     fn integer(&mut self, wire: u8) -> Result<u64, PushError> {
         self.expect(wire, VARINT)?;
         self.varint()
@@ -207,7 +238,12 @@ impl<'a> Reader<'a> {
 
     #[inline]
     fn expect(&self, wire: u8, want: u8) -> Result<(), PushError> {
-        if wire == want { Ok(()) } else { Err(self.error(&format!("wrong wireType = {wire}, want {want}"))) }
+        if wire == want { Ok(()) } else { Err(self.wrong_wire(wire, want)) }
+    }
+
+    #[cold]
+    fn wrong_wire(&self, wire: u8, want: u8) -> PushError {
+        self.error(&format!("wrong wireType = {wire}, want {want}"))
     }
 
     #[cold]

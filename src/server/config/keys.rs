@@ -118,8 +118,11 @@ static KEYS: &[Key] = table! {
     "ingester.wal.sync", "ingester.wal-sync", Choice, ingester.wal.sync, "Timberline's own: a push is answered after its bytes are synced (always), or after the write, with a sync every sync_interval (interval) or when the kernel likes (os, as Loki).";
     "ingester.wal.sync_interval", "ingester.wal-sync-interval", GoDuration, ingester.wal.sync_interval, "Timberline's own: time between syncs with sync: interval, 1ms to 1m.";
     "ingester.wal.segment_size", "ingester.wal-segment-size", Bytes, ingester.wal.segment_size, "Timberline's own: size of a segment of the log, 1MB to 1GB; smaller by itself on a small disk.";
+    "ingester.wal.max_size", "ingester.wal-max-size", Bytes, ingester.wal.max_size, "Timberline's own: bytes that the log's live segments may take together, at least four segments and at most a quarter of the disk. From three quarters on the oldest segment is cleaned; pushes get 503 when there is no room.";
     "ingester.wal.compression", "ingester.wal-compression", Choice, ingester.wal.compression, "Timberline's own: codec of pushes in the log: snappy, zstd or none.";
     "ingester.wal.queue_size", "ingester.wal-queue-size", Bytes, ingester.wal.queue_size, "Timberline's own: bytes of pushes that may wait for the log, 1MB to 4GB; further ones wait up to 2s, then get 503.";
+    "ingester.blocks.dir", "ingester.blocks-dir", Text, ingester.blocks.dir, "Timberline's own: directory of sealed blocks, on the file system of the log; empty is blocks in the data directory.";
+    "ingester.blocks.max_size", "ingester.blocks-max-size", Bytes, ingester.blocks.max_size, "Timberline's own: bytes that sealed blocks may take on the disk before pushes get 503; 0 for half of the disk.";
 
     "limits_config.ingestion_rate_mb", "distributor.ingestion-rate-limit-mb", Megabytes, limits.ingestion_rate, "Rate of lines and metadata, in MB per second.";
     "limits_config.ingestion_burst_size_mb", "distributor.ingestion-burst-size-mb", Megabytes, limits.ingestion_burst_size, "Largest burst above that rate, in MB; also the largest push.";

@@ -170,6 +170,17 @@ pub struct IngesterConfig {
     pub memory_budget: u64,
     /// The write-ahead log.
     pub wal: WalConfig,
+    /// The block log.
+    pub blocks: BlocksConfig,
+}
+
+/// `ingester.blocks`
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BlocksConfig {
+    /// As set; empty for `blocks` in the data directory. Use [`Config::blocks_dir`].
+    pub dir: String,
+    /// Bytes of all segments; 0 for half of the disk.
+    pub max_size: u64,
 }
 
 /// `ingester.wal`
@@ -185,6 +196,8 @@ pub struct WalConfig {
     pub sync_interval: Duration,
     /// Bytes; 1 MiB to 1 GiB.
     pub segment_size: u64,
+    /// Bytes of all live segments.
+    pub max_size: u64,
     /// Codec of pushes in the log.
     pub compression: WalCompression,
     /// Bytes of pushes that may wait for the log.
@@ -341,6 +354,7 @@ impl Default for IngesterConfig {
             require_data: false,
             memory_budget: 0,
             wal: WalConfig::default(),
+            blocks: BlocksConfig::default(),
         }
     }
 }
@@ -353,6 +367,7 @@ impl Default for WalConfig {
             sync: WalSync::Always,
             sync_interval: Duration::from_millis(100),
             segment_size: 64 << 20,
+            max_size: 1 << 30,
             compression: WalCompression::Snappy,
             queue_size: 64 << 20,
         }
@@ -374,6 +389,14 @@ impl Config {
     pub fn wal_dir(&self) -> PathBuf {
         match self.ingester.wal.dir.as_str() {
             "" => Path::new(&self.common.path_prefix).join("wal"),
+            dir => PathBuf::from(dir),
+        }
+    }
+
+    /// The block log's directory.
+    pub fn blocks_dir(&self) -> PathBuf {
+        match self.ingester.blocks.dir.as_str() {
+            "" => Path::new(&self.common.path_prefix).join("blocks"),
             dir => PathBuf::from(dir),
         }
     }

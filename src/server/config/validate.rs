@@ -180,6 +180,7 @@ fn wal(config: &Config, wrong: &mut Vec<Wrong>) {
         wrong.push(("ingester.wal.enabled", text));
     }
     between("ingester.wal.segment_size", wal.segment_size, MIB, GIB, wrong);
+    between("ingester.wal.max_size", wal.max_size, 4 * MIB, 1 << 50, wrong);
     between("ingester.wal.queue_size", wal.queue_size as u64, MIB, 4 * GIB, wrong);
     let (least, most) = (Duration::from_millis(1), Duration::from_secs(60));
     if !(least..=most).contains(&wal.sync_interval) {

@@ -1,0 +1,291 @@
+//! Keeps both logs within their budgets: cleans the oldest segments step by step, so that they can go.
+//!
+//! Of the write-ahead log the oldest segment may go when nothing needs it: larger heads that hold it are sealed, smaller ones
+//! are logged again at its end ("carried"). Of the block log a segment may go when all its chunks are in the object
+//! store; one that is mostly dead is cleaned by copying what lives.
+
+use super::commit::Payload;
+use super::sealed::Sealing;
+use super::stream::{Carry, Unsettled};
+use super::{State, Stream};
+use crate::model::Tenant;
+use crate::wal::{
+    BlockAppend, BlockLog, BlockStore, Decision, EntriesBuilder, Hold, StreamLog, Unavailable, Wal, spawn_critical,
+};
+use ahash::AHashMap;
+use parking_lot::{Condvar, Mutex};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tracing::warn;
+
+/// How often the logs are looked at.
+const CHECK: Duration = Duration::from_millis(50);
+/// From this share of its budget on the write-ahead log is cleaned.
+const CLEAN_AT: f64 = 0.75;
+/// Heads of so many bytes and more are sealed, smaller ones carried.
+const SEAL_FROM: usize = 32 << 10;
+/// Bytes of heads in one carried record, about.
+const CARRY_BYTES: usize = 1 << 20;
+/// Streams of one carried record.
+const CARRY_STREAMS: usize = 2000;
+
+/// The thread that does it.
+pub(super) struct Retainer {
+    signal: Arc<Signal>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Signal {
+    stopping: AtomicBool,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Signal {
+    /// Waits a while; returns whether to go on.
+    fn pause(&self) -> bool {
+        let mut lock = self.lock.lock();
+        if !self.stopping.load(Ordering::Acquire) {
+            self.wake.wait_for(&mut lock, CHECK);
+        }
+        !self.stopping.load(Ordering::Acquire)
+    }
+}
+
+impl Retainer {
+    pub fn start(state: &Arc<State>, wal: &Arc<Wal<Payload>>, blocks: &Arc<BlockLog<Sealing>>) -> Self {
+        let signal = Arc::new(Signal::default());
+        let mut work = Work {
+            state: Arc::downgrade(state),
+            wal: wal.clone(),
+            blocks: blocks.clone(),
+            carried: AHashMap::new(),
+            oldest: 0,
+            cleaning: None,
+            unreadable: HashSet::new(),
+        };
+        let shared = signal.clone();
+        let thread = spawn_critical("retain", move || {
+            while shared.pause() {
+                match work.step() {
+                    Ok(()) => {}
+                    // Ends with the process, or when it is told to.
+                    Err(Unavailable::Stopped | Unavailable::Poisoned(_)) => return,
+                    // Space comes back, or it does not: pushes are refused meanwhile, and the log says why.
+                    Err(_) => {}
+                }
+            }
+        });
+        Self { signal, thread: Mutex::new(Some(thread)) }
+    }
+
+    pub fn stop(&self) {
+        self.signal.stopping.store(true, Ordering::Release);
+        drop(self.signal.lock.lock());
+        self.signal.wake.notify_all();
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic on the thread has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Work {
+    state: Weak<State>,
+    wal: Arc<Wal<Payload>>,
+    blocks: Arc<BlockLog<Sealing>>,
+    /// Streams whose entries of the oldest segment were carried, with the seq up to which.
+    carried: AHashMap<u64, u64>,
+    /// The oldest segment, which `carried` is about.
+    oldest: u64,
+    /// The segment of the block log whose blocks are being copied.
+    cleaning: Option<u64>,
+    /// Segments with a block that cannot be read.
+    unreadable: HashSet<u64>,
+}
+
+impl Work {
+    fn step(&mut self) -> Result<(), Unavailable> {
+        let Some(state) = self.state.upgrade() else { return Err(Unavailable::Stopped) };
+        state.metrics.wal_size.set(i64::try_from(self.wal.retention().size()).unwrap_or(i64::MAX));
+        state.metrics.blocks_size.set(i64::try_from(self.blocks.store().size()).unwrap_or(i64::MAX));
+        self.clean_wal(&state)?;
+        self.clean_blocks(&state)
+    }
+
+    fn clean_wal(&mut self, state: &State) -> Result<(), Unavailable> {
+        let retention = self.wal.retention().clone();
+        while retention.size() as f64 > retention.max_size() as f64 * CLEAN_AT {
+            let Some((number, streams)) = retention.oldest(|s| (s.number, s.streams.clone())) else { return Ok(()) };
+            if self.oldest != number {
+                self.oldest = number;
+                self.carried.clear();
+            }
+            let pinned = self.clean_segment(state, streams)?;
+            state.metrics.wal_pinned_streams.set(i64::try_from(pinned).unwrap_or(i64::MAX));
+            if pinned > 0 {
+                return Ok(());
+            }
+            let holds = retention.oldest(|s| s.holds.clone()).unwrap_or_default();
+            let store = self.blocks.store();
+            let again = holds.into_iter().filter(|h| still_needed(state, store, h)).map(|h| match h {
+                Hold::Closed(c) => Decision::ChunkClosed(c),
+                Hold::Flushed(c) => Decision::ChunkFlushed(c),
+            });
+            self.wal.retire(number + 1, Vec::new(), again.collect())?;
+            state.metrics.wal_retired.inc();
+        }
+        Ok(())
+    }
+
+    /// Seals and carries what the oldest segment is needed for; returns how many streams still need it.
+    fn clean_segment(&mut self, state: &State, streams: AHashMap<u64, u64>) -> Result<usize, Unavailable> {
+        let mut pinned = 0;
+        let mut small: Vec<Arc<Stream>> = Vec::new();
+        for (id, end_seq) in streams {
+            // A stream that memory does not know has nothing in it: all its pushes failed, or it was flushed.
+            let Some(stream) = state.stream(id) else { continue };
+            if self.carried.get(&id).is_some_and(|end| *end >= end_seq) {
+                continue;
+            }
+            match stream.unsettled(end_seq) {
+                Unsettled::No => {}
+                Unsettled::Wait => pinned += 1,
+                Unsettled::Head(size) if size >= SEAL_FROM => {
+                    pinned += 1;
+                    if stream.freeze_head() {
+                        state.sealer.enqueue(stream);
+                    }
+                }
+                Unsettled::Head(_) => small.push(stream),
+            }
+        }
+        small.sort_by(|a, b| a.log.tenant.cmp(&b.log.tenant));
+        for same_tenant in small.chunk_by(|a, b| a.log.tenant == b.log.tenant) {
+            for some in same_tenant.chunks(CARRY_STREAMS) {
+                pinned += self.carry(state, some)?;
+            }
+        }
+        Ok(pinned)
+    }
+
+    /// Logs the heads of these streams of one tenant again; returns how many have to wait.
+    fn carry(&mut self, state: &State, streams: &[Arc<Stream>]) -> Result<usize, Unavailable> {
+        let mut waiting = 0;
+        let mut heads: Vec<(&Arc<Stream>, Carry)> = Vec::new();
+        let mut bytes = 0;
+        for stream in streams {
+            match stream.carry() {
+                Some(carry) => {
+                    bytes += carry.head.memory();
+                    heads.push((stream, carry));
+                }
+                // It was frozen meanwhile, and comes as a block.
+                None => waiting += 1,
+            }
+            if bytes >= CARRY_BYTES {
+                self.log_again(state, &std::mem::take(&mut heads))?;
+                bytes = 0;
+            }
+        }
+        self.log_again(state, &heads)?;
+        Ok(waiting)
+    }
+
+    fn log_again(&mut self, state: &State, heads: &[(&Arc<Stream>, Carry)]) -> Result<(), Unavailable> {
+        let Some((first, _)) = heads.first() else { return Ok(()) };
+        let tenant: &Tenant = &first.log.tenant;
+        let size = heads.iter().map(|(_, c)| c.head.uncompressed_size() + 16 * c.head.len()).sum();
+        let mut builder = EntriesBuilder::new(size);
+        let mut seqs = Vec::new();
+        let mut logs: Vec<Arc<StreamLog>> = Vec::new();
+        let mut lines = 0;
+        for (stream, carry) in heads {
+            let mut position = 0;
+            for (first_seq, count) in &carry.runs {
+                builder.stream(stream.log.id);
+                seqs.push(*first_seq);
+                logs.push(stream.log.clone());
+                for entry in (position..position + *count as usize).filter_map(|p| carry.head.get(p)) {
+                    builder.entry(entry.timestamp, entry.line, entry.metadata());
+                    lines += 1;
+                }
+                position += *count as usize;
+            }
+        }
+        let record = builder.finish_carried(tenant.as_str(), state.config.wal_codec, &seqs);
+        state.metrics.wal_carried_bytes.inc_by(record.len() as u64);
+        self.wal.decide(vec![Decision::Carried { record, streams: logs }])?;
+        state.metrics.wal_carried_lines.inc_by(lines);
+        for (stream, carry) in heads {
+            let end = carry.runs.last().map_or(0, |(first, count)| first + u64::from(*count));
+            // Behind the last run only duplicates have used up seqs.
+            let known = self.carried.entry(stream.log.id).or_default();
+            *known = end.max(*known);
+        }
+        Ok(())
+    }
+
+    fn clean_blocks(&mut self, state: &State) -> Result<(), Unavailable> {
+        let store = self.blocks.store();
+        let dead = store.dead();
+        if !dead.is_empty() {
+            self.wal.retire(0, dead.clone(), Vec::new())?;
+            if let Err(error) = store.remove(&dead) {
+                warn!(%error, "segments of the block log that hold nothing could not be removed: the next start tries again");
+            }
+            state.metrics.blocks_retired.inc_by(dead.len() as u64);
+            for stream in state.all_instances().iter().flat_map(|i| i.shown()) {
+                stream.forget_flushed(|segment| store.holds(segment));
+            }
+        }
+        if self.cleaning.is_none_or(|segment| !store.holds(segment)) {
+            self.cleaning = store.sparse(&self.unreadable);
+            if let Some(segment) = self.cleaning {
+                self.copy_live(state, segment);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what lives in a segment of the block log to its end; when the copies count, nothing holds the segment.
+    fn copy_live(&mut self, state: &State, segment: u64) {
+        for stream in state.all_instances().iter().flat_map(|i| i.shown()) {
+            for (chunk, symbols, block) in stream.blocks_in(segment) {
+                let data = match self.blocks.store().read(block.place) {
+                    Ok(data) => data,
+                    Err(error) => {
+                        warn!(%error, "a block cannot be moved: its segment stays");
+                        self.unreadable.insert(segment);
+                        self.cleaning = None;
+                        return;
+                    }
+                };
+                let ids: Vec<u32> = (0..symbols.len() as u32).collect();
+                self.blocks.append(BlockAppend {
+                    tables: block.tables(stream.log.id, chunk, &symbols, &ids),
+                    data,
+                    stream: stream.log.clone(),
+                    closes: None,
+                    payload: Sealing::Moved { stream: stream.clone(), from: block.place },
+                });
+            }
+        }
+    }
+}
+
+/// Does a decision in the oldest segment still have an effect?
+fn still_needed(state: &State, store: &BlockStore, hold: &Hold) -> bool {
+    match hold {
+        Hold::Closed(c) => state.stream(c.stream).is_some_and(|s| s.awaits_flush(c.chunk)),
+        // As long as a segment of the block log holds blocks of it. Entries of it in the write-ahead log are older than this
+        // decision, so they are gone with this segment.
+        Hold::Flushed(c) => {
+            state.stream(c.stream).is_some_and(|s| s.flushed_into(c.chunk).iter().any(|segment| store.holds(*segment)))
+        }
+    }
+}

@@ -1,0 +1,765 @@
+//! The block log: sealed blocks, in segments of their own with the same framing (`wal-format.md`, section 8).
+//!
+//! Its thread gathers blocks, writes them as one group, syncs, and logs [`BlocksSynced`] in the write-ahead log. Only then
+//! does a block count: what lies behind the durable end is written over after a restart.
+
+use super::format::{
+    FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, Kind, LogKind, RECORD_HEAD_LEN, RecordHead, SegmentHeader,
+};
+use super::group::GroupBuilder;
+use super::record::{BlockTables, BlocksSynced, ChunkClosed, Footer, decode_control, encode_block};
+use super::segment::{self, Prepared};
+use super::writer::{Decision, LogError, StreamLog, Unavailable, Wal, WalOptions, spawn_critical};
+use crate::codec::{align_up, crc32};
+use crate::fs::{File, Fs, read_full_at, write_all_at};
+use ahash::AHashSet;
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, RwLock};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// Blocks are gathered until there are so many bytes, or for so long: each sync of the block log competes with those of
+/// pushes.
+const GATHER_BYTES: usize = 2 << 20;
+const GATHER_FOR: Duration = Duration::from_millis(100);
+/// Most bytes of a group, unless it is a single block.
+const MAX_GROUP: usize = 4 << 20;
+/// After a failure for lack of space.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// How the block log is set up.
+#[derive(Clone, Debug)]
+pub struct BlockLogOptions {
+    /// Directory of the segments; on the file system of the write-ahead log.
+    pub dir: PathBuf,
+    /// Bytes of a segment.
+    pub segment_size: u64,
+    /// Bytes that all segments may take together.
+    pub max_size: u64,
+}
+
+/// Where a block lies in the block log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlockPlace {
+    /// Number of the segment.
+    pub segment: u64,
+    /// Offset of its record.
+    pub offset: u64,
+    /// Bytes of its record.
+    pub len: u32,
+}
+
+/// A block on its way to the block log.
+pub struct BlockAppend<P> {
+    /// What is known of it without its bytes.
+    pub tables: BlockTables,
+    /// Its bytes.
+    pub data: Bytes,
+    /// Its stream.
+    pub stream: Arc<StreamLog>,
+    /// Its chunk takes no more blocks.
+    pub closes: Option<ChunkClosed>,
+    /// Handed back when the block counts.
+    pub payload: P,
+}
+
+/// Takes blocks that count. Called on the block log's thread.
+pub trait BlockSink<P>: Send + 'static {
+    /// These are durable, and the write-ahead log says so.
+    fn synced(&mut self, blocks: Vec<(BlockPlace, P)>);
+}
+
+/// The part of the write-ahead log that the block log needs.
+pub trait Decide: Send + Sync + 'static {
+    /// As [`Wal::decide`].
+    ///
+    /// # Errors
+    /// As [`Wal::decide`].
+    fn decide(&self, decisions: Vec<Decision>) -> Result<(), Unavailable>;
+    /// As [`Wal::poison`].
+    fn poison(&self, error: io::Error);
+}
+
+impl<P: Send + 'static> Decide for Wal<P> {
+    fn decide(&self, decisions: Vec<Decision>) -> Result<(), Unavailable> {
+        Wal::decide(self, decisions)
+    }
+
+    fn poison(&self, error: io::Error) {
+        Wal::poison(self, error);
+    }
+}
+
+/// Why a block cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The disk failed, or the segment is gone.
+    #[error("block segment {0}: {1}")]
+    Io(u64, io::Error),
+    /// The bytes are not those that were written.
+    #[error("the block at segment {}, offset {} is damaged", .0.segment, .0.offset)]
+    Damaged(BlockPlace),
+}
+
+/// The segments of the block log and their sizes; reads blocks.
+pub struct BlockStore {
+    fs: Arc<dyn Fs>,
+    volume: Uuid,
+    options: BlockLogOptions,
+    segments: RwLock<BTreeMap<u64, Usage>>,
+}
+
+/// What is known of one segment.
+#[derive(Clone, Copy, Debug)]
+struct Usage {
+    header: SegmentHeader,
+    /// Bytes of records that are needed.
+    live: u64,
+    /// Bytes of records at all.
+    used: u64,
+    /// Nothing is appended any more.
+    finished: bool,
+}
+
+impl BlockStore {
+    fn new(options: &WalOptions) -> Self {
+        Self {
+            fs: options.fs.clone(),
+            volume: options.volume,
+            options: options.blocks.clone(),
+            segments: RwLock::default(),
+        }
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.options.dir.join(segment::file_name(LogKind::Blocks, number))
+    }
+
+    pub(super) fn dir(&self) -> &std::path::Path {
+        &self.options.dir
+    }
+
+    /// Reads a block's bytes from the disk and verifies them.
+    ///
+    /// # Errors
+    /// The disk fails, or the bytes are not those that were written.
+    pub fn read(&self, place: BlockPlace) -> Result<Bytes, BlockError> {
+        let gone = || BlockError::Io(place.segment, io::ErrorKind::NotFound.into());
+        let header = self.segments.read().get(&place.segment).map(|s| s.header).ok_or_else(gone)?;
+        let io = |e| BlockError::Io(place.segment, e);
+        let file = self.fs.open(&self.path(place.segment), false).map_err(io)?;
+        let mut record = vec![0; place.len as usize];
+        let read = read_full_at(&*file, place.offset, &mut record).map_err(io)?;
+        record.truncate(read);
+        let head = RecordHead::decode_at(&record, place.offset, &header).filter(|h| h.len == place.len);
+        let start = RECORD_HEAD_LEN + head.map_or(0, |h| h.tables_len as usize);
+        let record = Bytes::from(record);
+        match head {
+            Some(head) if record.get(start..).is_some_and(|body| crc32(&[body]) == head.body_crc) => {
+                Ok(record.slice(start..))
+            }
+            _ => Err(BlockError::Damaged(place)),
+        }
+    }
+
+    /// Bytes of all segments.
+    pub fn size(&self) -> u64 {
+        self.segments.read().values().map(|s| s.header.file_len).sum()
+    }
+
+    /// Is the log as large as it may be?
+    pub fn is_full(&self) -> bool {
+        self.size() > self.options.max_size
+    }
+
+    /// Bytes that all segments may take together.
+    pub fn max_size(&self) -> u64 {
+        self.options.max_size
+    }
+
+    /// Is this segment still there?
+    pub fn holds(&self, segment: u64) -> bool {
+        self.segments.read().contains_key(&segment)
+    }
+
+    /// Nothing needs this block any more.
+    pub fn free(&self, place: BlockPlace) {
+        if let Some(usage) = self.segments.write().get_mut(&place.segment) {
+            usage.live = usage.live.saturating_sub(u64::from(place.len));
+        }
+    }
+
+    /// Finished segments that hold nothing that is needed.
+    pub fn dead(&self) -> Vec<u64> {
+        let segments = self.segments.read();
+        segments.iter().filter(|(_, s)| s.finished && s.live == 0).map(|(n, _)| *n).collect()
+    }
+
+    /// The finished segment with the fewest needed bytes, if they are under a quarter of it.
+    pub fn sparse(&self, but: &HashSet<u64>) -> Option<u64> {
+        let segments = self.segments.read();
+        let sparse = |n: &u64, s: &Usage| s.finished && s.live > 0 && s.live < s.used / 4 && !but.contains(n);
+        let sparse = segments.iter().filter(|(n, s)| sparse(n, s));
+        sparse.min_by_key(|(_, s)| s.live).map(|(n, _)| *n)
+    }
+
+    /// Removes segments that a durable Retiring record has given up. One that stays is removed by the next start.
+    ///
+    /// # Errors
+    /// The directory could not be synced.
+    pub fn remove(&self, numbers: &[u64]) -> io::Result<()> {
+        for number in numbers {
+            self.segments.write().remove(number);
+            match self.fs.remove(&self.path(*number)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        self.fs.sync_dir(&self.options.dir)
+    }
+}
+
+/// The block log, open for appending. Stop it before the write-ahead log.
+pub struct BlockLog<P: Send + 'static> {
+    store: Arc<BlockStore>,
+    queue: Arc<Queue<P>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Queue<P> {
+    state: Mutex<QueueState<P>>,
+    wake: Condvar,
+    stopping: AtomicBool,
+}
+
+struct QueueState<P> {
+    blocks: VecDeque<BlockAppend<P>>,
+    bytes: usize,
+    since: Option<Instant>,
+}
+
+impl<P: Send + 'static> BlockLog<P> {
+    pub(super) fn start(writer: BlockWriter, wal: Arc<dyn Decide>, sink: impl BlockSink<P>) -> Self {
+        let state = QueueState { blocks: VecDeque::new(), bytes: 0, since: None };
+        let queue =
+            Arc::new(Queue { state: Mutex::new(state), wake: Condvar::new(), stopping: AtomicBool::new(false) });
+        let store = writer.store.clone();
+        let run = Run { queue: queue.clone(), writer, wal, sink };
+        let thread = spawn_critical("blocks", move || run.run());
+        Self { store, queue, thread: Mutex::new(Some(thread)) }
+    }
+
+    /// Hands a block over; the sink gets it when it counts. Bounded by its callers: each stream has one block on its way.
+    pub fn append(&self, block: BlockAppend<P>) {
+        let mut state = self.queue.state.lock();
+        state.bytes += block.data.len();
+        state.since.get_or_insert_with(Instant::now);
+        state.blocks.push_back(block);
+        drop(state);
+        self.queue.wake.notify_one();
+    }
+
+    /// The segments.
+    pub fn store(&self) -> &Arc<BlockStore> {
+        &self.store
+    }
+
+    /// Ends the thread after the group that it is writing. Blocks that wait are dropped: their lines are in the
+    /// write-ahead log.
+    pub fn stop(&self) {
+        self.queue.stopping.store(true, Ordering::Release);
+        // Under the lock, so that the thread cannot miss it between its look and its sleep.
+        drop(self.queue.state.lock());
+        self.queue.wake.notify_all();
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic on the thread has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<P: Send + 'static> Drop for BlockLog<P> {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl<P> Queue<P> {
+    /// The next group; `None` to stop.
+    fn next(&self) -> Option<Vec<BlockAppend<P>>> {
+        let mut state = self.state.lock();
+        loop {
+            if self.stopping() {
+                return None;
+            }
+            match state.since {
+                None => self.wake.wait(&mut state),
+                Some(since) => {
+                    let left = GATHER_FOR.saturating_sub(since.elapsed());
+                    if state.bytes >= GATHER_BYTES || left.is_zero() {
+                        break;
+                    }
+                    self.wake.wait_for(&mut state, left);
+                }
+            }
+        }
+        let mut group = Vec::new();
+        let mut bytes = 0;
+        while let Some(block) = state.blocks.pop_front_if(|b| bytes == 0 || bytes + b.data.len() <= MAX_GROUP) {
+            bytes += block.data.len();
+            group.push(block);
+        }
+        state.bytes -= bytes;
+        if state.blocks.is_empty() {
+            state.since = None;
+        }
+        Some(group)
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Waits a while; returns whether to go on.
+    fn pause(&self) -> bool {
+        let mut state = self.state.lock();
+        if !self.stopping() {
+            self.wake.wait_for(&mut state, RETRY);
+        }
+        !self.stopping()
+    }
+}
+
+struct Run<P, S> {
+    queue: Arc<Queue<P>>,
+    writer: BlockWriter,
+    wal: Arc<dyn Decide>,
+    sink: S,
+}
+
+impl<P: Send + 'static, S: BlockSink<P>> Run<P, S> {
+    fn run(mut self) {
+        while let Some(group) = self.queue.next() {
+            let Some(places) = self.write(&group) else { return };
+            let mut decisions: Vec<Decision> =
+                self.writer.take_ends().into_iter().map(Decision::BlocksSynced).collect();
+            decisions.extend(group.iter().filter_map(|b| b.closes).map(Decision::ChunkClosed));
+            if !self.decide(&decisions) {
+                return;
+            }
+            self.sink.synced(places.into_iter().zip(group.into_iter().map(|b| b.payload)).collect());
+        }
+    }
+
+    /// Writes and syncs a group, for as long as it takes; `None` when there is no more use in it.
+    fn write(&mut self, group: &[BlockAppend<P>]) -> Option<Vec<BlockPlace>> {
+        loop {
+            match self.writer.write(group) {
+                Ok(places) => return Some(places),
+                Err(LogError::NoSpace(_) | LogError::Full(_)) => {
+                    if !self.queue.pause() {
+                        return None;
+                    }
+                }
+                Err(LogError::Fatal(error)) => {
+                    self.wal.poison(error);
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn decide(&self, decisions: &[Decision]) -> bool {
+        loop {
+            match self.wal.decide(decisions.to_vec()) {
+                Ok(()) => return true,
+                Err(Unavailable::Stopped | Unavailable::Poisoned(_)) => return false,
+                Err(_) if self.queue.pause() => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+/// The segment that is being written.
+struct Active {
+    header: SegmentHeader,
+    file: Arc<dyn File>,
+    /// Where the next group goes.
+    at: u64,
+    footer: Footer,
+    defined: AHashSet<u64>,
+    /// Upper bound of the footer's group.
+    footer_len: u64,
+}
+
+const FOOTER_BASE: u64 = 512;
+
+impl Active {
+    fn new(header: SegmentHeader, file: Arc<dyn File>) -> Self {
+        Self {
+            header,
+            file,
+            at: FIRST_GROUP,
+            footer: Footer::default(),
+            defined: AHashSet::new(),
+            footer_len: FOOTER_BASE,
+        }
+    }
+}
+
+/// Everything that the block log's thread owns.
+pub(super) struct BlockWriter {
+    store: Arc<BlockStore>,
+    active: Option<Active>,
+    next_segment: u64,
+    /// Durable ends that the write-ahead log does not know yet.
+    ends: Vec<BlocksSynced>,
+    buffer: Vec<u8>,
+}
+
+impl BlockWriter {
+    fn take_ends(&mut self) -> Vec<BlocksSynced> {
+        std::mem::take(&mut self.ends)
+    }
+
+    /// Writes blocks as one group behind the durable end and syncs them.
+    fn write<P>(&mut self, group: &[BlockAppend<P>]) -> Result<Vec<BlockPlace>, LogError> {
+        let tables: Vec<Vec<u8>> = group.iter().map(|b| b.tables.encode()).collect();
+        let data = group.iter().map(|b| b.data.len());
+        let bodies: u64 = data.zip(&tables).map(|(d, t)| (RECORD_HEAD_LEN + d + t.len() + 8) as u64).sum();
+        let in_footer: u64 = tables.iter().map(|t| t.len() as u64 + 32).sum();
+        let definitions: u64 = group.iter().map(|b| b.stream.definition_len() * 7 / 6 + 64).sum();
+        let len = GROUP_HEADER_LEN as u64 + bodies + definitions;
+        let footer = in_footer * 7 / 6 + definitions;
+        self.make_room(align_up(len, GROUP_ALIGN), footer)?;
+        let buffer = std::mem::take(&mut self.buffer);
+        let Some(active) = &mut self.active else { return Err(LogError::NoSpace("no block segment".into())) };
+        active.footer_len += footer;
+        let mut builder = GroupBuilder::new(buffer, active.header, active.at, 0);
+        let fresh = |b: &&BlockAppend<P>| !active.defined.contains(&b.stream.id);
+        let mut new: BTreeMap<u64, _> = BTreeMap::new();
+        for block in group.iter().filter(fresh) {
+            let mut definition = block.stream.definition(block.tables.end_seq);
+            definition.settled_seq = block.tables.first_seq;
+            new.insert(block.stream.id, definition);
+        }
+        builder.series(new.values().cloned());
+        let mut places = Vec::with_capacity(group.len());
+        for (block, tables) in group.iter().zip(&tables) {
+            let (record, head) = encode_block(tables, &block.data);
+            places.push(BlockPlace { segment: active.header.number, offset: builder.place(), len: head.len });
+            builder.stamped(&record, head, false);
+        }
+        let built = builder.finish(0, 0);
+        let written = write_all_at(&*active.file, active.at, &built.bytes);
+        let end = active.at + built.bytes.len() as u64;
+        self.buffer = built.bytes;
+        if let Err(error) = written {
+            // No byte is written to the segment again: it ends where it was durable.
+            self.abandon();
+            return Err(LogError::of_write(error));
+        }
+        active.file.sync_data().map_err(LogError::Fatal)?;
+        active.at = end;
+        active.defined.extend(new.keys());
+        active.footer.definitions.extend(new.into_values());
+        let in_footer = places.iter().zip(tables).map(|(p, t)| (p.offset, p.len, t));
+        active.footer.blocks.extend(in_footer);
+        let synced = BlocksSynced { segment: active.header.number, end, footer: 0 };
+        self.ends.retain(|e| e.segment != synced.segment);
+        self.ends.push(synced);
+        self.store.grew(synced.segment, places.iter().map(|p| u64::from(p.len)).sum());
+        Ok(places)
+    }
+
+    /// Makes sure that the active segment takes a group of `len` bytes and, later, a footer that grows by `footer`.
+    fn make_room(&mut self, len: u64, footer: u64) -> Result<(), LogError> {
+        let fits = |a: &Active| a.at + len + align_up(a.footer_len + footer, GROUP_ALIGN) <= a.header.file_len;
+        if !self.active.as_ref().is_some_and(fits) {
+            self.finish()?;
+            let need = segment::len_for(len + align_up(FOOTER_BASE + footer, GROUP_ALIGN));
+            self.open(need.max(self.store.options.segment_size))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the active segment's footer and leaves it.
+    fn finish(&mut self) -> Result<(), LogError> {
+        let Some(active) = &mut self.active else { return Ok(()) };
+        let mut builder = GroupBuilder::new(std::mem::take(&mut self.buffer), active.header, active.at, 0);
+        builder.control(Kind::Footer, &active.footer);
+        let built = builder.finish(0, 0);
+        let footer = active.at;
+        let end = footer + built.bytes.len() as u64;
+        // The bound is generous; should it fail, the segment is scanned at each start, which is only slower.
+        let fits = end <= active.header.file_len;
+        let written = if fits { write_all_at(&*active.file, footer, &built.bytes) } else { Ok(()) };
+        self.buffer = built.bytes;
+        if written.is_ok() && fits {
+            active.file.sync_data().map_err(LogError::Fatal)?;
+            let synced = BlocksSynced { segment: active.header.number, end, footer };
+            self.ends.retain(|e| e.segment != synced.segment);
+            self.ends.push(synced);
+        }
+        self.abandon();
+        written.map_err(LogError::of_write)
+    }
+
+    fn abandon(&mut self) {
+        if let Some(active) = self.active.take() {
+            self.store.finished(active.header.number);
+        }
+    }
+
+    fn open(&mut self, len: u64) -> Result<(), LogError> {
+        let (fs, dir, number) = (&*self.store.fs, &self.store.options.dir, self.next_segment);
+        let made = segment::prepare_blocks(fs, dir, self.store.volume, number, len);
+        self.next_segment += 1;
+        let Prepared { header, file } = made.map_err(LogError::of_write)?;
+        self.store.opened(header);
+        self.active = Some(Active::new(header, file));
+        Ok(())
+    }
+}
+
+impl BlockStore {
+    fn opened(&self, header: SegmentHeader) {
+        let usage = Usage { header, live: 0, used: 0, finished: false };
+        self.segments.write().insert(header.number, usage);
+    }
+
+    fn grew(&self, number: u64, bytes: u64) {
+        if let Some(usage) = self.segments.write().get_mut(&number) {
+            usage.live += bytes;
+            usage.used += bytes;
+        }
+    }
+
+    fn finished(&self, number: u64) {
+        if let Some(usage) = self.segments.write().get_mut(&number) {
+            usage.finished = true;
+        }
+    }
+}
+
+/// A block that recovery found.
+#[derive(Clone, Debug)]
+pub struct FoundBlock {
+    /// Where it lies.
+    pub place: BlockPlace,
+    /// What is known of it.
+    pub tables: BlockTables,
+}
+
+/// What recovery found of the block log.
+#[derive(Default)]
+pub struct FoundBlocks {
+    /// Sound blocks, in the order of the log.
+    pub blocks: Vec<FoundBlock>,
+    /// Damage: segment and what is wrong there.
+    pub damage: Vec<(u64, String)>,
+    /// Blocks whose bytes are damaged: what they held, unless the write-ahead log still has it.
+    pub damaged: Vec<BlockTables>,
+    /// Bytes of all segments.
+    pub bytes: u64,
+    /// Definitions of streams.
+    pub definitions: Vec<super::record::SeriesDef>,
+}
+
+/// The block log as recovery found it; nothing is changed on disk yet.
+pub(super) struct RecoveredBlocks {
+    store: Arc<BlockStore>,
+    active: Option<Active>,
+    next_segment: u64,
+    /// Files that hold nothing that counts.
+    unlisted: Vec<u64>,
+    temporary: Vec<String>,
+    pub found: FoundBlocks,
+}
+
+impl RecoveredBlocks {
+    /// Reads the metadata of all live segments: footers where there are, else the whole segment up to its durable end.
+    pub fn read(
+        options: &WalOptions,
+        live: &[BlocksSynced],
+        retired: impl Fn(u64) -> bool,
+        uncertain: bool,
+    ) -> io::Result<Self> {
+        let entries = options.fs.list(&options.blocks.dir)?;
+        let temporary = entries.iter().filter(|e| e.name.ends_with(".blk.tmp")).map(|e| e.name.clone()).collect();
+        let mut files: Vec<u64> =
+            entries.iter().filter_map(|e| segment::file_number(LogKind::Blocks, &e.name)).collect();
+        files.sort_unstable();
+        let newest = live.last().map(|b| b.segment);
+        let next_segment = files.last().copied().max(newest).unwrap_or(0) + 1;
+        let mut out = Self {
+            store: Arc::new(BlockStore::new(options)),
+            active: None,
+            next_segment,
+            unlisted: Vec::new(),
+            temporary,
+            found: FoundBlocks::default(),
+        };
+        for synced in live {
+            if files.binary_search(&synced.segment).is_err() {
+                out.found.damage.push((synced.segment, "the segment is missing".into()));
+                continue;
+            }
+            out.segment(*synced, Some(synced.segment) == newest)?;
+        }
+        for number in files.into_iter().filter(|n| !live.iter().any(|b| b.segment == *n)) {
+            if uncertain && !retired(number) {
+                // The record that names it may be lost. What it holds is sound where its checksums hold.
+                out.segment(BlocksSynced { segment: number, end: u64::MAX, footer: 0 }, false)?;
+            } else {
+                out.unlisted.push(number);
+            }
+        }
+        Ok(out)
+    }
+
+    fn segment(&mut self, synced: BlocksSynced, newest: bool) -> io::Result<()> {
+        let path = self.store.path(synced.segment);
+        let file = self.store.fs.open(&path, newest)?;
+        // The bytes of the disk, not those of a page cache that an I/O error has left behind.
+        file.sync_data()?;
+        file.drop_cache()?;
+        let mut start = vec![0; FIRST_GROUP as usize];
+        let read = read_full_at(&*file, 0, &mut start)?;
+        let header = SegmentHeader::decode(start.get(..read).unwrap_or_default());
+        let ours =
+            |h: &SegmentHeader| (h.number, h.log, h.volume) == (synced.segment, LogKind::Blocks, self.store.volume);
+        let Some(header) = header.ok().filter(ours) else {
+            self.found
+                .damage
+                .push((synced.segment, "the segment header is damaged, or that of another segment".into()));
+            return Ok(());
+        };
+        self.store.opened(header);
+        self.found.bytes += header.file_len;
+        let footer = match synced.footer {
+            0 => None,
+            at => {
+                let footer = read_footer(&*file, &header, at, synced.end)?;
+                if footer.is_none() {
+                    self.found
+                        .damage
+                        .push((synced.segment, format!("the footer at {at} is damaged: blocks are read instead")));
+                }
+                footer
+            }
+        };
+        let footer = match footer {
+            Some(footer) => footer,
+            None => self.scan(&*file, &header, synced.end)?,
+        };
+        let mut used = 0;
+        for (offset, len, tables) in &footer.blocks {
+            let place = BlockPlace { segment: header.number, offset: *offset, len: *len };
+            match BlockTables::decode(tables) {
+                Ok(tables) => self.found.blocks.push(FoundBlock { place, tables }),
+                Err(e) => self.found.damage.push((header.number, format!("block at {offset}: {e}"))),
+            }
+            used += u64::from(*len);
+        }
+        self.found.definitions.extend(footer.definitions.iter().cloned());
+        self.store.grew(header.number, used);
+        if newest && synced.footer == 0 && synced.end < header.file_len {
+            let defined = footer.definitions.iter().map(|d| d.id).collect();
+            let tables: u64 = footer.blocks.iter().map(|(_, _, t)| t.len() as u64 + 32).sum();
+            let labels =
+                |d: &super::record::SeriesDef| d.labels.iter().map(|(n, v)| n.len() + v.len() + 16).sum::<usize>();
+            let definitions: usize = footer.definitions.iter().map(|d| labels(d) + d.tenant.len() + 64).sum();
+            let footer_len = FOOTER_BASE + (tables + definitions as u64) * 7 / 6;
+            self.active = Some(Active { header, file, at: synced.end, footer, defined, footer_len });
+        } else {
+            self.store.finished(header.number);
+        }
+        Ok(())
+    }
+
+    /// Reads a segment up to its durable end, and makes its footer.
+    fn scan(&mut self, file: &dyn File, header: &SegmentHeader, end: u64) -> io::Result<Footer> {
+        let end = end.min(header.file_len);
+        let mut bytes = vec![0; usize::try_from(end).unwrap_or(usize::MAX)];
+        let read = read_full_at(file, 0, &mut bytes)?;
+        bytes.truncate(read);
+        if (read as u64) < end {
+            self.found.damage.push((header.number, format!("bytes {read}..{end} of the file are missing")));
+        }
+        let mut footer = Footer::default();
+        let Ok(scan) = super::scan::scan_segment(&bytes) else { return Ok(footer) };
+        for group in &scan.groups {
+            let places = group.damage.iter().map(|d| format!("bytes {}..{}: {}", d.bytes.start, d.bytes.end, d.what));
+            self.found.damage.extend(places.map(|what| (header.number, what)));
+            for record in &group.records {
+                let (head, offset) = (record.head, record.offset);
+                match (head.known_kind(), record.body_is_sound) {
+                    (Some(Kind::Block), true) => {
+                        footer.blocks.push((offset, head.len, head.tables(&bytes, offset).to_vec()));
+                    }
+                    (Some(Kind::Block), false) => {
+                        self.found.damaged.extend(BlockTables::decode(head.tables(&bytes, offset)));
+                    }
+                    (Some(Kind::Series), true) => match decode_control(&head, head.body(&bytes, offset)) {
+                        Ok(definitions) => footer.definitions.extend::<Vec<_>>(definitions),
+                        Err(e) => self.found.damage.push((header.number, e.to_string())),
+                    },
+                    _ => {}
+                }
+            }
+        }
+        Ok(footer)
+    }
+
+    /// Removes what does not count, and makes the log ready for appending.
+    pub fn open(self) -> io::Result<BlockWriter> {
+        let (fs, dir) = (&*self.store.fs, &self.store.options.dir);
+        let names = self.unlisted.iter().map(|n| segment::file_name(LogKind::Blocks, *n)).chain(self.temporary);
+        let mut removed = false;
+        for name in names {
+            fs.remove(&dir.join(name))?;
+            removed = true;
+        }
+        if removed {
+            fs.sync_dir(dir)?;
+        }
+        Ok(BlockWriter {
+            active: self.active,
+            next_segment: self.next_segment,
+            ends: Vec::new(),
+            buffer: Vec::new(),
+            store: self.store,
+        })
+    }
+
+    /// Reads blocks before the log is open.
+    pub fn store(&self) -> &Arc<BlockStore> {
+        &self.store
+    }
+}
+
+/// The footer in the group at `at`, if it is sound.
+fn read_footer(file: &dyn File, header: &SegmentHeader, at: u64, end: u64) -> io::Result<Option<Footer>> {
+    let len = end.min(header.file_len).saturating_sub(at);
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+    let read = read_full_at(file, at, &mut bytes)?;
+    bytes.truncate(read);
+    let parse = || {
+        let group = GroupHeader::decode_at(&bytes, at, header)?;
+        let offset = at + GROUP_HEADER_LEN as u64;
+        let record = bytes.get(GROUP_HEADER_LEN..group.len as usize)?;
+        let head = RecordHead::decode_at(record, offset, header)?;
+        let body = record.get(RECORD_HEAD_LEN..head.len as usize)?;
+        let sound = head.known_kind() == Some(Kind::Footer) && head.tables_len == 0 && crc32(&[body]) == head.body_crc;
+        if sound { decode_control(&head, body).ok() } else { None }
+    };
+    Ok(parse())
+}

@@ -1,0 +1,125 @@
+//! What the live segments hold, so that somebody can decide when the oldest may go, and the log's budget.
+
+use super::record::{ChunkClosed, ChunkFlushed};
+use ahash::AHashMap;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+
+/// A decision that must stay in the log as long as it has an effect. It is logged again before its segment goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Until the chunk is flushed.
+    Closed(ChunkClosed),
+    /// Until nothing of the chunk is left in either log.
+    Flushed(ChunkFlushed),
+}
+
+/// What one segment holds.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    /// Its number.
+    pub number: u64,
+    /// Bytes of its file.
+    pub file_len: u64,
+    /// Stream id → the seq after the highest that may lie in the segment. All of them settled: the segment may go.
+    pub streams: AHashMap<u64, u64>,
+    /// Decisions that may still have an effect.
+    pub holds: Vec<Hold>,
+}
+
+/// The live segments of the write-ahead log, oldest first, and the budget of their bytes. Segments that are prepared, and
+/// retired ones that wait to be used again, come on top: at most four.
+#[derive(Debug)]
+pub struct Retention {
+    max_size: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    segments: VecDeque<Contents>,
+    /// Somebody was refused since a segment went.
+    refuses: bool,
+}
+
+impl State {
+    fn size(&self) -> u64 {
+        self.segments.iter().map(|s| s.file_len).sum()
+    }
+}
+
+impl Retention {
+    pub(super) fn new(max_size: u64, contents: Vec<Contents>) -> Self {
+        Self { max_size, state: Mutex::new(State { segments: contents.into(), refuses: false }) }
+    }
+
+    /// Bytes that the live segments may have together.
+    pub fn max_size(&self) -> u64 {
+        self.max_size
+    }
+
+    /// Bytes of the live segments.
+    pub fn size(&self) -> u64 {
+        self.state.lock().size()
+    }
+
+    /// Numbers of the oldest and of the newest live segment.
+    pub fn bounds(&self) -> Option<(u64, u64)> {
+        let state = self.state.lock();
+        Some((state.segments.front()?.number, state.segments.back()?.number))
+    }
+
+    /// Looks at the oldest segment, unless it is the one that is written.
+    pub fn oldest<R>(&self, look: impl FnOnce(&Contents) -> R) -> Option<R> {
+        let state = self.state.lock();
+        let finished = state.segments.len() > 1;
+        state.segments.front().filter(|_| finished).map(look)
+    }
+
+    /// Does the log refuse pushes because it is as large as it may be?
+    pub fn refuses(&self) -> bool {
+        self.state.lock().refuses
+    }
+
+    /// May another segment be taken for pushes? If not, this is remembered until a segment goes.
+    pub(super) fn has_room(&self, segment: u64) -> bool {
+        let mut state = self.state.lock();
+        let room = state.segments.is_empty() || state.size().saturating_add(segment) <= self.max_size;
+        state.refuses |= !room;
+        room
+    }
+
+    /// A segment was taken into use, or enlarged.
+    pub(super) fn opened(&self, number: u64, file_len: u64) {
+        let mut state = self.state.lock();
+        match state.segments.back_mut().filter(|s| s.number == number) {
+            Some(newest) => newest.file_len = file_len,
+            None => state.segments.push_back(Contents { number, file_len, ..Contents::default() }),
+        }
+    }
+
+    /// Entries of a stream are durable in the newest segment.
+    pub(super) fn logged(&self, stream: u64, end_seq: u64) {
+        if let Some(newest) = self.state.lock().segments.back_mut() {
+            let end = newest.streams.entry(stream).or_default();
+            *end = end_seq.max(*end);
+        }
+    }
+
+    pub(super) fn holds(&self, hold: Hold) {
+        if let Some(newest) = self.state.lock().segments.back_mut() {
+            newest.holds.push(hold);
+        }
+    }
+
+    /// Forgets the segments before this one, and tells their numbers and sizes.
+    pub(super) fn retired(&self, first_live: u64) -> Vec<(u64, u64)> {
+        let mut state = self.state.lock();
+        let mut gone = Vec::new();
+        while let Some(oldest) = state.segments.pop_front_if(|s| s.number < first_live) {
+            gone.push((oldest.number, oldest.file_len));
+        }
+        state.refuses &= gone.is_empty();
+        gone
+    }
+}
