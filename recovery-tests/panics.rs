@@ -21,6 +21,9 @@ const STREAMS: [u64; 2] = [1, 2];
 fn options(dir: &Path) -> WalOptions {
     let mut options = support::options(Arc::new(RealFs), &dir.join("wal"), SyncMode::Always);
     options.blocks.dir = dir.join("blocks");
+    for dir in [&options.dir, &options.blocks.dir] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
     options
 }
 
