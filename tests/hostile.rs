@@ -366,11 +366,12 @@ fn a_million_new_streams_are_refused_above_the_limit() {
     let told = metrics.lines().filter(|l| l.starts_with("loki_discarded_samples_total{") && l.contains("stream_limit"));
     assert_eq!(told.filter_map(|l| l.rsplit(' ').next()?.parse::<usize>().ok()).sum::<usize>(), refused);
     assert!(metrics.len() < 200 << 10, "{} bytes of metrics", metrics.len());
-    // A body of 50,000 streams takes about 100 MB while it is in work: its texts, and for each stream its labels,
-    // parsed and sorted. Twenty of them one behind the other take no more than one.
-    peak.assert_added_at_most(250 * MB);
+    // A body of 50,000 streams takes up to 100 MB while it is in work: its texts, and for each stream its labels, parsed
+    // and sorted, and its error. Twenty of them, one behind the other, take as much as one.
+    peak.assert_added_at_most(200 * MB);
+    // 900,000 refused streams later: a set of labels that stayed for each of them would be 200 MB and more.
     let grown = resident[BODIES - 1].saturating_sub(resident[1]);
-    assert!(grown <= 40 * MB, "{} MB more after 950,000 refused streams", grown / MB);
+    assert!(grown <= 80 * MB, "{} MB more after 900,000 refused streams", grown / MB);
     // Reads go on, and so do the streams that are there.
     assert_eq!(server.lines(r#"{pod="pod-4999"}"#).len(), 1);
     assert_eq!(server.lines(r#"{pod="pod-5000"}"#), []);

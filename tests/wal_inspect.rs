@@ -640,8 +640,8 @@ fn runs_beside_churn(rough: bool) -> BTreeMap<i32, usize> {
                     return n;
                 }
                 churn.turn(n, rough);
-                // Slow enough that a run sees some of the old segments.
-                std::thread::sleep(Duration::from_millis(3));
+                // Some runs meet it once, some again and again.
+                std::thread::sleep(Duration::from_millis(n / 8 % 8 * 8));
             }
             unreachable!("somebody ends it");
         });
