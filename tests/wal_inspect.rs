@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -566,21 +566,36 @@ fn a_log_that_is_being_written_is_never_damaged() {
 }
 
 /// What a hand does to the segments of a log, over and over: the oldest gets a temporary name, another header, another
-/// length and other bytes, and then the next number.
+/// length and other bytes, and then the next number. When none is left, the log is as it was.
 struct Churn<'a> {
     data: &'a Path,
-    /// Segments that hold something; the front is the oldest.
-    files: std::collections::VecDeque<u64>,
-    next: u64,
-    /// What all of them looked like.
+    /// Files as they are, oldest first.
+    files: VecDeque<u64>,
+    /// Those of the log, and what is in them.
+    numbers: Vec<u64>,
     images: Vec<Vec<u8>>,
 }
 
 impl Churn<'_> {
+    fn restore(&mut self) {
+        for (number, image) in self.numbers.iter().zip(&self.images) {
+            let path = segment(self.data, *number);
+            fs::write(path.with_extension("wal.tmp"), image).unwrap();
+            fs::rename(path.with_extension("wal.tmp"), path).unwrap();
+        }
+        for number in self.files.drain(..).rev() {
+            fs::remove_file(segment(self.data, number)).unwrap();
+        }
+        self.files = self.numbers.iter().copied().collect();
+    }
+
     /// As a server does it; `rough` adds what none does: files that shrink and grow under their names.
     fn turn(&mut self, n: u64, rough: bool) {
-        let old = self.files.pop_front().unwrap();
-        let (path, next) = (segment(self.data, old), segment(self.data, self.next));
+        if self.files.front() > self.numbers.last() {
+            self.restore();
+        }
+        let (old, number) = (self.files.pop_front().unwrap(), self.files.back().unwrap() + 1);
+        let (path, next) = (segment(self.data, old), segment(self.data, number));
         let temporary = next.with_extension("wal.tmp");
         let len = fs::metadata(&path).unwrap().len();
         if rough && n.is_multiple_of(3) {
@@ -593,7 +608,7 @@ impl Churn<'_> {
         let file = fs::OpenOptions::new().write(true).open(&temporary).unwrap();
         let header = SegmentHeader {
             log: LogKind::Wal,
-            number: self.next,
+            number,
             file_len: len,
             salt: 0x5eed + n,
             volume: VOLUME,
@@ -610,8 +625,7 @@ impl Churn<'_> {
         let image = &self.images[n as usize % self.images.len()];
         file.write_all_at(&image[FIRST_GROUP as usize..], FIRST_GROUP).unwrap();
         fs::rename(&temporary, &next).unwrap();
-        self.files.push_back(self.next);
-        self.next += 1;
+        self.files.push_back(number);
     }
 }
 
@@ -625,14 +639,13 @@ fn runs_beside_churn(rough: bool) -> BTreeMap<i32, usize> {
     }
     let written: BTreeSet<String> = (0..300).map(line).collect();
     let data = log.stop();
-    let files: std::collections::VecDeque<u64> = (1..100).filter(|n| segment(data.path(), *n).exists()).collect();
-    let images: Vec<_> = files.iter().map(|n| fs::read(segment(data.path(), *n)).unwrap()).collect();
+    let numbers: Vec<u64> = (1..100).filter(|n| segment(data.path(), *n).exists()).collect();
+    let images: Vec<_> = numbers.iter().map(|n| fs::read(segment(data.path(), *n)).unwrap()).collect();
     assert!(images.len() >= 6, "{} segments", images.len());
     let done = AtomicBool::new(false);
     let mut codes = BTreeMap::new();
     std::thread::scope(|scope| {
-        let next = files.back().unwrap() + 1;
-        let mut churn = Churn { data: data.path(), files, next, images };
+        let mut churn = Churn { data: data.path(), files: numbers.iter().copied().collect(), numbers, images };
         let done = &done;
         let churner = scope.spawn(move || {
             for n in 0.. {
@@ -641,11 +654,12 @@ fn runs_beside_churn(rough: bool) -> BTreeMap<i32, usize> {
                 }
                 churn.turn(n, rough);
                 // Some runs meet it once, some again and again.
-                std::thread::sleep(Duration::from_millis(n / 8 % 8 * 8));
+                std::thread::sleep(Duration::from_millis(n / 32 % 8 * 8));
             }
             unreachable!("somebody ends it");
         });
-        let commands: [&[&str]; 4] = [&["verify"], &["dump", "-o", "jsonl"], &["ls"], &["verify", "-o", "json"]];
+        let commands: [&[&str]; 4] = [&["verify"], &["dump", "-o", "jsonl"], &["ls"], &["dump", "-o", "jsonl"]];
+        let mut rows_seen = 0;
         for run in 0..200 {
             let output = inspect(data.path(), commands[run % commands.len()]);
             let told = stderr(&output);
@@ -659,6 +673,7 @@ fn runs_beside_churn(rough: bool) -> BTreeMap<i32, usize> {
                 let rows = stdout(&output);
                 let rows = rows.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
                 let shown: Vec<String> = rows.filter_map(|r| Some(r["line"].as_str()?.to_string())).collect();
+                rows_seen += shown.len();
                 let wrong = shown.iter().find(|l| !written.contains(*l));
                 if let Some(wrong) = wrong {
                     done.store(true, Ordering::Relaxed);
@@ -668,8 +683,9 @@ fn runs_beside_churn(rough: bool) -> BTreeMap<i32, usize> {
         }
         done.store(true, Ordering::Relaxed);
         let turns = churner.join().unwrap();
-        println!("{turns} segments were used again (rough: {rough}), exit codes {codes:?}");
-        assert!(turns > 200, "only {turns} segments were used again");
+        println!("{turns} segments used again (rough: {rough}), exit codes {codes:?}, {rows_seen} lines shown");
+        assert!(rows_seen > 1000, "only {rows_seen} lines were shown");
+        assert!(turns > 100, "only {turns} segments were used again");
     });
     codes
 }
