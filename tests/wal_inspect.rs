@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use timberline::codec::crc32;
 use timberline::fs::{Fs, Map, RealFs, exit_on_map_fault};
@@ -589,7 +589,19 @@ impl Churn<'_> {
         self.files = self.numbers.iter().copied().collect();
     }
 
-    /// As a server does it; `rough` adds what none does: files that shrink and grow under their names.
+    /// Waits; `rough`: and a file shrinks and grows all the time.
+    fn pause(&self, time: Duration, rough: bool) {
+        let end = Instant::now() + time;
+        let file = fs::OpenOptions::new().write(true).open(segment(self.data, self.files[0])).unwrap();
+        let len = file.metadata().unwrap().len();
+        while rough && Instant::now() < end {
+            file.set_len(FIRST_GROUP).unwrap();
+            file.set_len(len).unwrap();
+        }
+        std::thread::sleep(end.saturating_duration_since(Instant::now()));
+    }
+
+    /// As a server does it; `rough` adds what none does: files that shrink and grow.
     fn turn(&mut self, n: u64, rough: bool) {
         if self.files.front() > self.numbers.last() {
             self.restore();
@@ -598,12 +610,6 @@ impl Churn<'_> {
         let (path, next) = (segment(self.data, old), segment(self.data, number));
         let temporary = next.with_extension("wal.tmp");
         let len = fs::metadata(&path).unwrap().len();
-        if rough && n.is_multiple_of(3) {
-            let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-            file.set_len([0, 4096, 8192, 300_000][n as usize % 4]).unwrap();
-            std::thread::sleep(Duration::from_millis(2));
-            file.set_len(len).unwrap();
-        }
         fs::rename(&path, &temporary).unwrap();
         let file = fs::OpenOptions::new().write(true).open(&temporary).unwrap();
         let header = SegmentHeader {
@@ -654,7 +660,7 @@ fn runs_beside_churn(rough: bool) -> BTreeMap<i32, usize> {
                 }
                 churn.turn(n, rough);
                 // Some runs meet it once, some again and again.
-                std::thread::sleep(Duration::from_millis(n / 32 % 8 * 8));
+                churn.pause(Duration::from_millis(n / 32 % 8 * 8), rough);
             }
             unreachable!("somebody ends it");
         });
