@@ -1,5 +1,7 @@
 //! `wal-inspect` on logs that the library's writer made: every command, every exit code, damage, a live writer.
 
+mod support;
+
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::fs;
@@ -563,6 +565,62 @@ fn a_log_that_is_being_written_is_never_damaged() {
     assert!(runs >= 5, "the log must grow while it is read; it grew before {runs} of {wanted} runs");
     let data = log.stop();
     assert_eq!(code(&inspect(data.path(), &["verify"])), 0);
+}
+
+/// Lines that do not compress, of a few streams, until somebody ends it; the lines that were acknowledged.
+fn load(server: &support::Server, done: &AtomicBool) -> usize {
+    let (mut http, mut acked) = (server.http(), 0);
+    let mut x = u64::from(server.pid()) | 1;
+    for n in 0.. {
+        if done.load(Ordering::Relaxed) {
+            break;
+        }
+        let mut noise = || {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            format!("{x:016x}")
+        };
+        let lines: Vec<String> = (0..100).map(|_| (0..60).map(|_| noise()).collect()).collect();
+        // 503 where the log is cleaned too slowly for this load.
+        let status = http.push(&format!("s{}", n % 5), T0 + n * 1000, &lines).unwrap();
+        assert!([204, 503].contains(&status), "{status}");
+        acked += if status == 204 { lines.len() } else { 0 };
+    }
+    acked
+}
+
+/// A running server that retires its segments and uses them again: nothing is damaged, whenever somebody looks.
+#[test]
+fn a_log_whose_segments_a_server_uses_again_is_never_damaged() {
+    let wanted = std::env::var("WAL_INSPECT_LIVE_RUNS").map_or(40, |n| n.parse().unwrap());
+    let tmp = tempfile::tempdir().unwrap();
+    let config =
+        "ingester: {chunk_block_size: 8KB, chunk_target_size: 64KB, wal: {segment_size: 1MB, max_size: 6MB}}\n";
+    let server = support::Server::start(tmp.path(), config, &[]);
+    let data = tmp.path().join("data");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| load(&server, &done));
+        let commands: [&[&str]; 4] = [&["verify"], &["ls"], &["dump", "-n", "2000"], &["summary"]];
+        let mut codes = BTreeMap::new();
+        for run in 0..wanted {
+            let args = commands[run % commands.len()];
+            let output = inspect(&data, args);
+            if code(&output) != 0 {
+                println!("{args:?}: {}\n{}", stdout(&output), stderr(&output));
+            }
+            *codes.entry((args[0], code(&output))).or_insert(0) += 1;
+        }
+        done.store(true, Ordering::Relaxed);
+        let acked = writer.join().unwrap();
+        let numbers: BTreeSet<u64> = (1..100_000).filter(|n| segment(&data, *n).exists()).collect();
+        println!("{acked} lines, segments {:?} to {:?}, exit codes {codes:?}", numbers.first(), numbers.last());
+        assert!(codes.keys().all(|(_, code)| *code == 0), "{codes:?}");
+        assert!(numbers.first() > Some(&3), "no segment was retired: {numbers:?}");
+    });
+    assert_eq!(server.terminate(), Some(0));
+    assert_eq!(code(&inspect(&data, &["verify"])), 0);
 }
 
 /// What a hand does to the segments of a log, over and over: the oldest gets a temporary name, another header, another
