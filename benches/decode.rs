@@ -2,17 +2,20 @@
 //!
 //! `cargo bench --bench decode`
 
+#[path = "support/push.rs"]
+mod push;
+
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use push::{LINES, message};
 use std::hint::black_box;
 use std::io::Write as _;
 use timberline::api::decode::{Budget, DecodeLimits, PushHeaders, decode};
 
 /// As a push of the load generator: 10 streams of 100 lines.
 const STREAMS: usize = 10;
-const LINES: usize = 100;
 const BUDGET: usize = 1 << 30;
 
 /// Lines that look like those of a file system's daemons, always the same.
@@ -53,32 +56,6 @@ fn lines() -> Vec<String> {
             ),
         })
         .collect()
-}
-
-fn message(lines: &[String]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (s, lines) in lines.chunks(LINES).enumerate() {
-        let mut stream = Vec::new();
-        field(1, format!("{{job=\"bench\", host=\"node-{s}\", env=\"test\"}}").as_bytes(), &mut stream);
-        for (i, line) in lines.iter().enumerate() {
-            let mut timestamp = vec![0x08];
-            prost::encoding::encode_varint(1_795_338_000, &mut timestamp);
-            timestamp.push(0x10);
-            prost::encoding::encode_varint(i as u64 * 1_000_003, &mut timestamp);
-            let mut entry = Vec::new();
-            field(1, &timestamp, &mut entry);
-            field(2, line.as_bytes(), &mut entry);
-            field(2, &entry, &mut stream);
-        }
-        field(1, &stream, &mut out);
-    }
-    out
-}
-
-fn field(number: u8, bytes: &[u8], out: &mut Vec<u8>) {
-    out.push(number << 3 | 2);
-    prost::encoding::encode_varint(bytes.len() as u64, out);
-    out.extend_from_slice(bytes);
 }
 
 fn json(lines: &[String]) -> String {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 /// Small segments, and bodies as they are: the trace shows the lines.
 const CONFIG: &str = "ingester: {wal: {segment_size: 1MB, compression: none}}\n";
 const WRITERS: u64 = 6;
+const TIME: i64 = 1_700_000_000_000_000_000;
 
 /// One system call: where in the trace it was entered, and where it returned.
 struct Call {
@@ -398,6 +399,77 @@ fn a_failed_sync_of_the_directory_costs_no_ack() {
     ledger.check(&mut server.http());
     assert_eq!(ledger.acked.len(), 80);
     assert_eq!(server.terminate(), Some(0));
+}
+
+/// A push that meets a full queue, on a disk whose syncs take this long from the third one of a thread on: the first
+/// fills the queue, the second comes 200 ms later. Answers to both.
+fn push_into_full_queue(sync: Duration) -> Option<(Server, tempfile::TempDir, [Queued; 2])> {
+    let tmp = tempfile::tempdir().unwrap();
+    // The thread that prepares segments makes one sync for each of the two that it keeps, the log's thread two for the
+    // push before: all of them quick.
+    let inject = format!("inject=fdatasync:delay_enter={}:when=3+", sync.as_micros());
+    let config = "ingester: {wal: {segment_size: 1MB, queue_size: 1MB}}\n";
+    let (server, _) = start_traced(&["-e", "trace=fdatasync", "-e", &inject], tmp.path(), config, &[])?;
+    assert_eq!(server.http().push("s", TIME, &["before".to_string()]).unwrap(), 204);
+    // The watermark's sync is the log's second.
+    std::thread::sleep(Duration::from_millis(500));
+    let push = |n: i64| {
+        let mut http = server.http();
+        std::thread::spawn(move || {
+            let (lines, start) = (lines_of(n), Instant::now());
+            let status = http.push("s", TIME + 1000 * n, &lines).unwrap();
+            Queued { lines, status, took: start.elapsed(), headers: http.headers }
+        })
+    };
+    let first = push(1);
+    std::thread::sleep(Duration::from_millis(200));
+    let second = push(2);
+    let answers = [first.join().unwrap(), second.join().unwrap()];
+    println!("syncs of {sync:?}: {:?}", answers.iter().map(|a| (a.status, a.took)).collect::<Vec<_>>());
+    assert_eq!(answers[0].status, 204, "a slow disk is no error");
+    assert!(answers[0].took >= sync, "the first push filled nothing: its sync was not slow");
+    Some((server, tmp, answers))
+}
+
+/// 900 KB: as good as the whole queue.
+fn lines_of(push: i64) -> Vec<String> {
+    (0..9).map(|i| format!("{push}.{i} {}", "x".repeat(100_000))).collect()
+}
+
+struct Queued {
+    lines: Vec<String>,
+    status: u16,
+    took: Duration,
+    headers: String,
+}
+
+/// The queue moves on within 2 s: whoever waits for it is taken.
+#[test]
+fn a_full_queue_that_moves_is_waited_for() {
+    let sync = Duration::from_secs(1);
+    let Some((server, _tmp, [first, second])) = push_into_full_queue(sync) else { return };
+    assert_eq!(second.status, 204, "{}", second.headers);
+    // The rest of the first push's sync, then its own.
+    assert!(second.took > sync + sync / 2, "it did not wait for room: {:?}", second.took);
+    let shown = server.http().all_lines();
+    assert!([first.lines, second.lines].concat().iter().all(|l| shown.get(l) == Some(&1)));
+}
+
+/// It does not: 503 after 2 s, with the time of the next try, and nothing of the push is kept.
+#[test]
+fn a_full_queue_that_stands_is_answered_503_after_two_seconds() {
+    let Some((server, _tmp, [first, second])) = push_into_full_queue(Duration::from_secs(6)) else { return };
+    assert_eq!(second.status, 503);
+    assert!(second.headers.contains("retry-after: "), "{}", second.headers);
+    let waited = second.took.as_secs_f64();
+    assert!((1.9..5.0).contains(&waited), "answered after {waited} s");
+    let shown = server.http().all_lines();
+    assert!(first.lines.iter().all(|l| shown.get(l) == Some(&1)));
+    assert!(second.lines.iter().all(|l| !shown.contains_key(l)));
+    // The client sends it again.
+    assert_eq!(server.http().push("s", TIME + 2000, &second.lines).unwrap(), 204);
+    let shown = server.http().all_lines();
+    assert!(second.lines.iter().all(|l| shown.get(l) == Some(&1)));
 }
 
 #[test]

@@ -337,6 +337,49 @@ fn new_streams_without_end_are_bounded() {
     assert_eq!(server.get("/ready").status, 200);
 }
 
+/// A million new streams against the limits as they are: those above the limit get a clear 429, and cost nothing that
+/// stays.
+#[test]
+fn a_million_new_streams_are_refused_above_the_limit() {
+    const BODIES: usize = 20;
+    const STREAMS: usize = 50_000;
+    const LIMIT: usize = 5000;
+    let server = TestServer::start();
+    let peak = Peak::start(&server);
+    let body = |n: usize| {
+        let labels = |i: usize| format!(r#"{{app="flood", pod="pod-{}"}}"#, n * STREAMS + i);
+        snappy(&message((0..STREAMS).map(|i| stream(&labels(i), &[(now(), "l", &[])])).collect()))
+    };
+    let mut resident = Vec::new();
+    for n in 0..BODIES {
+        let answer = server.send("POST", PUSH, &[("Content-Type", "application/x-protobuf")], &body(n));
+        // What fits the limit is stored; the answer tells of the rest.
+        answer.assert_error(429, "maximum active stream limit exceeded when trying to create stream {");
+        assert!(answer.body.len() < 300 << 10, "an answer of {} bytes", answer.body.len());
+        resident.push(memory(server.server.pid(), "VmRSS"));
+    }
+    println!("resident after each body, MB: {:?}", resident.iter().map(|r| r / MB).collect::<Vec<_>>());
+    let metrics = server.get("/metrics").text();
+    let has = |line: String| assert!(metrics.contains(&line), "{line} is not in /metrics");
+    has(format!("loki_ingester_memory_streams{{tenant=\"fake\"}} {LIMIT}\n"));
+    let refused = BODIES * STREAMS - LIMIT;
+    let told = metrics.lines().filter(|l| l.starts_with("loki_discarded_samples_total{") && l.contains("stream_limit"));
+    assert_eq!(told.filter_map(|l| l.rsplit(' ').next()?.parse::<usize>().ok()).sum::<usize>(), refused);
+    assert!(metrics.len() < 200 << 10, "{} bytes of metrics", metrics.len());
+    // A body of 50,000 streams takes up to 100 MB while it is in work: its texts, and for each stream its labels, parsed
+    // and sorted, and its error. Twenty of them, one behind the other, take as much as one.
+    peak.assert_added_at_most(200 * MB);
+    // 900,000 refused streams later: a set of labels that stayed for each of them would be 200 MB and more.
+    let grown = resident[BODIES - 1].saturating_sub(resident[1]);
+    assert!(grown <= 80 * MB, "{} MB more after 900,000 refused streams", grown / MB);
+    // Reads go on, and so do the streams that are there.
+    assert_eq!(server.lines(r#"{pod="pod-4999"}"#).len(), 1);
+    assert_eq!(server.lines(r#"{pod="pod-5000"}"#), []);
+    let values = server.get("/loki/api/v1/label/pod/values?start=0&end=9000000000000000000").json();
+    assert_eq!(values["data"].as_array().unwrap().len(), LIMIT);
+    assert_alive_in(&server);
+}
+
 /// A refused stream is told with its labels, which may be large, and there may be thousands of them.
 #[test]
 fn what_is_told_about_refused_streams_is_bounded() {

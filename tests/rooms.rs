@@ -144,6 +144,21 @@ fn unsafe_is_in_fs_only_and_has_its_reason() {
     assert_eq!(map.matches("unsafe {").count(), map.matches("// SAFETY:").count());
 }
 
+/// A panic on one of their threads would leave acknowledged lines behind: `spawn_critical` ends the process then.
+/// Threads of a scope end with it, and hand their panics on.
+#[test]
+fn threads_of_the_log_and_the_ingester_are_critical() {
+    let count = |source: &Source, what: &str| source.code.matches(what).count();
+    let (mut bare, mut critical) = (Vec::new(), 0);
+    for source in all().iter().filter(|s| ["wal", "ingester"].contains(&s.room())) {
+        let made = count(source, "thread::spawn") + count(source, "thread::Builder") + count(source, "tokio::spawn");
+        bare.extend(std::iter::repeat_n(source.name.clone(), made));
+        critical += count(source, "spawn_critical(");
+    }
+    assert_eq!(bare, ["wal/writer.rs"], "only spawn_critical itself starts a thread");
+    assert!(critical >= 5, "the log, preparing, applying and sealing have one each; {critical} were found");
+}
+
 #[test]
 fn bincode_is_in_one_file_only() {
     let users: Vec<String> = all().into_iter().filter(|s| names_crate(&s.code, "bincode")).map(|s| s.name).collect();

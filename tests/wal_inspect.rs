@@ -1,5 +1,7 @@
 //! `wal-inspect` on logs that the library's writer made: every command, every exit code, damage, a live writer.
 
+mod support;
+
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::fs;
@@ -8,19 +10,23 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use timberline::codec::crc32;
-use timberline::fs::{Fs, RealFs};
+use timberline::fs::{Fs, Map, RealFs, exit_on_map_fault};
 use timberline::model::{LabelSet, Tenant};
-use timberline::wal::format::{Kind, SECOND_HEADER};
+use timberline::wal::format::{FIRST_GROUP, Kind, LogKind, SECOND_HEADER, SegmentHeader};
 use timberline::wal::{
-    Append, Applied, BlockLogOptions, BlockPlace, BlockSink, Codec, EntriesBuilder, Sink, StreamLog, SyncMode,
+    Append, Applied, BlockLog, BlockLogOptions, BlockPlace, BlockSink, Codec, EntriesBuilder, Sink, StreamLog, SyncMode,
     Unavailable, Wal, WalMetrics, WalOptions, recover, scan_segment, segment_name,
 };
 
 /// First timestamp of every test log: 2026-01-01T00:00:00Z.
 const T0: i64 = 1_767_225_600_000_000_000;
+
+const VOLUME: uuid::Uuid = uuid::Uuid::from_u128(7);
 
 struct Ack(mpsc::Sender<()>);
 
@@ -39,17 +45,17 @@ impl Sink<()> for Ack {
     }
 }
 
-/// Takes no blocks.
 struct NoBlocks;
 
 impl BlockSink<()> for NoBlocks {
-    fn synced(&mut self, _blocks: Vec<(BlockPlace, ())>) {}
+    fn synced(&mut self, _: Vec<(BlockPlace, ())>) {}
 }
 
 /// A data directory with a log that is being written.
 struct Log {
     data: TempDir,
     wal: Arc<Wal<()>>,
+    _blocks: BlockLog<()>,
     acks: Mutex<mpsc::Receiver<()>>,
 }
 
@@ -57,21 +63,22 @@ impl Log {
     fn start(data: TempDir) -> Self {
         let dir = data.path().join("wal");
         RealFs.create_dir_all(&dir).unwrap();
+        RealFs.create_dir_all(&data.path().join("blocks")).unwrap();
         let options = WalOptions {
             fs: Arc::new(RealFs),
             dir,
-            volume: uuid::Uuid::from_u128(7),
+            volume: VOLUME,
+            segment_size: 1 << 20,
             max_size: 1 << 30,
             blocks: BlockLogOptions { dir: data.path().join("blocks"), segment_size: 1 << 20, max_size: 1 << 30 },
-            segment_size: 1 << 20,
             sync: SyncMode::Always,
             queue_bytes: 1 << 20,
             next_stream_id: Arc::new(AtomicU64::new(1)),
             metrics: WalMetrics::unregistered(),
         };
         let (tx, rx) = mpsc::channel();
-        let (wal, _blocks) = recover(options, &mut |_, _| {}).unwrap().open(Ack(tx), NoBlocks).unwrap();
-        Self { data, wal, acks: Mutex::new(rx) }
+        let (wal, blocks) = recover(options, &mut |_, _| {}).unwrap().open(Ack(tx), NoBlocks).unwrap();
+        Self { data, wal, _blocks: blocks, acks: Mutex::new(rx) }
     }
 
     fn new() -> Self {
@@ -516,7 +523,7 @@ fn nothing_is_changed() {
         assert_eq!(code(&inspect(data.path(), args)), 0);
     }
     assert!(before == state());
-    assert_eq!(fs::read_dir(data.path()).unwrap().count(), 1, "no lock file or anything else is made");
+    assert_eq!(fs::read_dir(data.path()).unwrap().count(), 2, "no lock file or anything else is made");
 }
 
 #[test]
@@ -558,4 +565,262 @@ fn a_log_that_is_being_written_is_never_damaged() {
     assert!(runs >= 5, "the log must grow while it is read; it grew before {runs} of {wanted} runs");
     let data = log.stop();
     assert_eq!(code(&inspect(data.path(), &["verify"])), 0);
+}
+
+/// Lines that do not compress, of a few streams, until somebody ends it; the lines that were acknowledged.
+fn load(server: &support::Server, done: &AtomicBool) -> usize {
+    let (mut http, mut acked) = (server.http(), 0);
+    let mut x = u64::from(server.pid()) | 1;
+    for n in 0.. {
+        if done.load(Ordering::Relaxed) {
+            break;
+        }
+        let mut noise = || {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            format!("{x:016x}")
+        };
+        let lines: Vec<String> = (0..100).map(|_| (0..60).map(|_| noise()).collect()).collect();
+        // 503 where the log is cleaned too slowly for this load.
+        let status = http.push(&format!("s{}", n % 5), T0 + n * 1000, &lines).unwrap();
+        assert!([204, 503].contains(&status), "{status}");
+        acked += if status == 204 { lines.len() } else { 0 };
+    }
+    acked
+}
+
+/// A running server that retires its segments and uses them again: nothing is damaged, whenever somebody looks.
+#[test]
+fn a_log_whose_segments_a_server_uses_again_is_never_damaged() {
+    let wanted = std::env::var("WAL_INSPECT_LIVE_RUNS").map_or(40, |n| n.parse().unwrap());
+    let tmp = tempfile::tempdir().unwrap();
+    let config =
+        "ingester: {chunk_block_size: 8KB, chunk_target_size: 64KB, wal: {segment_size: 1MB, max_size: 6MB}}\n";
+    let server = support::Server::start(tmp.path(), config, &[]);
+    let data = tmp.path().join("data");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| load(&server, &done));
+        let commands: [&[&str]; 4] = [&["verify"], &["ls"], &["dump", "-n", "2000"], &["summary"]];
+        let mut codes = BTreeMap::new();
+        for run in 0..wanted {
+            let args = commands[run % commands.len()];
+            let output = inspect(&data, args);
+            if code(&output) != 0 {
+                println!("{args:?}: {}\n{}", stdout(&output), stderr(&output));
+            }
+            *codes.entry((args[0], code(&output))).or_insert(0) += 1;
+        }
+        done.store(true, Ordering::Relaxed);
+        let acked = writer.join().unwrap();
+        let numbers: BTreeSet<u64> = (1..100_000).filter(|n| segment(&data, *n).exists()).collect();
+        println!("{acked} lines, segments {:?} to {:?}, exit codes {codes:?}", numbers.first(), numbers.last());
+        assert!(codes.keys().all(|(_, code)| *code == 0), "{codes:?}");
+        assert!(numbers.first() > Some(&3), "no segment was retired: {numbers:?}");
+    });
+    assert_eq!(server.terminate(), Some(0));
+    assert_eq!(code(&inspect(&data, &["verify"])), 0);
+}
+
+/// What a hand does to the segments of a log, over and over: the oldest gets a temporary name, another header, another
+/// length and other bytes, and then the next number. When none is left, the log is as it was.
+struct Churn<'a> {
+    data: &'a Path,
+    /// Files as they are, oldest first.
+    files: VecDeque<u64>,
+    /// Those of the log, and what is in them.
+    numbers: Vec<u64>,
+    images: Vec<Vec<u8>>,
+}
+
+impl Churn<'_> {
+    fn restore(&mut self) {
+        for (number, image) in self.numbers.iter().zip(&self.images) {
+            let path = segment(self.data, *number);
+            fs::write(path.with_extension("wal.tmp"), image).unwrap();
+            fs::rename(path.with_extension("wal.tmp"), path).unwrap();
+        }
+        for number in self.files.drain(..).rev() {
+            fs::remove_file(segment(self.data, number)).unwrap();
+        }
+        self.files = self.numbers.iter().copied().collect();
+    }
+
+    /// Waits; `rough`: and a file shrinks and grows all the time.
+    fn pause(&self, time: Duration, rough: bool) {
+        let end = Instant::now() + time;
+        let file = fs::OpenOptions::new().write(true).open(segment(self.data, self.files[0])).unwrap();
+        let len = file.metadata().unwrap().len();
+        while rough && Instant::now() < end {
+            file.set_len(FIRST_GROUP).unwrap();
+            file.set_len(len).unwrap();
+        }
+        std::thread::sleep(end.saturating_duration_since(Instant::now()));
+    }
+
+    /// As a server does it; `rough` adds what none does: files that shrink and grow.
+    fn turn(&mut self, n: u64, rough: bool) {
+        if self.files.front() > self.numbers.last() {
+            self.restore();
+        }
+        let (old, number) = (self.files.pop_front().unwrap(), self.files.back().unwrap() + 1);
+        let (path, next) = (segment(self.data, old), segment(self.data, number));
+        let temporary = next.with_extension("wal.tmp");
+        let len = fs::metadata(&path).unwrap().len();
+        fs::rename(&path, &temporary).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(&temporary).unwrap();
+        let header = SegmentHeader {
+            log: LogKind::Wal,
+            number,
+            file_len: len,
+            salt: 0x5eed + n,
+            volume: VOLUME,
+            recycled: true,
+        };
+        for at in [0, SECOND_HEADER] {
+            file.write_all_at(&header.encode(at), at).unwrap();
+        }
+        if rough {
+            file.set_len(FIRST_GROUP).unwrap();
+            file.set_len(len).unwrap();
+        }
+        // The groups of another segment: each is sound, and none is of this one.
+        let image = &self.images[n as usize % self.images.len()];
+        file.write_all_at(&image[FIRST_GROUP as usize..], FIRST_GROUP).unwrap();
+        fs::rename(&temporary, &next).unwrap();
+        self.files.push_back(number);
+    }
+}
+
+/// Runs commands while a log is churned; gives how often each exit code came.
+fn runs_beside_churn(rough: bool) -> BTreeMap<i32, usize> {
+    let log = Log::new();
+    let streams: Vec<_> = (1..=3).map(|id| stream(id, "acme", &format!("app-{id}"), "prod")).collect();
+    let line = |n: usize| format!("line {n} {}", "x".repeat(20_000));
+    for n in 0..300 {
+        log.push("acme", &[(&streams[n % 3], &[&line(n)])]);
+    }
+    let written: BTreeSet<String> = (0..300).map(line).collect();
+    let data = log.stop();
+    let numbers: Vec<u64> = (1..100).filter(|n| segment(data.path(), *n).exists()).collect();
+    let images: Vec<_> = numbers.iter().map(|n| fs::read(segment(data.path(), *n)).unwrap()).collect();
+    assert!(images.len() >= 6, "{} segments", images.len());
+    let done = AtomicBool::new(false);
+    let mut codes = BTreeMap::new();
+    std::thread::scope(|scope| {
+        let mut churn = Churn { data: data.path(), files: numbers.iter().copied().collect(), numbers, images };
+        let done = &done;
+        let churner = scope.spawn(move || {
+            for n in 0.. {
+                if done.load(Ordering::Relaxed) {
+                    return n;
+                }
+                churn.turn(n, rough);
+                // Some runs meet it once, some again and again.
+                churn.pause(Duration::from_millis(n / 32 % 8 * 8), rough);
+            }
+            unreachable!("somebody ends it");
+        });
+        let commands: [&[&str]; 4] = [&["verify"], &["dump", "-o", "jsonl"], &["ls"], &["dump", "-o", "jsonl"]];
+        let mut rows_seen = 0;
+        for run in 0..200 {
+            let output = inspect(data.path(), commands[run % commands.len()]);
+            let told = stderr(&output);
+            if !matches!(output.status.code(), Some(0 | 1 | 3)) || told.contains("panicked") {
+                done.store(true, Ordering::Relaxed);
+                panic!("{:?}: {:?}: {told}", commands[run % commands.len()], output.status);
+            }
+            *codes.entry(code(&output)).or_default() += 1;
+            if commands[run % commands.len()][0] == "dump" {
+                // A fault may cut the last row.
+                let rows = stdout(&output);
+                let rows = rows.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+                let shown: Vec<String> = rows.filter_map(|r| Some(r["line"].as_str()?.to_string())).collect();
+                rows_seen += shown.len();
+                let wrong = shown.iter().find(|l| !written.contains(*l));
+                if let Some(wrong) = wrong {
+                    done.store(true, Ordering::Relaxed);
+                    panic!("never written: {:.80}", wrong);
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        let turns = churner.join().unwrap();
+        println!("{turns} segments used again (rough: {rough}), exit codes {codes:?}, {rows_seen} lines shown");
+        assert!(rows_seen > 1000, "only {rows_seen} lines were shown");
+        assert!(turns > 100, "only {turns} segments were used again");
+    });
+    codes
+}
+
+/// The segments that go were needed, as their log says, so damage may be told; but nothing else.
+#[test]
+fn segments_that_are_used_again_give_an_exit_code_and_no_wrong_line() {
+    runs_beside_churn(false);
+}
+
+#[test]
+fn segments_that_shrink_give_an_exit_code_and_no_signal() {
+    runs_beside_churn(true);
+}
+
+/// The fault itself, without luck: a file that shrinks while the map of it is being read.
+#[test]
+fn the_fault_of_a_map_ends_with_3() {
+    let tmp = tempfile::tempdir().unwrap();
+    if std::env::var_os("WAL_INSPECT_FAULT").is_some() {
+        let path = tmp.path().join("f");
+        fs::write(&path, vec![1; 64 << 10]).unwrap();
+        exit_on_map_fault(3, "the text\n");
+        let map = Map::open(&path).unwrap();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
+        println!("{:?}", map.copy(&path));
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["the_fault_of_a_map_ends_with_3", "--exact", "--nocapture"]).env("WAL_INSPECT_FAULT", "1");
+    let output = command.output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).contains("the text")), (Some(3), true), "{output:?}");
+}
+
+/// On a terminal, which `script` makes: what it shows. `None` where that is impossible.
+fn on_terminal(data: &Path, args: &str, env: &[(&str, &str)]) -> Option<(i32, String)> {
+    let there = Command::new("script").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !there.is_ok_and(|s| s.success()) {
+        println!("SKIPPED: script of util-linux is not installed");
+        assert!(std::env::var_os("CI").is_none(), "a skipped test is an error in CI");
+        return None;
+    }
+    let run = format!("{} -d {} {args}", env!("CARGO_BIN_EXE_wal-inspect"), data.display());
+    let mut command = Command::new("script");
+    command.args(["-qec", &run, "/dev/null"]).env("TERM", "xterm-256color").env_remove("NO_COLOR");
+    let output = command.envs(env.iter().copied()).stdin(Stdio::null()).output().unwrap();
+    Some((code(&output), stdout(&output)))
+}
+
+#[test]
+fn colour_is_for_terminals_and_can_be_switched_off() {
+    let data = sample();
+    let Some((exit, text)) = on_terminal(data.path(), "verify", &[]) else { return };
+    assert_eq!(exit, 0);
+    assert!(text.contains("\x1b[32msound\x1b[0m"), "{text:?}");
+    // Programs read the other formats.
+    let plain = |args: &str, env: &[(&str, &str)]| {
+        let (exit, text) = on_terminal(data.path(), args, env).unwrap();
+        assert_eq!(exit, 0, "{text}");
+        assert!(!text.contains('\x1b') && text.contains("sound"), "{args} {env:?}: {text:?}");
+    };
+    plain("verify", &[("NO_COLOR", "1")]);
+    plain("verify --color never", &[]);
+    for format in ["json", "jsonl", "logfmt"] {
+        plain(&format!("verify -o {format}"), &[]);
+    }
+    assert!(!stdout(&inspect(data.path(), &["verify"])).contains('\x1b'));
+    assert!(stdout(&inspect(data.path(), &["verify", "--color", "always"])).contains("\x1b[32msound"));
+    let path = first_segment(data.path());
+    flip(&path, entries(&path)[1].1 + 4);
+    let (exit, text) = on_terminal(data.path(), "summary", &[]).unwrap();
+    assert_eq!(exit, 1);
+    assert!(text.contains("\x1b[31mdamaged\x1b[0m"), "{text:?}");
 }

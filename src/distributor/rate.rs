@@ -1,5 +1,6 @@
 //! Token buckets: how many bytes a tenant may push.
 
+use crate::model::TokenBucket;
 use ahash::AHashMap;
 use parking_lot::Mutex;
 use std::time::Instant;
@@ -7,34 +8,27 @@ use std::time::Instant;
 /// Most tenants with a bucket. Above it the buckets that are full again are forgotten, then the least recently used.
 const MAX_BUCKETS: usize = 100_000;
 
-/// One token bucket for each tenant, with the arithmetic of Go's `x/time/rate`: a bucket begins full, refills with
-/// `rate` tokens a second up to `burst`, and a request takes all of its tokens or none.
+/// One token bucket for each tenant.
 #[derive(Default)]
 pub struct RateLimiter {
     buckets: Mutex<AHashMap<String, Bucket>>,
 }
 
 struct Bucket {
-    tokens: f64,
-    at: Instant,
+    tokens: TokenBucket,
     /// The limits of the last request, for [`forget`].
     rate: f64,
     burst: f64,
 }
 
 impl Bucket {
-    fn refilled(&self, now: Instant) -> f64 {
-        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
-        (self.tokens + elapsed * self.rate).min(self.burst)
-    }
-
     fn take(&mut self, n: u64, rate: f64, burst: f64, now: Instant) -> bool {
         (self.rate, self.burst) = (rate, burst);
-        let tokens = self.refilled(now);
-        let allowed = n as f64 <= tokens;
-        self.tokens = if allowed { tokens - n as f64 } else { tokens };
-        self.at = self.at.max(now);
-        allowed
+        self.tokens.take(n as f64, rate, burst, now)
+    }
+
+    fn is_full(&self, now: Instant) -> bool {
+        self.tokens.available(self.rate, self.burst, now) >= self.burst
     }
 }
 
@@ -48,7 +42,7 @@ impl RateLimiter {
         if buckets.len() >= MAX_BUCKETS {
             forget(&mut buckets, now);
         }
-        let mut bucket = Bucket { tokens: burst, at: now, rate, burst };
+        let mut bucket = Bucket { tokens: TokenBucket::default(), rate, burst };
         let allowed = bucket.take(n, rate, burst, now);
         buckets.insert(tenant.to_string(), bucket);
         allowed
@@ -57,17 +51,17 @@ impl RateLimiter {
 
 /// Makes room: a full bucket is as good as none; if too few are full, the older half goes.
 fn forget(buckets: &mut AHashMap<String, Bucket>, now: Instant) {
-    buckets.retain(|_, bucket| bucket.refilled(now) < bucket.burst);
+    buckets.retain(|_, bucket| !bucket.is_full(now));
     if buckets.len() < MAX_BUCKETS {
         return;
     }
-    let mut times: Vec<Instant> = buckets.values().map(|bucket| bucket.at).collect();
+    let mut times: Vec<Option<Instant>> = buckets.values().map(|bucket| bucket.tokens.last_used()).collect();
     let middle = times.len() / 2;
     let (_, median, _) = times.select_nth_unstable(middle);
     let median = *median;
     let mut excess = buckets.len() - middle;
     buckets.retain(|_, bucket| {
-        let stays = bucket.at > median || excess == 0;
+        let stays = bucket.tokens.last_used() > median || excess == 0;
         excess -= usize::from(!stays);
         stays
     });

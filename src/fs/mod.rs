@@ -4,7 +4,7 @@
 mod map;
 mod real;
 
-pub use map::Map;
+pub use map::{Map, exit_on_map_fault};
 pub use real::RealFs;
 
 use std::io;

@@ -14,7 +14,6 @@ mod instance;
 mod metrics;
 #[cfg(feature = "planted-bugs")]
 mod planted;
-mod rate;
 mod recovery;
 mod retain;
 mod seal;

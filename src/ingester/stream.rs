@@ -1,8 +1,7 @@
 use super::State;
-use super::rate::TokenBucket;
 use super::sealed::SealedBlock;
 use crate::chunk::{Head, Part, Symbols};
-use crate::model::LabelSet;
+use crate::model::{LabelSet, TokenBucket};
 use crate::wal::{BlockPlace, BodyError, BodyView, EntryView, StreamLog, TableRow};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -154,7 +153,7 @@ impl Stream {
             visible: AtomicBool::new(false),
             newest: AtomicI64::new(i64::MIN),
             oldest: AtomicI64::new(i64::MAX),
-            rate: Mutex::new(TokenBucket::new()),
+            rate: Mutex::new(TokenBucket::default()),
         }
     }
 

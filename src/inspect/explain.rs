@@ -2,10 +2,9 @@
 
 use super::command::Context;
 use super::error::InspectError;
-use super::log::Log;
+use super::log::{Log, read_path};
 use super::output::{Cell, Row, Shape, hex, rfc3339};
 use crate::codec::crc32;
-use crate::fs::Map;
 use crate::wal::format::{
     FIRST_GROUP, GROUP_HEADER_LEN, HeaderError, Kind, RECORD_HEAD_LEN, SECOND_HEADER, SEGMENT_HEADER_LEN,
     SegmentHeader, VERSION,
@@ -13,7 +12,7 @@ use crate::wal::format::{
 use crate::wal::{BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Footer, Gap, Open, RecordHead, Retiring};
 use crate::wal::{SegmentScan, SeriesDef, Tables, decode_control};
 use crate::wal::{decompress_body, scan_segment, segment_name};
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -46,16 +45,17 @@ impl FromStr for Place {
 /// The file cannot be read, the place lies outside it or in zeros, or the output cannot be written.
 pub fn run<W: Write>(place: &Place, dir: &Path, context: &mut Context<W>) -> Result<bool, InspectError> {
     let path = path_of(place, dir)?;
-    let map = Map::open(&path).map_err(InspectError::io("map", &path))?;
-    if place.offset >= map.len() as u64 {
-        let what = format!("{} ends at offset {}", path.display(), map.len());
+    let gone = || InspectError::io("open", &path)(io::ErrorKind::NotFound.into());
+    let file = read_path(&path)?.ok_or_else(gone)?;
+    if place.offset >= file.len() as u64 {
+        let what = format!("{} ends at offset {}", path.display(), file.len());
         return Err(InspectError::Usage(what));
     }
-    let mut explained = explain(&map, place.offset, &path)?;
+    let mut explained = explain(&file, place.offset, &path)?;
     explained
         .fields
         .insert(0, Field { offset: explained.at, bytes: 0..0, name: "structure", value: explained.what.into() });
-    let rows = explained.fields.iter().map(|f| f.row(&map));
+    let rows = explained.fields.iter().map(|f| f.row(&file));
     let mut print = || {
         context.printer.section("fields", Shape::Many)?;
         rows.clone().try_for_each(|row| context.printer.row(&row))

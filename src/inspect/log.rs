@@ -9,7 +9,7 @@
 use super::error::InspectError;
 use super::progress::Progress;
 use crate::fs::{Fs, Map, RealFs};
-use crate::wal::format::{FIRST_GROUP, FLAG_SKIPPABLE, GROUP_ALIGN, GroupHeader, HeaderError, Kind, SegmentHeader};
+use crate::wal::format::{FIRST_GROUP, FLAG_SKIPPABLE, HeaderError, Kind};
 use crate::wal::{
     Damage, GroupScan, Plan, RecordScan, SegmentScan, Summary, Tables, plan, scan_segment, segment_name, segment_number,
 };
@@ -18,6 +18,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
+/// Most bytes of a segment: `ingester.wal.segment_size` ends here, and no record needs more.
+const MAX_SEGMENT_LEN: u64 = 1 << 30;
 /// A log in which segments vanish, or that changes while damage is seen, is read at most this many times.
 const ATTEMPTS: u32 = 5;
 
@@ -59,6 +61,8 @@ pub struct Log {
     pub segments: Vec<SegmentFile>,
     /// Segments that are being prepared: name and bytes.
     pub unfinished: Vec<(String, u64)>,
+    /// Identity of the data directory, from the newest usable segment.
+    pub volume: Option<Uuid>,
 }
 
 impl Log {
@@ -68,7 +72,7 @@ impl Log {
     /// The directory cannot be read or holds no log; a segment is of a newer version.
     pub fn open(dir: &Path) -> Result<Self, InspectError> {
         let dir = locate(dir)?;
-        let mut log = Self { segments: Vec::new(), unfinished: Vec::new(), dir };
+        let mut log = Self { segments: Vec::new(), unfinished: Vec::new(), volume: None, dir };
         for entry in RealFs.list(&log.dir).map_err(InspectError::io("list", &log.dir))? {
             if let Some(number) = segment_number(&entry.name) {
                 log.segments.push(SegmentFile { number, len: entry.len, content: Content::Full });
@@ -85,9 +89,12 @@ impl Log {
     /// this run.
     fn find_newest(&mut self) -> Result<(), InspectError> {
         for segment in self.segments.iter_mut().rev() {
-            let Some(map) = open_map(&self.dir, segment.number)? else { continue };
-            match SegmentHeader::decode(&map) {
-                Ok(header) => segment.content = look(&map, &header),
+            let Some(file) = read_file(&self.dir, segment.number)? else { continue };
+            match scan_segment(&file) {
+                Ok(scan) => {
+                    segment.content = content(&scan);
+                    self.volume.get_or_insert(scan.header.volume);
+                }
                 Err(HeaderError::Version(version)) => {
                     return Err(InspectError::Version { segment: segment.name(), version });
                 }
@@ -116,11 +123,12 @@ impl Log {
         self.segments.iter().filter(|s| s.content != Content::Prepared).map(|s| s.len).sum()
     }
 
-    /// Maps and scans a segment; `None` if it was removed or recycled.
+    /// Reads and scans a segment; `None` if it was removed or recycled.
     fn read(&self, segment: &SegmentFile) -> Result<Option<ReadSegment>, InspectError> {
-        let Some(map) = open_map(&self.dir, segment.number)? else { return Ok(None) };
-        let scan = match scan_segment(&map) {
+        let Some(file) = read_file(&self.dir, segment.number)? else { return Ok(None) };
+        let scan = match scan_segment(&file) {
             Ok(mut scan) => {
+                drop_old_bytes(&mut scan);
                 if let Content::Newest(cut) = segment.content {
                     let late = scan.groups.iter().position(|g| g.header.is_some() && g.offset >= cut);
                     scan.groups.truncate(late.unwrap_or(usize::MAX));
@@ -132,14 +140,22 @@ impl Log {
             }
             Err(error) => Err(error),
         };
-        Ok(Some(ReadSegment { map, scan }))
+        Ok(Some(ReadSegment { file, scan }))
     }
 }
 
 /// A segment's bytes and what they hold.
 struct ReadSegment {
-    map: Map,
+    file: Vec<u8>,
     scan: Result<SegmentScan, HeaderError>,
+}
+
+/// Behind the last group of a segment that was used before lie the groups of the old segment, which prove nothing here.
+fn drop_old_bytes(scan: &mut SegmentScan) {
+    if scan.header.recycled {
+        let groups = scan.groups.iter().rposition(|g| g.header.is_some() || !g.records.is_empty());
+        scan.groups.truncate(groups.map_or(0, |last| last + 1));
+    }
 }
 
 fn locate(dir: &Path) -> Result<PathBuf, InspectError> {
@@ -156,29 +172,29 @@ fn locate(dir: &Path) -> Result<PathBuf, InspectError> {
     if entries.iter().any(|e| ours(&e.name)) { Ok(dir.to_path_buf()) } else { Err(InspectError::NoLog(dir.into())) }
 }
 
-fn open_map(dir: &Path, number: u64) -> Result<Option<Map>, InspectError> {
-    let path = dir.join(segment_name(number));
-    match Map::open(&path) {
-        Ok(map) => Ok(Some(map)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(InspectError::io("map", &path)(e)),
-    }
+/// A segment's bytes as they were under its name; `None` if it was removed or recycled.
+fn read_file(dir: &Path, number: u64) -> Result<Option<Vec<u8>>, InspectError> {
+    read_path(&dir.join(segment_name(number)))
 }
 
-/// Is there anything behind the header, and where does the last valid group end?
-fn look(file: &[u8], header: &SegmentHeader) -> Content {
-    let (mut at, mut cut) = (FIRST_GROUP, FIRST_GROUP);
-    while at < file.len() as u64 {
-        match GroupHeader::decode(file, at, header) {
-            Some(group) => {
-                at = group.next_group(at);
-                cut = at;
-            }
-            None => at += GROUP_ALIGN,
-        }
+/// The bytes of a file as they were while it had this name; `None` if it has lost the name.
+pub(super) fn read_path(path: &Path) -> Result<Option<Vec<u8>>, InspectError> {
+    let map = match Map::open(path) {
+        Ok(map) => map,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(InspectError::io("map", path)(e)),
+    };
+    if map.len() as u64 > MAX_SEGMENT_LEN {
+        let what = format!("{} bytes are more than a segment has ({MAX_SEGMENT_LEN})", map.len());
+        return Err(InspectError::io("map", path)(io::Error::new(io::ErrorKind::InvalidData, what)));
     }
-    let untouched = || file.get(FIRST_GROUP as usize..).unwrap_or_default().iter().all(|b| *b == 0);
-    if cut == FIRST_GROUP && untouched() { Content::Prepared } else { Content::Newest(cut) }
+    map.copy(path).map_err(InspectError::io("look at", path))
+}
+
+/// Does a segment hold anything, and where does its last valid group end?
+fn content(scan: &SegmentScan) -> Content {
+    let ends = scan.groups.iter().filter(|g| g.header.is_some()).map(|g| g.end);
+    if scan.is_prepared() { Content::Prepared } else { Content::Newest(ends.max().unwrap_or(FIRST_GROUP)) }
 }
 
 /// Something that does not hold, beyond what the plan finds.
@@ -305,16 +321,16 @@ pub fn judge(dir: &Path, progress: &mut Progress) -> Result<Judged, InspectError
 
 /// `None` if a segment vanished.
 fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, InspectError> {
-    let mut out = Judged { plan: Plan::default(), facts: Vec::new(), problems: Vec::new(), volume: None, log };
+    let volume = log.volume;
+    let mut out = Judged { plan: Plan::default(), facts: Vec::new(), problems: Vec::new(), volume, log };
     let mut summaries = Vec::new();
     let mut defined = HashSet::new();
-    out.volume = newest_volume(&out.log)?;
     for segment in &out.log.segments {
         if segment.content == Content::Prepared {
             out.facts.push(Facts::bare(segment, "prepared"));
             continue;
         }
-        let Some(ReadSegment { map, scan }) = out.log.read(segment)? else { return Ok(None) };
+        let Some(ReadSegment { file, scan }) = out.log.read(segment)? else { return Ok(None) };
         progress.advance(segment.len);
         let scan = match scan {
             Ok(scan) => scan,
@@ -334,14 +350,14 @@ fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, Inspe
             let what = format!("the file name says {}, the header {}", segment.number, scan.header.number);
             out.problems.push(Problem { segment: segment.number, offset: 0, bytes: 64, what });
         }
-        out.facts.push(Facts::of(segment, &scan, &map));
+        out.facts.push(Facts::of(segment, &scan, &file));
         if Some(scan.header.volume) != out.volume {
             let what = format!("the segment belongs to another data directory (volume {})", scan.header.volume);
             out.problems.push(Problem { segment: segment.number, offset: 0, bytes: 64, what });
             continue;
         }
         refuse_unknown_kinds(segment.number, &scan)?;
-        let mut summary = Summary::of(segment.number, &scan, &map);
+        let mut summary = Summary::of(segment.number, &scan, &file);
         // Streams are defined again in each segment; one definition of each is enough.
         summary.definitions.retain(|d| defined.insert(d.id));
         summaries.push(summary);
@@ -349,17 +365,6 @@ fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, Inspe
     out.plan = plan(&summaries);
     out.name_void_segments();
     Ok(Some(out))
-}
-
-fn newest_volume(log: &Log) -> Result<Option<Uuid>, InspectError> {
-    for segment in log.segments.iter().rev() {
-        if let Some(map) = open_map(&log.dir, segment.number)?
-            && let Ok(header) = SegmentHeader::decode(&map)
-        {
-            return Ok(Some(header.volume));
-        }
-    }
-    Ok(None)
 }
 
 fn refuse_unknown_kinds(segment: u64, scan: &SegmentScan) -> Result<(), InspectError> {
@@ -483,11 +488,11 @@ impl Judged {
                 continue;
             };
             let go_on = match self.log.read(segment)? {
-                Some(ReadSegment { map, scan: Ok(scan) }) if scan.header.number == *number => {
+                Some(ReadSegment { file, scan: Ok(scan) }) if scan.header.number == *number => {
                     let durable_lsn = self.plan.durable_lsn;
                     visit(Step::Segment(&SegmentView {
                         number: *number,
-                        file: &map,
+                        file: &file,
                         scan: &scan,
                         lsn_end: *lsn_end,
                         durable_lsn,

@@ -1,7 +1,9 @@
 //! `wal-inspect`: shows what a log holds and whether it is sound, without changing it. See docs/wal-inspect.md.
 //!
-//! Everything is read over memory maps: a fault ends a tool, and never a server. A log is read twice: once to judge it
-//! as recovery would ([`log::judge`]), and once more for what a command shows ([`log::Judged::walk`]).
+//! Everything is read over memory maps: a fault ends a tool with an exit code, and never a server. Each segment is copied
+//! out of its map before anything is believed, and the copy counts only if the file still has its name afterwards: a
+//! server may use it again meanwhile. A log is read twice: once to judge it as recovery would ([`log::judge`]), and once
+//! more for what a command shows ([`log::Judged::walk`]).
 
 pub mod cli;
 pub mod command;
@@ -22,6 +24,7 @@ pub use error::InspectError;
 pub use progress::Progress;
 pub use selector::{Selector, SelectorError};
 
+use crate::fs::exit_on_map_fault;
 use clap::Parser;
 use cli::{Cli, Command, When};
 use command::Context;
@@ -34,6 +37,10 @@ use std::process::ExitCode;
 
 /// Exit code for damage.
 const DAMAGED: u8 = 1;
+/// Exit code and text of a fault: a file became shorter than it was, or the disk failed below it.
+const FAULT: i32 = 3;
+const FAULT_TEXT: &str = "wal-inspect: a segment cannot be read: its file became shorter meanwhile, or the disk failed\n\
+    next: the same command again; then dmesg, which shows whether the disk failed\n";
 
 /// Runs `wal-inspect` with command-line arguments, the program's name first, and returns its exit code: 0 sound,
 /// 1 damage, 2 usage, 3 I/O, 5 unknown version.
@@ -46,6 +53,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
+    exit_on_map_fault(FAULT, FAULT_TEXT);
     match run(&cli) {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(next)) => {

@@ -8,6 +8,7 @@ mod limits;
 mod matcher;
 mod push;
 mod tenant;
+mod token_bucket;
 
 pub use entry::{LogEntry, Metadata};
 pub use error::PushError;
@@ -17,3 +18,4 @@ pub use limits::{Limits, Overrides};
 pub use matcher::{MatchOp, Matcher};
 pub use push::{Entry, MetadataPair, Push, PushRequest, PushStream, RawStream, Span};
 pub use tenant::{Tenant, TenantError};
+pub use token_bucket::TokenBucket;

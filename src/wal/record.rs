@@ -333,10 +333,11 @@ pub(super) trait ControlBody: bincode::Encode {}
 
 impl<T: bincode::Encode> ControlBody for T {}
 
-/// Makes the bytes of a control record: a head and a bincode body.
+/// Makes the bytes of a control record: a head and a bincode body. It runs on the log's thread and in recovery, where a
+/// panic ends the process: nothing wrong is ever written.
 pub(super) fn encode_control<T: ControlBody>(kind: Kind, value: &T) -> (Vec<u8>, RecordHead) {
-    // Encoding into a Vec fails only for types that these records do not hold (maps of unknown length, cells).
-    let raw = bincode::encode_to_vec(value, bincode::config::standard()).unwrap_or_default();
+    let raw = bincode::encode_to_vec(value, bincode::config::standard())
+        .expect("encoding into a Vec fails only for types that control records do not hold (locks, cells, times)");
     let mut bytes = vec![0; RECORD_HEAD_LEN];
     let head = append_body(&mut bytes, kind, &raw, Codec::Snappy, 0);
     (bytes, head)
