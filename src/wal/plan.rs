@@ -313,6 +313,7 @@ pub fn plan(summaries: &[Summary]) -> Plan {
     for l in &live {
         out.replay.push((l.summary.number, l.lsn_end));
     }
+    define_streams(&used, &mut out);
     find_tail(&live, &mut out);
     find_losses(&live, &mut out);
     settle_ends(&used, &live, &mut out);
@@ -379,13 +380,30 @@ fn bounds<'a>(used: &[&'a Summary], durable: u64, loss: &mut Loss) -> Vec<Live<'
     live
 }
 
+fn define_streams(used: &[&Summary], out: &mut Plan) {
+    for definition in used.iter().flat_map(|s| &s.definitions) {
+        // The newest one knows the highest seq.
+        let known = out.definitions.entry(definition.id).or_insert_with(|| definition.clone());
+        if known.next_seq < definition.next_seq {
+            *known = definition.clone();
+        }
+    }
+}
+
 fn find_tail(live: &[Live<'_>], out: &mut Plan) {
     let durable = out.durable_lsn;
+    // Above the durable LSN, a definition that is missing was torn with its group: nobody was told of these lines, and
+    // kept they would be lines without labels for ever.
+    let is_defined = |rows: &[TableRow]| rows.iter().all(|row| out.definitions.contains_key(&row.stream));
     let mut tail: BTreeMap<u64, (RecordRef, &[TableRow])> = BTreeMap::new();
     let mut broken: BTreeMap<u64, &[TableRow]> = BTreeMap::new();
     for l in live {
         let above = |lsn: u64| lsn >= durable && lsn < l.lsn_end;
         for (record, rows) in l.summary.tail.iter().filter(|(r, _)| above(r.head.lsn)) {
+            if !is_defined(rows) {
+                broken.insert(record.head.lsn, rows);
+                continue;
+            }
             let older = tail.get(&record.head.lsn);
             // A copy adds nothing; the original keeps the order of the segments.
             if !older.is_some_and(|(o, r)| *r == &rows[..] && is_copy(&o.head, &record.head)) {
@@ -453,15 +471,6 @@ fn total_lines(live: &[Live<'_>], durable: u64) -> u64 {
 }
 
 fn settle_ends(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
-    for summary in used {
-        for definition in &summary.definitions {
-            // The newest one knows the highest seq.
-            let known = out.definitions.entry(definition.id).or_insert_with(|| definition.clone());
-            if known.next_seq < definition.next_seq {
-                *known = definition.clone();
-            }
-        }
-    }
     let seen = used.iter().map(|s| s.max_stream_id.saturating_add(1));
     let told = used.iter().filter_map(|s| s.open.as_ref()).map(|o| o.next_stream_id);
     out.next_stream_id = seen.chain(told).max().unwrap_or(1).max(1);

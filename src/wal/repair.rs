@@ -132,7 +132,12 @@ impl<'a> SegmentReader<'a> {
 
     fn read(&mut self, file: &dyn File, path: &Path) -> Result<&[u8], RecoverError> {
         let len = file.len().map_err(io_error("size of", path))?;
-        self.buffer.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        if self.buffer.len() < len {
+            // Zeroed by the allocator, which costs nothing for fresh pages; `resize` would write each byte.
+            self.buffer = vec![0; len];
+        }
+        self.buffer.truncate(len);
         let read = read_full_at(file, 0, &mut self.buffer).map_err(io_error("read", path))?;
         Ok(self.buffer.get(..read).unwrap_or_default())
     }

@@ -1,0 +1,80 @@
+//! The log on a simulated disk: every crash point of every workload, crashes inside recovery, failing calls, damage.
+//!
+//! `cargo test --test simulation` runs the quick tier. The full tier is `TIMBERLINE_SIM_FULL=1`; layers that are done are
+//! not repeated (their figures lie in the target directory). A failure prints a line that shows it again; what was
+//! found once stays in `regressions.txt`.
+
+#[path = "support/sim/mod.rs"]
+mod sim;
+mod support;
+
+use sim::crash::Breadth;
+use sim::explore::{Depth, crashes, faults};
+use sim::report::{Layer, is_done, is_full};
+use sim::workload::Workload;
+
+const QUICK: Depth = Depth {
+    breadth: Breadth { exhaustive: 32, samples: 12, singles: 24 },
+    nested: [Breadth { exhaustive: 8, samples: 3, singles: 4 }, Breadth { exhaustive: 4, samples: 2, singles: 2 }],
+    every: [3, 40],
+};
+
+/// All workloads of up to `whole` steps, and a sample of the longer ones up to five.
+fn workloads(whole: u32, sample: usize) -> Vec<Workload> {
+    let mut out: Vec<Workload> = (0..=whole).flat_map(|n| Workload::all(n, u64::from(n))).collect();
+    for length in whole + 1..=5 {
+        let all: Vec<Workload> = Workload::all(length, u64::from(length)).collect();
+        let step = (all.len() / sample.max(1)).max(1);
+        // Odd steps: all letters come at all places.
+        out.extend(all.into_iter().step_by(step | 1).take(sample));
+    }
+    for (i, w) in out.iter_mut().enumerate() {
+        w.seed = i as u64;
+    }
+    out
+}
+
+#[test]
+fn crash_states() {
+    if is_done("crash_states") {
+        return;
+    }
+    let layer = Layer::new("crash_states", None);
+    let list = if is_full() { workloads(5, 0) } else { workloads(2, 60) };
+    layer.each(&list, 6, |w| crashes(&layer, w, &QUICK));
+    layer.finish();
+}
+
+#[test]
+fn failing_calls() {
+    if is_done("failing_calls") {
+        return;
+    }
+    let layer = Layer::new("failing_calls", None);
+    let list = workloads(1, 20);
+    layer.each(&list, 12, |w| faults(&layer, w, &QUICK, 8));
+    layer.finish();
+}
+
+/// `TIMBERLINE_SIM=<workload>:<seed>:<state>`: shows one state again.
+#[test]
+fn reproduce() {
+    let Ok(asked) = std::env::var("TIMBERLINE_SIM") else { return };
+    let layer = Layer::new("reproduce", None);
+    again(layer, &asked);
+}
+
+fn again(mut layer: Layer, asked: &str) {
+    let mut parts = asked.splitn(3, ':');
+    let mut next = || parts.next().unwrap_or_default();
+    let (letters, seed, state) = (next(), next(), next());
+    let seed = seed.parse().unwrap_or_else(|_| panic!("{asked}: <workload>:<seed>:<state>"));
+    let workload = Workload::parse(letters, seed).unwrap_or_else(|| panic!("{asked}: an unknown step"));
+    layer.only = Some(state.to_string());
+    if state.starts_with("fault") {
+        faults(&layer, &workload, &QUICK, 1);
+    } else {
+        crashes(&layer, &workload, &QUICK);
+    }
+    layer.finish();
+}
