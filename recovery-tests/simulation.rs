@@ -9,6 +9,7 @@ mod sim;
 mod support;
 
 use sim::crash::Breadth;
+use sim::damage::damage;
 use sim::explore::{Depth, crashes, faults};
 use sim::report::{Layer, is_done, is_full};
 use sim::workload::Workload;
@@ -56,6 +57,21 @@ fn failing_calls() {
     layer.finish();
 }
 
+#[test]
+fn damaged_logs() {
+    if is_done("damaged_logs") {
+        return;
+    }
+    let layer = Layer::new("damaged_logs", None);
+    let list: Vec<Workload> = DAMAGED.iter().enumerate().filter_map(|(i, w)| Workload::parse(w, i as u64)).collect();
+    layer.each(&list, 2, |w| damage(&layer, w, 61));
+    layer.finish();
+}
+
+/// Logs that are damaged in the quick tier: stopped and killed, with groups of several pushes, copies of a tail, a push larger
+/// than a segment, full segments.
+const DAMAGED: [&str; 8] = ["ssri", "bkrs", "ssoss", "lsk", "xxs", "skskb", "rrro", "sissk"];
+
 /// `TIMBERLINE_SIM=<workload>:<seed>:<state>`: shows one state again.
 #[test]
 fn reproduce() {
@@ -73,6 +89,8 @@ fn again(mut layer: Layer, asked: &str) {
     layer.only = Some(state.to_string());
     if state.starts_with("fault") {
         faults(&layer, &workload, &QUICK, 1);
+    } else if state.starts_with("damage") {
+        damage(&layer, &workload, 61);
     } else {
         crashes(&layer, &workload, &QUICK);
     }
