@@ -8,16 +8,23 @@
 mod sim;
 mod support;
 
-use sim::crash::Breadth;
+use sim::crash::{Breadth, Volume};
 use sim::damage::damage;
-use sim::explore::{Depth, crashes, faults};
+use sim::explore::{Depth, crashes, faults, play};
 use sim::report::{Layer, is_done, is_full};
-use sim::workload::Workload;
+use sim::workload::{Workload, fills_a_segment};
 
 const QUICK: Depth = Depth {
-    breadth: Breadth { exhaustive: 32, samples: 12, singles: 24 },
+    breadth: Breadth { exhaustive: 64, samples: 24, singles: 60 },
     nested: [Breadth { exhaustive: 8, samples: 3, singles: 4 }, Breadth { exhaustive: 4, samples: 2, singles: 2 }],
-    every: [3, 40],
+    every: [8, 60],
+};
+
+/// Each fault has its own run, so fewer states of each.
+const FAULTS: Depth = Depth {
+    breadth: Breadth { exhaustive: 4, samples: 2, singles: 2 },
+    nested: [Breadth { exhaustive: 2, samples: 1, singles: 0 }; 2],
+    every: [40, 0],
 };
 
 /// All workloads of up to `whole` steps, and a sample of the longer ones up to five.
@@ -41,7 +48,7 @@ fn crash_states() {
         return;
     }
     let layer = Layer::new("crash_states", None);
-    let list = if is_full() { workloads(5, 0) } else { workloads(2, 60) };
+    let list = if is_full() { workloads(5, 0) } else { workloads(1, 20) };
     layer.each(&list, 6, |w| crashes(&layer, w, &QUICK));
     layer.finish();
 }
@@ -52,8 +59,8 @@ fn failing_calls() {
         return;
     }
     let layer = Layer::new("failing_calls", None);
-    let list = workloads(1, 20);
-    layer.each(&list, 12, |w| faults(&layer, w, &QUICK, 8));
+    let list = if is_full() { workloads(2, 60) } else { workloads(1, 4) };
+    layer.each(&list, 12, |w| faults(&layer, w, &FAULTS, if is_full() { 1 } else { 12 }));
     layer.finish();
 }
 
@@ -72,6 +79,35 @@ fn damaged_logs() {
 /// than a segment, full segments.
 const DAMAGED: [&str; 8] = ["ssri", "bkrs", "ssoss", "lsk", "xxs", "skskb", "rrro", "sissk"];
 
+/// What was found once is looked at again in every run: each line of `regressions.txt` is a `TIMBERLINE_SIM`.
+#[test]
+fn regressions() {
+    let list = include_str!("regressions.txt");
+    let lines = list.lines().map(|l| l.split('#').next().unwrap_or_default().trim());
+    let mut known = 0;
+    for line in lines.filter(|l| !l.is_empty()) {
+        again(Layer::new("regressions", None), line);
+        known += 1;
+    }
+    assert!(known > 0, "the list is empty");
+}
+
+/// The simulated disk: what it notes gives back what a process sees, and pushes of an exact size end where they must.
+#[test]
+fn the_simulation_is_what_it_says() {
+    let workload = Workload::parse("sxlrbixko", 1).expect("known letters");
+    let mut played = play(&workload, None);
+    assert!(played.stopped.is_none(), "{:?}", played.stopped);
+    played.run.kill();
+    let ops = played.run.disk.ops();
+    assert!(fills_a_segment(&ops), "no push has filled a segment to its end");
+    let mut volume = Volume::new(&played.run.disk.base);
+    ops.iter().for_each(|op| volume.apply(op));
+    assert_eq!(volume.kept().hash(), played.run.disk.seen().hash());
+    // All was stopped in good order and synced.
+    assert_eq!(volume.lost().hash(), played.run.disk.seen().hash());
+}
+
 /// `TIMBERLINE_SIM=<workload>:<seed>:<state>`: shows one state again.
 #[test]
 fn reproduce() {
@@ -88,7 +124,7 @@ fn again(mut layer: Layer, asked: &str) {
     let workload = Workload::parse(letters, seed).unwrap_or_else(|| panic!("{asked}: an unknown step"));
     layer.only = Some(state.to_string());
     if state.starts_with("fault") {
-        faults(&layer, &workload, &QUICK, 1);
+        faults(&layer, &workload, &FAULTS, 1);
     } else if state.starts_with("damage") {
         damage(&layer, &workload, 61);
     } else {

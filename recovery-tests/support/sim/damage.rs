@@ -36,6 +36,8 @@ pub struct Log {
     live: Vec<(u64, Range<u64>)>,
     /// Nothing of this segment from this offset on is proved durable.
     unproved: (u64, u64),
+    /// From here on a later segment's Open says that the bytes of a segment count for nothing.
+    void: BTreeMap<u64, u64>,
 }
 
 /// What is found in a damaged log.
@@ -100,11 +102,17 @@ impl Log {
         };
         let segments = image.files.iter().filter_map(named).map(|(n, b)| Segment::of(n, b)).collect::<Vec<_>>();
         let plan = plan(&segments.iter().map(|s| s.summary.clone()).collect::<Vec<_>>());
-        let mut out = Self { segments, lines: Lines::new(), plan, live: vec![], unproved: (u64::MAX, 0) };
+        let mut out = Self { segments, lines: Lines::new(), plan, live: vec![], unproved: (u64::MAX, 0), void: BTreeMap::new() };
         for s in &out.segments {
             out.live.extend([0, 4096].map(|copy| (s.number, copy..copy + 64)));
             for group in scan_segment(&s.bytes).map_err(|e| e.to_string())?.groups {
                 let Some(header) = group.header else { continue };
+                for r in group.records.iter().filter(|r| r.head.known_kind() == Some(Kind::Open)) {
+                    let open: Open = decode_control(&r.head, r.head.body(&s.bytes, r.offset)).map_err(|e| e.to_string())?;
+                    let (last, end) = open.previous.map_or((0, 0), |p| (p.segment, p.end_offset));
+                    out.void.insert(last, end);
+                    out.void.extend((last + 1..s.number).map(|n| (n, 0)));
+                }
                 out.live.push((s.number, group.offset..group.offset + u64::from(header.len)));
                 if header.end_lsn() > out.plan.durable_lsn && out.unproved.0 == u64::MAX {
                     out.unproved = (s.number, group.offset);
@@ -186,7 +194,9 @@ impl Log {
             return Err(format!("more than the damaged records is lost: {more:?}"));
         }
         let told = &found.plan.loss;
-        if cut && self.live.iter().any(|(n, r)| *n == number && r.start >= 8192 && bytes.start < r.end) && told.is_empty() {
+        let end = self.void.get(&number).copied().unwrap_or(u64::MAX);
+        let held = |(n, r): &(u64, Range<u64>)| *n == number && r.start >= 8192 && r.start < end && bytes.start < r.end;
+        if cut && told.is_empty() && self.live.iter().any(held) {
             return Err("a file was cut and nobody is told".into());
         }
         if found.lost.is_empty() || unproved {
@@ -355,7 +365,8 @@ fn mixed_up(layer: &Layer, workload: &Workload, log: &Log) -> usize {
     for set in 1u32..1 << used.len().min(5) {
         let gone: Vec<u64> = (0..used.len().min(5)).filter(|i| set >> i & 1 == 1).map(|i| used[i].number).collect();
         let left = used.iter().map(|s| s.number).filter(|n| !gone.contains(n)).max().unwrap_or(0);
-        let silent = gone.iter().all(|n| *n > left) || gone.iter().all(|n| *n >= log.unproved.0);
+        let counts = |n: &&u64| log.void.get(n) != Some(&0);
+        let silent = gone.iter().filter(counts).all(|n| *n > left) || gone.iter().all(|n| *n >= log.unproved.0);
         case(format!("gone-{set}"), vec![], gone, silent);
     }
     for (i, a) in used.iter().enumerate() {

@@ -234,7 +234,6 @@ fn one_fault(layer: &Layer, workload: &Workload, depth: &Depth, fault: Fault, pa
     }
     played.run.kill();
     // The sync of the log that has failed, and all that follows.
-    let inner = Depth { breadth: depth.nested[0], ..*depth };
-    let states = States { layer, workload, depth: &inner, level: 0, path: path.to_string() };
+    let states = States { layer, workload, depth, level: 0, path: path.to_string() };
     states.visit(&played.run, failed_at);
 }

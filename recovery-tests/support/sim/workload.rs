@@ -365,11 +365,12 @@ impl Run {
     /// Pushes until the log takes one again; false if it does not within two seconds of space coming back.
     pub fn resumes(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(2);
+        // It takes a quarter of a second until space is looked for again, and a watermark may come in between.
+        self.disk.set_mode(Mode::Free);
         while Instant::now() < deadline {
             if !self.disk.settle_after_failure() {
                 continue;
             }
-            self.disk.set_mode(Mode::Free);
             let sent = self.send(&[(1, 50)]);
             let acks = self.ledger.acks();
             if sent.is_some_and(|n| self.outcome(n).is_ok() && self.ledger.acks() > acks) {
