@@ -43,6 +43,15 @@ enum NameOp {
     Remove(Arc<Path>),
 }
 
+impl NameOp {
+    /// A name that it changes; all of one operation are in the same directory.
+    fn path(&self) -> &Path {
+        match self {
+            Self::Add(path, _) | Self::Move(path, _, _) | Self::Remove(path) => path,
+        }
+    }
+}
+
 /// The disk after some operations, with what is durable and what is not.
 #[derive(Clone)]
 pub struct Volume {
@@ -117,9 +126,11 @@ impl Volume {
                 self.names.remove(path);
                 self.name_ops.push(NameOp::Remove(path.clone()));
             }
-            Op::SyncDir(_) => {
-                self.durable_names = self.names.clone();
-                self.name_ops.clear();
+            Op::SyncDir(dir) => {
+                let here = |path: &Path| path.parent() == Some(dir);
+                self.durable_names.retain(|path, _| !here(path));
+                self.durable_names.extend(self.names.iter().filter(|(p, _)| here(p)).map(|(p, i)| (p.clone(), *i)));
+                self.name_ops.retain(|op| !here(op.path()));
             }
         }
     }

@@ -281,6 +281,7 @@ impl SimDisk {
     /// Lets segments be prepared until enough are ready, or one preparation fails.
     pub fn settle(&self) {
         let mut state = self.shared.state.lock();
+        state.gate.due = false;
         if state.gate.failed || state.gate.ready >= AHEAD {
             return;
         }
