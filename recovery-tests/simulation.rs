@@ -59,8 +59,8 @@ fn failing_calls() {
         return;
     }
     let layer = Layer::new("failing_calls", None);
-    let list = if is_full() { workloads(2, 60) } else { workloads(1, 4) };
-    layer.each(&list, 12, |w| faults(&layer, w, &FAULTS, if is_full() { 1 } else { 12 }));
+    let list = if is_full() { workloads(2, 60) } else { workloads(1, 12) };
+    layer.each(&list, 12, |w| faults(&layer, w, &FAULTS, if is_full() { 1 } else { 6 }));
     layer.finish();
 }
 

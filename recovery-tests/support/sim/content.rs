@@ -140,7 +140,8 @@ impl Image {
     pub fn hash(&self) -> u64 {
         let mut hash = 0u64;
         for (path, content) in &self.files {
-            hash = (hash.rotate_left(7) ^ hash_of(path.as_os_str().as_encoded_bytes()) ^ content.hash()).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+            hash = (hash.rotate_left(7) ^ hash_of(path.as_os_str().as_encoded_bytes()) ^ content.hash())
+                .wrapping_mul(0xD6E8_FEB8_6659_FD93);
         }
         hash
     }
@@ -220,5 +221,6 @@ impl Fs for Image {
 /// The entries of one directory among these files.
 pub fn entries<'a>(dir: &Path, files: impl Iterator<Item = (&'a Path, u64)>) -> Vec<DirEntry> {
     let here = files.filter(|(p, _)| p.parent() == Some(dir));
-    here.map(|(p, len)| DirEntry { name: p.file_name().unwrap_or_default().to_string_lossy().into_owned(), len }).collect()
+    here.map(|(p, len)| DirEntry { name: p.file_name().unwrap_or_default().to_string_lossy().into_owned(), len })
+        .collect()
 }

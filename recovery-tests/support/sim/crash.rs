@@ -70,8 +70,14 @@ struct Choice {
 
 enum What {
     /// Sectors of a node: bytes of each option, `None` for what is durable.
-    Sectors { node: usize, options: Vec<Vec<(u64, Box<[u8]>)>> },
-    Size { node: usize, lens: Vec<u64> },
+    Sectors {
+        node: usize,
+        options: Vec<Vec<(u64, Box<[u8]>)>>,
+    },
+    Size {
+        node: usize,
+        lens: Vec<u64>,
+    },
     Name(NameOp),
 }
 
@@ -194,7 +200,8 @@ impl Volume {
             let mut seen: Vec<&[u8]> = versions.iter().map(|v| v.sector(sector)).collect();
             seen.dedup();
             if seen.len() > 1 {
-                let mut options: Vec<Vec<(u64, Box<[u8]>)>> = seen.iter().map(|s| vec![(sector, (*s).into())]).collect();
+                let mut options: Vec<Vec<(u64, Box<[u8]>)>> =
+                    seen.iter().map(|s| vec![(sector, (*s).into())]).collect();
                 let last = options.len() as u8 - 1;
                 if sector * SECTOR as u64 >= node.durable.len() {
                     options.push(vec![(sector, self.stale(number, sector))]);
@@ -215,7 +222,8 @@ impl Volume {
 
     /// What a newly allocated block may hold: the same place of another file, as if its block had been freed.
     fn stale(&self, node: usize, sector: u64) -> Box<[u8]> {
-        let others = self.nodes.iter().enumerate().rev().filter(|(i, _)| *i != node).map(|(_, n)| n.cached.sector(sector));
+        let others =
+            self.nodes.iter().enumerate().rev().filter(|(i, _)| *i != node).map(|(_, n)| n.cached.sector(sector));
         let used = others.into_iter().find(|s| s.iter().any(|b| *b != 0));
         used.map_or_else(|| vec![0xA5; SECTOR].into(), Into::into)
     }

@@ -86,7 +86,8 @@ impl Segment {
         if let Ok(scan) = scan_segment(&bytes) {
             for r in scan.groups.iter().flat_map(|g| &g.records) {
                 let entries = r.body_is_sound && r.head.known_kind() == Some(Kind::Entries);
-                let lines = if entries { lines_of(&r.head, r.offset, &bytes).unwrap_or_default() } else { Lines::new() };
+                let lines =
+                    if entries { lines_of(&r.head, r.offset, &bytes).unwrap_or_default() } else { Lines::new() };
                 records.push((r.offset..r.offset + u64::from(r.head.len), Arc::new(lines)));
             }
         }
@@ -102,13 +103,15 @@ impl Log {
         };
         let segments = image.files.iter().filter_map(named).map(|(n, b)| Segment::of(n, b)).collect::<Vec<_>>();
         let plan = plan(&segments.iter().map(|s| s.summary.clone()).collect::<Vec<_>>());
-        let mut out = Self { segments, lines: Lines::new(), plan, live: vec![], unproved: (u64::MAX, 0), void: BTreeMap::new() };
+        let mut out =
+            Self { segments, lines: Lines::new(), plan, live: vec![], unproved: (u64::MAX, 0), void: BTreeMap::new() };
         for s in &out.segments {
             out.live.extend([0, 4096].map(|copy| (s.number, copy..copy + 64)));
             for group in scan_segment(&s.bytes).map_err(|e| e.to_string())?.groups {
                 let Some(header) = group.header else { continue };
                 for r in group.records.iter().filter(|r| r.head.known_kind() == Some(Kind::Open)) {
-                    let open: Open = decode_control(&r.head, r.head.body(&s.bytes, r.offset)).map_err(|e| e.to_string())?;
+                    let open: Open =
+                        decode_control(&r.head, r.head.body(&s.bytes, r.offset)).map_err(|e| e.to_string())?;
                     let (last, end) = open.previous.map_or((0, 0), |p| (p.segment, p.end_offset));
                     out.void.insert(last, end);
                     out.void.extend((last + 1..s.number).map(|n| (n, 0)));
@@ -288,7 +291,16 @@ fn changes(log: &Log, every_bit: u64) -> impl Iterator<Item = Change> {
         all.flat_map(move |r| {
             let size = r.end - r.start;
             // Swapped with the neighbours, repeated from the headers and the first group, shifted by a little.
-            let from = [r.start.wrapping_sub(size), r.end, 0, 8192, 12288, r.start.wrapping_sub(8), r.start + 8, r.start + 512];
+            let from = [
+                r.start.wrapping_sub(size),
+                r.end,
+                0,
+                8192,
+                12288,
+                r.start.wrapping_sub(8),
+                r.start + 8,
+                r.start + 512,
+            ];
             let copies = from.into_iter().map({
                 let r = r.clone();
                 move |from| Change::Copy(s.number, r.clone(), from)
@@ -323,7 +335,11 @@ pub fn damage(layer: &Layer, workload: &Workload, every_bit: u64) {
         if log.segment(number).is_some_and(|s| s.bytes == file) {
             continue;
         }
-        if matches!(change, Change::Bit(..)) { flips += 1 } else { other += 1 }
+        if matches!(change, Change::Bit(..)) {
+            flips += 1
+        } else {
+            other += 1
+        }
         let what = format!("bytes {bytes:?} of segment {number}");
         let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| log.check(number, bytes, file)));
         let wrong = checked.unwrap_or_else(|_| Err("panic".into()));

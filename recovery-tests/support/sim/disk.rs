@@ -118,6 +118,8 @@ struct Gate {
     /// The log did something that nobody asked for: a watermark, because this machine was slow.
     disturbed: bool,
     closed: bool,
+    /// A start writes the end of the log again. If that fails it waits for the preparing thread to end.
+    opening: bool,
 }
 
 struct State {
@@ -173,6 +175,7 @@ impl SimDisk {
             waiting: false,
             disturbed: false,
             closed: false,
+            opening: false,
         };
         let state = State {
             inodes,
@@ -241,6 +244,12 @@ impl SimDisk {
 
     pub fn set_mode(&self, mode: Mode) {
         self.shared.state.lock().gate.mode = mode;
+    }
+
+    /// Between the plan of a start and the open log.
+    pub fn set_opening(&self, opening: bool) {
+        let gate = &mut self.shared.state.lock().gate;
+        (gate.opening, gate.closed) = (opening, false);
     }
 
     pub fn disturbed(&self) -> bool {
@@ -373,6 +382,9 @@ impl State {
         } else {
             None
         };
+        if matches!(failure, Some(Failure::Errno(..))) && self.gate.opening && !is_preparing_thread() {
+            self.gate.closed = true;
+        }
         if failure.is_some() && self.failed_at.is_none() {
             self.failed_at = Some(self.ops.len());
         }

@@ -158,7 +158,8 @@ fn save(layer: &str, json: &str) {
     if is_full() {
         let file = done_file(layer);
         let made = std::fs::create_dir_all(file.parent().expect("a file in a directory"));
-        made.and_then(|()| std::fs::write(&file, format!("{}\n{json}\n", build()))).expect("the target directory is writable");
+        made.and_then(|()| std::fs::write(&file, format!("{}\n{json}\n", build())))
+            .expect("the target directory is writable");
     }
     if let Some(path) = std::env::var_os("TIMBERLINE_RESULTS") {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);

@@ -204,7 +204,10 @@ impl Run {
         self.disk.allow(usize::from(needs_one));
         let results = Arc::new(Results::default());
         let sink = Outcomes { results: results.clone(), disk: self.disk.clone() };
-        let wal = recovered.open(sink).map_err(ended)?;
+        self.disk.set_opening(true);
+        let opened = recovered.open(sink);
+        self.disk.set_opening(false);
+        let wal = opened.map_err(ended)?;
         let room = Room { defined: HashMap::new(), inode: usize::MAX };
         let streams = streams.into_iter().map(|(id, s)| (id, s.0)).collect();
         self.open = Some(Open { wal, results, streams, next_stream_id, room });
@@ -464,5 +467,6 @@ impl Room {
 
 /// Did the log write exactly to the end of a segment, its last block apart?
 pub fn fills_a_segment(ops: &[Op]) -> bool {
-    ops.iter().any(|op| matches!(op, Op::Write(_, at, b) if b.starts_with(b"TGRP") && at + b.len() as u64 == SEGMENT - 4096))
+    ops.iter()
+        .any(|op| matches!(op, Op::Write(_, at, b) if b.starts_with(b"TGRP") && at + b.len() as u64 == SEGMENT - 4096))
 }
