@@ -25,7 +25,7 @@ pub enum Step {
     Exact,
     /// A push that does not fit the rest of the segment: the log goes on in the next one.
     Rotate,
-    /// Three pushes, of which the last two share a group.
+    /// Three pushes, of which the last two share a group, with a record in its second block.
     Burst,
     /// Nothing comes for 50 ms: the log writes a watermark.
     Idle,
@@ -223,7 +223,7 @@ impl Run {
             Step::Large => self.push(&[&[(2, SEGMENT as usize + 1000)]]),
             Step::Exact => self.push_exact(),
             Step::Rotate => self.push(&[&[(3, 2 * 4096 + 400)]]),
-            Step::Burst => self.push(&[&[(1, 700)], &[(4, 300), (1, 20)], &[(2, 900)]]),
+            Step::Burst => self.push(&[&[(1, 700)], &[(4, 4300), (1, 20)], &[(2, 900)]]),
             Step::Idle => self.idle(),
             Step::Kill => {
                 self.kill();
