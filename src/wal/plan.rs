@@ -377,6 +377,11 @@ impl Plan {
 
 /// Makes the plan from the summaries of all segments, in the order of their numbers.
 pub fn plan(summaries: &[Summary]) -> Plan {
+    plan_with(summaries, &[])
+}
+
+/// As [`plan`], with definitions of streams that were found elsewhere.
+pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan {
     let mut out = Plan { last_segment: summaries.last().map_or(0, |s| s.number), ..Plan::default() };
     out.salts = summaries.iter().filter_map(|s| Some((s.number, s.header?.salt))).collect();
     out.empty = summaries.iter().filter(|s| s.is_empty()).filter_map(|s| s.header).collect();
@@ -393,6 +398,7 @@ pub fn plan(summaries: &[Summary]) -> Plan {
     for l in &live {
         out.replay.push((l.summary.number, l.lsn_end));
     }
+    used.iter().flat_map(|s| &s.definitions).chain(elsewhere).for_each(|d| out.define(d));
     find_tail(&live, &mut out);
     find_losses(&live, &mut out);
     settle_ends(&used, &live, &mut out);
@@ -493,11 +499,18 @@ fn bounds<'a>(used: &[&'a Summary], durable: u64, first_live: u64, loss: &mut Lo
 
 fn find_tail(live: &[Live<'_>], out: &mut Plan) {
     let durable = out.durable_lsn;
+    // Above the durable LSN, a definition that is missing was torn with its group: nobody was told of these lines, and
+    // kept they would be lines without labels for ever.
+    let is_defined = |rows: &[TableRow]| rows.iter().all(|row| out.definitions.contains_key(&row.stream));
     let mut tail: BTreeMap<u64, (RecordRef, &[TableRow])> = BTreeMap::new();
     let mut broken: BTreeMap<u64, &[TableRow]> = BTreeMap::new();
     for l in live {
         let above = |lsn: u64| lsn >= durable && lsn < l.lsn_end;
         for (record, rows) in l.summary.tail.iter().filter(|(r, _)| above(r.head.lsn)) {
+            if !is_defined(rows) {
+                broken.insert(record.head.lsn, rows);
+                continue;
+            }
             let older = tail.get(&record.head.lsn);
             // A copy adds nothing; the original keeps the order of the segments.
             if !older.is_some_and(|(o, r)| *r == &rows[..] && is_copy(&o.head, &record.head)) {
@@ -573,7 +586,6 @@ fn total_lines(live: &[Live<'_>], durable: u64) -> u64 {
 }
 
 fn settle_ends(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
-    used.iter().flat_map(|s| &s.definitions).for_each(|d| out.define(d));
     let seen = used.iter().map(|s| s.max_stream_id.saturating_add(1));
     let told = used.iter().filter_map(|s| s.open.as_ref()).map(|o| o.next_stream_id);
     out.next_stream_id = seen.chain(told).max().unwrap_or(1).max(1);

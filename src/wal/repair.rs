@@ -3,7 +3,7 @@
 
 use super::blocks::{BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks};
 use super::format::{HeaderError, Kind, RecordHead};
-use super::plan::{Plan, RecordRef, Summary, plan};
+use super::plan::{Plan, RecordRef, Summary, plan, plan_with};
 use super::record::{
     BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
 };
@@ -94,8 +94,9 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     let retired = |number| plan.retired_blocks.contains(&number);
     let blocks = RecoveredBlocks::read(&options, &plan.blocks, retired, plan.blocks_are_uncertain)
         .map_err(io_error("read the block log in", &blocks_dir))?;
-    for definition in &blocks.found.definitions {
-        plan.define(definition);
+    if !blocks.found.definitions.is_empty() {
+        // They may name streams of the tail, too.
+        plan = plan_with(&summaries, &blocks.found.definitions);
     }
     Ok(Recovered { plan, blocks, bytes, segments: summaries.iter().filter(|s| !s.is_empty()).count(), options })
 }
@@ -145,7 +146,12 @@ impl<'a> SegmentReader<'a> {
 
     fn read(&mut self, file: &dyn File, path: &Path) -> Result<&[u8], RecoverError> {
         let len = file.len().map_err(io_error("size of", path))?;
-        self.buffer.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        if self.buffer.len() < len {
+            // Zeroed by the allocator, which costs nothing for fresh pages; `resize` would write each byte.
+            self.buffer = vec![0; len];
+        }
+        self.buffer.truncate(len);
         let read = read_full_at(file, 0, &mut self.buffer).map_err(io_error("read", path))?;
         Ok(self.buffer.get(..read).unwrap_or_default())
     }
