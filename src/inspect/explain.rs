@@ -10,9 +10,9 @@ use crate::wal::format::{
     FIRST_GROUP, GROUP_HEADER_LEN, HeaderError, Kind, RECORD_HEAD_LEN, SECOND_HEADER, SEGMENT_HEADER_LEN,
     SegmentHeader, VERSION,
 };
+use crate::wal::{BlockTables, LogKind, decompress_body, file_number, scan_segment, segment_name};
 use crate::wal::{BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Footer, Gap, Open, RecordHead, Retiring};
 use crate::wal::{SegmentScan, SeriesDef, Tables, decode_control};
-use crate::wal::{BlockTables, LogKind, decompress_body, file_number, scan_segment, segment_name};
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};

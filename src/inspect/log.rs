@@ -74,8 +74,7 @@ impl Log {
     /// The directory cannot be read or holds no log; a segment is of a newer version.
     pub fn open(dir: &Path) -> Result<Self, InspectError> {
         let (dir, blocks_dir) = locate(dir)?;
-        let mut log =
-            Self { segments: Vec::new(), unfinished: Vec::new(), dir, blocks_dir, block_files: Vec::new() };
+        let mut log = Self { segments: Vec::new(), unfinished: Vec::new(), dir, blocks_dir, block_files: Vec::new() };
         // Before the write-ahead log, whose newest record tells of what was retired: a file that vanishes meanwhile is known.
         log.list_blocks()?;
         for entry in RealFs.list(&log.dir).map_err(InspectError::io("list", &log.dir))? {
