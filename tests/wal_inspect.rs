@@ -629,7 +629,13 @@ mod blocks {
         let entries = 0..out.entries.len() as u32;
         out.streams.push(PushStream { labels, token: 0, entries });
         let tenant = Tenant::new("acme").unwrap();
-        runtime.block_on(ingester.push(&tenant, Arc::new(out), &[0])).unwrap();
+        let push = Arc::new(out);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        // Refused while the small log is full: nothing of it was stored.
+        while let Err(error) = runtime.block_on(ingester.push(&tenant, push.clone(), &[0])) {
+            assert!(error.status == 503 && Instant::now() < deadline, "{error:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     const BIG: u64 = 6000;
