@@ -831,4 +831,46 @@ mod blocks {
         fs::remove_dir_all(data.path().join("blocks")).unwrap();
         json(data.path(), &["verify"], 1);
     }
+
+    #[test]
+    fn logs_that_are_being_written_and_retired_are_never_damaged() {
+        let data = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let ingester = start(data.path());
+        push(&ingester, &runtime, "small", 0..5);
+        let done = AtomicBool::new(false);
+        let mut first_lsns = BTreeSet::new();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut from = 0;
+                while !done.load(Ordering::Relaxed) && from < 200_000 {
+                    push(&ingester, &runtime, "big", from..from + 50);
+                    from += 50;
+                }
+            });
+            for _ in 0..25 {
+                let output = inspect(data.path(), &["verify", "-o", "json"]);
+                if code(&output) != 0 {
+                    done.store(true, Ordering::Relaxed);
+                    panic!("{}\n{}", stdout(&output), stderr(&output));
+                }
+                let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+                first_lsns.insert(document["verify"]["first_lsn"].as_u64().unwrap());
+            }
+            done.store(true, Ordering::Relaxed);
+            writer.join().unwrap();
+        });
+        assert!(first_lsns.len() > 2, "segments must go while the log is read: {first_lsns:?}");
+        ingester.stop();
+        assert_eq!(code(&inspect(data.path(), &["verify"])), 0);
+    }
+
+    #[test]
+    fn the_golden_log_with_blocks_is_sound_and_each_line_is_shown() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/golden/v1-blocks");
+        let wanted = fs::read_to_string(golden.join("lines.txt")).unwrap().lines().count() as u64;
+        let verify = json(&golden, &["verify"], 0);
+        assert_eq!((&verify["verify"]["lines"], &verify["verify"]["blocks"]), (&wanted.into(), &3.into()));
+        assert_eq!(lines(&json(&golden, &["dump"], 0)).len() as u64, wanted);
+    }
 }
