@@ -4,13 +4,13 @@ mod support;
 
 use parking_lot::Mutex;
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -824,6 +824,7 @@ fn colour_is_for_terminals_and_can_be_switched_off() {
     let (exit, text) = on_terminal(data.path(), "summary", &[]).unwrap();
     assert_eq!(exit, 1);
     assert!(text.contains("\x1b[31mdamaged\x1b[0m"), "{text:?}");
+}
 
 /// Both logs, made by an ingester.
 mod blocks {
