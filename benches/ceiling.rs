@@ -68,16 +68,19 @@ fn ceiling(c: &mut Criterion) {
     // One client that waits for each answer, eight of them, and as many pushes as a group takes.
     for pushes in [1, 8, MAX_GROUP_LEN / body.len()] {
         bench.throughput(Throughput::Bytes((line_bytes * pushes) as u64));
-        bench.bench_function(BenchmarkId::new("snappy + CRC + write + sync", format!("{pushes} pushes a group")), |b| {
-            b.iter(|| {
-                for _ in 0..pushes {
-                    snap::raw::Decoder::new().decompress(black_box(&body), &mut raw).expect("a sound body");
-                    black_box(crc32(&[&body]));
-                    group.extend_from_slice(&body);
-                }
-                segment.append(&mut group);
-            });
-        });
+        bench.bench_function(
+            BenchmarkId::new("snappy + CRC + write + sync", format!("{pushes} pushes a group")),
+            |b| {
+                b.iter(|| {
+                    for _ in 0..pushes {
+                        snap::raw::Decoder::new().decompress(black_box(&body), &mut raw).expect("a sound body");
+                        black_box(crc32(&[&body]));
+                        group.extend_from_slice(&body);
+                    }
+                    segment.append(&mut group);
+                });
+            },
+        );
     }
     // The same without the disk.
     bench.throughput(Throughput::Bytes(line_bytes as u64));

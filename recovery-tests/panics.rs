@@ -66,7 +66,9 @@ fn write_until_panic(dir: &Path, nth: u32) {
     };
     let (log, _) = Log::open_with(options(dir), None, Some(Box::new(probe))).unwrap();
     for number in 0.. {
-        let Outcome::Durable { .. } = log.push(number, &push(number, &STREAMS, 3)) else { panic!("push {number} failed") };
+        let Outcome::Durable { .. } = log.push(number, &push(number, &STREAMS, 3)) else {
+            panic!("push {number} failed")
+        };
         let mut out = std::io::stdout().lock();
         writeln!(out, "acked {number}").and_then(|()| out.flush()).unwrap();
     }

@@ -4,13 +4,13 @@ mod support;
 
 use parking_lot::Mutex;
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -19,8 +19,8 @@ use timberline::fs::{Fs, Map, RealFs, exit_on_map_fault};
 use timberline::model::{LabelSet, Tenant};
 use timberline::wal::format::{FIRST_GROUP, Kind, LogKind, SECOND_HEADER, SegmentHeader};
 use timberline::wal::{
-    Append, Applied, BlockLog, BlockLogOptions, BlockPlace, BlockSink, Codec, EntriesBuilder, Sink, StreamLog, SyncMode,
-    Unavailable, Wal, WalMetrics, WalOptions, recover, scan_segment, segment_name,
+    Append, Applied, BlockLog, BlockLogOptions, BlockPlace, BlockSink, Codec, EntriesBuilder, Sink, StreamLog,
+    SyncMode, Unavailable, Wal, WalMetrics, WalOptions, recover, scan_segment, segment_name,
 };
 
 /// First timestamp of every test log: 2026-01-01T00:00:00Z.
@@ -786,15 +786,19 @@ fn the_fault_of_a_map_ends_with_3() {
 
 /// On a terminal, which `script` makes: what it shows. `None` where that is impossible.
 fn on_terminal(data: &Path, args: &str, env: &[(&str, &str)]) -> Option<(i32, String)> {
+    script(&format!("{} -d {} {args}", env!("CARGO_BIN_EXE_wal-inspect"), data.display()), env)
+}
+
+/// Runs a command of the shell on a terminal.
+fn script(run: &str, env: &[(&str, &str)]) -> Option<(i32, String)> {
     let there = Command::new("script").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !there.is_ok_and(|s| s.success()) {
         println!("SKIPPED: script of util-linux is not installed");
         assert!(std::env::var_os("CI").is_none(), "a skipped test is an error in CI");
         return None;
     }
-    let run = format!("{} -d {} {args}", env!("CARGO_BIN_EXE_wal-inspect"), data.display());
     let mut command = Command::new("script");
-    command.args(["-qec", &run, "/dev/null"]).env("TERM", "xterm-256color").env_remove("NO_COLOR");
+    command.args(["-qec", run, "/dev/null"]).env("TERM", "xterm-256color").env_remove("NO_COLOR");
     let output = command.envs(env.iter().copied()).stdin(Stdio::null()).output().unwrap();
     Some((code(&output), stdout(&output)))
 }
@@ -823,4 +827,36 @@ fn colour_is_for_terminals_and_can_be_switched_off() {
     let (exit, text) = on_terminal(data.path(), "summary", &[]).unwrap();
     assert_eq!(exit, 1);
     assert!(text.contains("\x1b[31mdamaged\x1b[0m"), "{text:?}");
+}
+
+#[test]
+fn long_work_on_a_terminal_shows_a_bar_and_leaves_nothing_of_it() {
+    let log = Log::new();
+    let web = stream(1, "acme", "web", "prod");
+    let big = "x".repeat(900_000);
+    for _ in 0..40 {
+        log.push("acme", &[(&web, &[&big])]);
+    }
+    let data = log.stop();
+    // Held up over and over, the work is long on any machine.
+    let slowly = |args: &str, more: &str| {
+        let run = format!("{} -d {} {args}", env!("CARGO_BIN_EXE_wal-inspect"), data.path().display());
+        format!(
+            "{run} {more} & p=$!; while kill -STOP $p 2>/dev/null; do sleep 0.2; kill -CONT $p; sleep 0.005; done; wait $p"
+        )
+    };
+    for (args, first) in [("summary", "directory"), ("verify", "directory"), ("ls", "segments")] {
+        let Some((exit, text)) = script(&slowly(args, ""), &[("NO_COLOR", "1")]) else { return };
+        assert_eq!(exit, 0, "{text}");
+        let bar = text.find('█').unwrap_or_else(|| panic!("{args}: no bar: {text:?}"));
+        assert!(text[..bar].ends_with('[') && text[bar..].contains("/40.00 MiB "), "{args}: {text:?}");
+        // Nothing stands behind the bar, and no colour was asked for.
+        let begin = text.rfind(first).unwrap_or_else(|| panic!("{args}: no {first}: {text:?}"));
+        let line = text[..begin].rsplit(['\r', '\n']).next().unwrap();
+        assert!(!line.contains('█') && !text[begin..].contains('█'), "{args}: {text:?}");
+        assert!(!text.contains("\x1b[3"), "{args}: {text:?}");
+    }
+    // Into a pipe or a file there is none.
+    let (exit, text) = script(&slowly("verify", "2>&1 | cat"), &[]).unwrap();
+    assert!(exit == 0 && !text.contains('\x1b') && text.contains("sound"), "{text:?}");
 }

@@ -70,7 +70,6 @@ pub fn run<W: Write>(judged: &Judged, context: &mut Context<W>) -> Result<bool, 
             Ok(true)
         },
     )?;
-    context.progress.clear();
     check.report(judged, context).map_err(InspectError::Output)
 }
 
