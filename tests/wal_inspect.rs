@@ -590,6 +590,19 @@ fn load(server: &support::Server, done: &AtomicBool) -> usize {
     acked
 }
 
+/// What does not fit a log without damage: the bytes of an old segment behind the content of a new one are nothing.
+fn strange_segments(ls: &Value) -> Vec<String> {
+    let segments = ls["segments"].as_array().unwrap();
+    let mut strange: Vec<String> = segments.iter().filter(|s| s["damage"] != 0).map(Value::to_string).collect();
+    let states: Vec<&str> = segments.iter().map(|s| s["state"].as_str().unwrap()).collect();
+    // Full ones, one that is written, and prepared ones.
+    let rest = states.iter().skip_while(|s| **s == "full").skip(1);
+    if !states.contains(&"active") || rest.clone().any(|s| *s != "prepared") {
+        strange.push(states.join(" "));
+    }
+    strange
+}
+
 /// A running server that retires its segments and uses them again: nothing is damaged, whenever somebody looks.
 #[test]
 fn a_log_whose_segments_a_server_uses_again_is_never_damaged() {
@@ -599,11 +612,12 @@ fn a_log_whose_segments_a_server_uses_again_is_never_damaged() {
         "ingester: {chunk_block_size: 8KB, chunk_target_size: 64KB, wal: {segment_size: 1MB, max_size: 6MB}}\n";
     let server = support::Server::start(tmp.path(), config, &[]);
     let data = tmp.path().join("data");
+    assert_eq!(server.http().push("first", T0, &["line".to_string()]).unwrap(), 204);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| load(&server, &done));
-        let commands: [&[&str]; 4] = [&["verify"], &["ls"], &["dump", "-n", "2000"], &["summary"]];
-        let mut codes = BTreeMap::new();
+        let commands: [&[&str]; 4] = [&["verify"], &["ls", "-o", "json"], &["dump", "-n", "2000"], &["summary"]];
+        let (mut codes, mut strange) = (BTreeMap::new(), Vec::new());
         for run in 0..wanted {
             let args = commands[run % commands.len()];
             let output = inspect(&data, args);
@@ -611,6 +625,10 @@ fn a_log_whose_segments_a_server_uses_again_is_never_damaged() {
                 println!("{args:?}: {}\n{}", stdout(&output), stderr(&output));
             }
             *codes.entry((args[0], code(&output))).or_insert(0) += 1;
+            if args[0] == "ls" && code(&output) == 0 {
+                let ls: Value = serde_json::from_slice(&output.stdout).unwrap();
+                strange.extend(strange_segments(&ls));
+            }
         }
         done.store(true, Ordering::Relaxed);
         let acked = writer.join().unwrap();
@@ -618,9 +636,11 @@ fn a_log_whose_segments_a_server_uses_again_is_never_damaged() {
         println!("{acked} lines, segments {:?} to {:?}, exit codes {codes:?}", numbers.first(), numbers.last());
         assert!(codes.keys().all(|(_, code)| *code == 0), "{codes:?}");
         assert!(numbers.first() > Some(&3), "no segment was retired: {numbers:?}");
+        assert!(strange.is_empty(), "{strange:?}");
     });
     assert_eq!(server.terminate(), Some(0));
     assert_eq!(code(&inspect(&data, &["verify"])), 0);
+    assert_eq!(strange_segments(&json(&data, &["ls"], 0)), Vec::<String>::new());
 }
 
 /// What a hand does to the segments of a log, over and over: the oldest gets a temporary name, another header, another
