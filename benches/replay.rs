@@ -26,6 +26,8 @@ fn config(dir: &Path, threads: usize) -> IngesterConfig {
         data_dir: dir.to_path_buf(),
         wal_dir: dir.join("wal"),
         blocks_dir: dir.join("blocks"),
+        quarantine_dir: dir.join("quarantine"),
+        refuse_damage: false,
         wal_max_size: 1 << 40,
         blocks_max_size: 1 << 40,
         require_data: false,

@@ -607,7 +607,7 @@ fn a_hole_in_the_tail_becomes_a_gap_and_the_second_start_is_clean() {
     assert_eq!(lines, acked);
     assert!(plan.loss.is_empty() && plan.unresolved.is_empty());
     let seqs = rows.iter().map(|r| (r.stream, r.first_seq, r.first_seq + u64::from(r.count))).collect();
-    assert_eq!(plan.gaps, [Gap { lsns: vec![(lsn, lsn + 1)], seqs }]);
+    assert_eq!(plan.gaps, [Gap { lsns: vec![(lsn, lsn + 1)], seqs, lines: 0 }]);
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub enum Op {
     Write(usize, u64, Vec<u8>),
     Sync(usize),
     Rename(PathBuf, PathBuf),
+    Link(PathBuf, PathBuf),
     Remove(PathBuf),
     SyncDir(PathBuf),
 }
@@ -220,6 +221,11 @@ impl State {
                     self.names.insert(to, inode);
                 }
             }
+            Op::Link(from, to) => {
+                if let Some(inode) = self.names.get(&from).copied() {
+                    self.names.insert(to, inode);
+                }
+            }
             Op::Remove(path) => drop(self.names.remove(&path)),
             Op::SyncDir(dir) => {
                 self.durable_names.retain(|p, _| p.parent() != Some(&dir));
@@ -383,6 +389,16 @@ impl Fs for MemDisk {
         let mut state = self.0.lock();
         state.fault(Call::SyncDir, "").map_err(|(e, _)| e)?;
         state.done(Op::SyncDir(dir.to_path_buf()));
+        Ok(())
+    }
+
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.find(from)?;
+        if state.names.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        state.done(Op::Link(from.to_path_buf(), to.to_path_buf()));
         Ok(())
     }
 

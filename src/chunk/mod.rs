@@ -23,7 +23,7 @@ pub use encoding::Encoding;
 pub use error::ChunkError;
 pub use format::{Chunk, ChunkObject, decode_object};
 pub use head::{EntryRef, Head};
-pub use select::{BlockSource, Part, Selection, select};
+pub use select::{BlockSource, Part, Selection, select, select_readable};
 pub use symbols::Symbols;
 
 /// Most bytes of a block's entries, or of a chunk's symbols, before compression: 1 GiB.

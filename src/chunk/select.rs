@@ -82,17 +82,29 @@ type Keep<'k> = dyn FnMut(&[u8], &[(&[u8], &[u8])]) -> bool + 'k;
 /// # Errors
 /// A block that had to be read is damaged; parts that the result does not need are not looked at.
 pub fn select(parts: &[Part], selection: &Selection, keep: &mut Keep<'_>) -> Result<Vec<LogEntry>, ChunkError> {
+    let mut unreadable = Vec::new();
+    let result = select_readable(parts, selection, keep, &mut unreadable);
+    unreadable.into_iter().next().map_or(Ok(result), Err)
+}
+
+/// As [`select`], past blocks that cannot be read: why goes to `unreadable`, once for each of them.
+pub fn select_readable(
+    parts: &[Part],
+    selection: &Selection,
+    keep: &mut Keep<'_>,
+    unreadable: &mut Vec<ChunkError>,
+) -> Vec<LogEntry> {
     let mut result = Vec::new();
     let mut merge = Merge::new(parts, selection);
     while result.len() < selection.limit {
-        let instant = merge.next_instant()?;
+        let instant = merge.next_instant(unreadable);
         if instant.is_empty() {
             break;
         }
         take(&instant, selection, keep, &mut result);
         merge.put_back(instant);
     }
-    Ok(result)
+    result
 }
 
 /// Appends the wanted entries of one timestamp to the result.
@@ -145,16 +157,16 @@ impl<'a> Merge<'a> {
     }
 
     /// The runs of the best timestamp that is left, in the order of arrival; empty at the end.
-    fn next_instant(&mut self) -> Result<Vec<Run<'a>>, ChunkError> {
+    fn next_instant(&mut self, unreadable: &mut Vec<ChunkError>) -> Vec<Run<'a>> {
         let mut instant: Vec<Run<'a>> = Vec::new();
         while let Some(source) = self.pop(instant.first().map(|run| run.key)) {
             match source.cursor {
                 Some(cursor) => instant.push(cursor.into_run(source.key, source.part)),
                 // Opening tells the real timestamp, which is the same or worse: back into the heap with it.
-                None => self.open(source.part)?,
+                None => unreadable.extend(self.open(source.part).err()),
             }
         }
-        Ok(instant)
+        instant
     }
 
     /// Takes the best source, if it has a given key or none is given.

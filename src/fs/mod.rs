@@ -114,6 +114,12 @@ pub trait Fs: Send + Sync {
     /// As `fsync(2)`; final, as for [`File::sync_data`].
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
+    /// Gives a file another name. Not durable before the directory is synced.
+    ///
+    /// # Errors
+    /// As `link(2)`.
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
     /// Names that the file has in its file system.
     ///
     /// # Errors

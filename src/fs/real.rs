@@ -70,6 +70,10 @@ impl Fs for RealFs {
         Ok(rfs::fsync(&fd)?)
     }
 
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::hard_link(from, to)
+    }
+
     fn links(&self, path: &Path) -> io::Result<u64> {
         use std::os::unix::fs::MetadataExt;
         Ok(std::fs::metadata(path)?.nlink())

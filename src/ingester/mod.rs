@@ -55,6 +55,10 @@ pub struct IngesterConfig {
     pub data_dir: PathBuf,
     /// Directory of the log's segments.
     pub wal_dir: PathBuf,
+    /// Directory of damaged segments and their reports; on the file system of both logs.
+    pub quarantine_dir: PathBuf,
+    /// Do not start when damage is found that is not in quarantine yet.
+    pub refuse_damage: bool,
     /// Refuse to start on an empty volume.
     pub require_data: bool,
     /// Directory of the block log's segments; on the file system of `wal_dir`.

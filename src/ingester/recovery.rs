@@ -12,8 +12,8 @@ use crate::chunk::Symbols;
 use crate::model::{LabelSet, Overrides, Tenant};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
-    BlockLogOptions, BlockStore, BodyView, FoundBlock, FoundBlocks, Hold, Plan, RecordRef, RecoverError, Recovered,
-    ReplaySegment, StreamLog, Tables, WalOptions, decompress_body_into, recover,
+    BlockLogOptions, BlockStore, BodyView, DamageReport, FoundBlock, Hold, Plan, Quarantine, RecordRef, RecoverError,
+    Recovered, ReplaySegment, StreamLog, Tables, WalOptions, decompress_body_into, recover,
 };
 use ahash::AHashMap;
 use std::cmp::Reverse;
@@ -55,8 +55,10 @@ pub struct RecoveryReport {
     pub line_bytes: u64,
     /// Seconds from the lock to the last applied line.
     pub seconds: f64,
-    /// Places that are damaged.
+    /// Places that are damaged and were not known before.
     pub damaged_places: usize,
+    /// Why the damaged segments could not be kept.
+    pub quarantine_failed: Option<String>,
     /// Acknowledged lines that are gone.
     pub lost_lines: u64,
     /// Where, one line each; at most ten.
@@ -76,6 +78,17 @@ pub enum StartError {
     /// The log.
     #[error(transparent)]
     Recover(#[from] RecoverError),
+    /// Damage was found, and `ingester.wal.on_damage` is `refuse`.
+    #[error(
+        "the log is damaged and ingester.wal.on_damage is refuse, so nothing was changed: {lost} acknowledged lines are lost; \
+         {places}. Look at it with wal-inspect verify; start with on_damage: salvage to keep everything else"
+    )]
+    Damaged {
+        /// Acknowledged lines that are gone.
+        lost: u64,
+        /// Where, at most ten places.
+        places: String,
+    },
 }
 
 /// A replayed ingester, and what it needs to go live.
@@ -83,6 +96,9 @@ pub struct Replayed {
     ingester: Ingester<NilRecord>,
     recovered: Recovered,
     data_dir: DataDir,
+    /// Damage that is to go into quarantine, and the bytes that are there.
+    damage: Vec<DamageReport>,
+    kept: u64,
     /// What was found.
     pub report: RecoveryReport,
 }
@@ -151,19 +167,36 @@ impl Ingester<NilRecord> {
         report.bytes = recovered.bytes;
         report.seconds = started.elapsed().as_secs_f64();
         state.next_stream_id.store(recovered.plan.next_stream_id, Ordering::SeqCst);
-        report.note(&recovered.plan, recovered.blocks());
+        let quarantine = Quarantine::read(&*config.fs, &config.quarantine_dir).unwrap_or_default();
+        let damage = quarantine.news(recovered.damage_reports());
+        report.note(&recovered.plan, &damage, recovered.blocks().bytes);
+        if config.refuse_damage && !damage.is_empty() {
+            return Err(StartError::Damaged { lost: report.lost_lines, places: report.losses.join("; ") });
+        }
         state.metrics.recovery_ended(&report);
         let ingester = Ingester { state: state.clone(), log: NilRecord };
-        Ok(Replayed { ingester, recovered, data_dir, report })
+        Ok(Replayed { ingester, recovered, data_dir, damage, kept: quarantine.bytes, report })
     }
 }
 
 impl Replayed {
+    /// Puts damaged segments into quarantine, before anything can retire them. That it fails, on a full disk for one, keeps
+    /// nobody from starting: the report says why.
+    pub fn keep_damaged(&mut self) {
+        if self.damage.is_empty() {
+            return;
+        }
+        let kept = self.recovered.quarantine(&self.ingester.state.config.quarantine_dir, self.kept, &self.damage);
+        self.report.quarantine_failed = kept.err().map(|e| e.to_string());
+        self.damage.clear();
+    }
+
     /// Makes the unsettled tail durable and opens the log: from here on pushes can be stored.
     ///
     /// # Errors
     /// The tail could not be made durable.
-    pub fn go_live(self, on_poisoned: OnPoisoned) -> Result<Ingester<Live>, StartError> {
+    pub fn go_live(mut self, on_poisoned: OnPoisoned) -> Result<Ingester<Live>, StartError> {
+        self.keep_damaged();
         let Self { ingester: Ingester { state, log: NilRecord }, recovered, data_dir, .. } = self;
         let committer = Committer::start(&state, on_poisoned);
         let (wal, blocks) = recovered.open(committer, Sealed(Arc::downgrade(&state)))?;
@@ -310,16 +343,21 @@ impl Replay<'_> {
                 Hold::Flushed(c) => {
                     decided.entry(c.stream).or_default().flushed.insert(c.chunk, c.first_seq..c.end_seq);
                 }
+                Hold::Gap(_) => {}
             }
         }
+        // What a definition says of a prefix saves the look at each record. After damage the blocks that it means may be gone
+        // while the write-ahead log still has their lines; what is flushed, ChunkFlushed records say as long as it matters.
+        let sound = recovered.blocks().damage.is_empty() && self.plan.loss.is_empty();
         for (id, definition) in &self.plan.definitions {
+            let settled_seq = if sound { definition.settled_seq } else { 0 };
             let blocks = by_stream.remove(id).unwrap_or_default();
             let decided = decided.remove(id).unwrap_or_default();
-            if blocks.is_empty() && decided.flushed.is_empty() && definition.settled_seq == 0 {
+            if blocks.is_empty() && decided.flushed.is_empty() && settled_seq == 0 {
                 continue;
             }
             if let Some(stream) = self.stream(*id) {
-                let lines = restore_stream(&stream, blocks, &decided, definition.settled_seq, recovered.block_store());
+                let lines = restore_stream(&stream, blocks, &decided, settled_seq, recovered.block_store());
                 self.report.block_lines += lines;
                 if stream.is_visible() {
                     self.state.show(&stream);
@@ -401,7 +439,7 @@ impl Replay<'_> {
     fn finish(&mut self) {
         self.report.streams = self.streams.len() as u64;
         // After damage, seqs at a stream's end may have been used by lost records: its labels go on under a new id.
-        let admits = self.plan.loss.is_empty();
+        let admits = self.plan.loss.lsns.is_empty();
         let mut lost: AHashMap<u64, u64> = AHashMap::new();
         for (id, _, end) in self.plan.gaps.iter().flat_map(|g| &g.seqs) {
             let known = lost.entry(*id).or_default();
@@ -450,20 +488,15 @@ fn apply_shard(state: &State, batch: &[Part<'_>], bodies: &[Body], shard: usize,
 }
 
 impl RecoveryReport {
-    fn note(&mut self, plan: &Plan, blocks: &FoundBlocks) {
-        let loss = &plan.loss;
-        self.damaged_places = loss.damage.len() + loss.missing_segments.len() + blocks.damage.len();
-        self.lost_lines = loss.lines;
+    fn note(&mut self, plan: &Plan, damage: &[DamageReport], block_bytes: u64) {
+        self.damaged_places = damage.iter().map(|r| r.places.len()).sum();
+        self.lost_lines = plan.loss.lines;
         self.unresolved = plan.unresolved.iter().map(|r| r.end - r.start).sum();
-        let places = loss
-            .damage
-            .iter()
-            .map(|(segment, d)| format!("segment {segment}, bytes {}..{}: {}", d.bytes.start, d.bytes.end, d.what));
-        let lsns = loss.lsns.iter().map(|Range { start, end }| format!("LSN {start}..{end}"));
-        let missing = loss.missing_segments.iter().map(|n| format!("segment {n} is missing"));
-        let in_blocks = blocks.damage.iter().map(|(segment, what)| format!("block segment {segment}: {what}"));
-        self.losses = missing.chain(places).chain(lsns).chain(in_blocks).take(10).collect();
-        self.block_bytes = blocks.bytes;
+        let place = |r: &DamageReport, p: &String| format!("{} segment {}: {p}", r.log, r.segment);
+        let places = damage.iter().flat_map(|r| r.places.iter().map(move |p| place(r, p)));
+        let lsns = plan.loss.lsns.iter().map(|Range { start, end }| format!("LSN {start}..{end}"));
+        self.losses = places.chain(lsns).take(10).collect();
+        self.block_bytes = block_bytes;
     }
 }
 

@@ -135,6 +135,7 @@ impl Work {
             let again = holds.into_iter().filter(|h| still_needed(state, store, h)).map(|h| match h {
                 Hold::Closed(c) => Decision::ChunkClosed(c),
                 Hold::Flushed(c) => Decision::ChunkFlushed(c),
+                Hold::Gap(g) => Decision::Gap(g),
             });
             self.wal.retire(number + 1, Vec::new(), again.collect())?;
             state.metrics.wal_retired.inc();
@@ -281,6 +282,8 @@ impl Work {
 /// Does a decision in the oldest segment still have an effect?
 fn still_needed(state: &State, store: &BlockStore, hold: &Hold) -> bool {
     match hold {
+        // The LSNs that it stands for are smaller than its own, so they go with this segment.
+        Hold::Gap(_) => false,
         Hold::Closed(c) => state.stream(c.stream).is_some_and(|s| s.awaits_flush(c.chunk)),
         // As long as a segment of the block log holds blocks of it. Entries of it in the write-ahead log are older than this
         // decision, so they are gone with this segment.

@@ -291,6 +291,12 @@ impl Stream {
         !std::mem::replace(&mut content.queued, true)
     }
 
+    /// Are heads on their way to blocks?
+    #[cfg(test)]
+    pub(super) fn has_frozen(&self) -> bool {
+        !self.content.lock().sealing.is_empty()
+    }
+
     /// Bytes of the open head, and how long it has not grown.
     pub(super) fn head_memory(&self) -> (usize, Duration) {
         let content = self.content.lock();

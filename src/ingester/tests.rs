@@ -1,7 +1,8 @@
 use super::*;
-use crate::chunk::{Selection, select};
+use crate::chunk::{Selection, select, select_readable};
 use crate::fs::RealFs;
 use crate::model::{Entry, LogEntry, MatchOp, MetadataPair, Push, PushError, PushStream, Span};
+use crate::wal::{Kind, Quarantine, scan_segment};
 use prometheus::{CounterVec, Opts, Registry};
 use std::collections::HashMap;
 use std::path::Path;
@@ -15,6 +16,8 @@ fn config(dir: &Path) -> IngesterConfig {
         data_dir: dir.to_path_buf(),
         wal_dir: dir.join("wal"),
         blocks_dir: dir.join("blocks"),
+        quarantine_dir: dir.join("quarantine"),
+        refuse_damage: false,
         wal_max_size: 16 << 20,
         blocks_max_size: 1 << 30,
         require_data: false,
@@ -308,4 +311,96 @@ async fn settled_chunks_leave_both_logs_and_do_not_come_back() {
         }
         assert!(std::fs::read_dir(tmp.path().join("blocks")).unwrap().count() <= 1);
     }
+}
+
+fn try_start(config: IngesterConfig) -> Result<Replayed, StartError> {
+    let counter = |name: &str| {
+        CounterVec::new(Opts::new(name, name), &["reason", "tenant", "retention_hours", "policy", "format"]).unwrap()
+    };
+    let metrics = IngesterMetrics::new(&Registry::new(), (counter("a"), counter("b"))).unwrap();
+    Ingester::replay(config, Arc::new(Overrides::default()), metrics, &Progress::default())
+}
+
+/// Flips a bit in the middle of the body of the `n`-th record of a kind.
+fn damage(file: &Path, kind: Kind, n: usize) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let scan = scan_segment(&bytes).unwrap();
+    let records = scan.groups.iter().flat_map(|g| &g.records).filter(|r| r.head.known_kind() == Some(kind));
+    let record = records.skip(n).next().unwrap_or_else(|| panic!("no {kind:?} record {n}"));
+    let at = record.offset + u64::from(record.head.len) - u64::from(record.head.body_len) / 2 - 1;
+    bytes[at as usize] ^= 4;
+    std::fs::write(file, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_kept_told_once_and_settled() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (ingester, _) = start(config(tmp.path()), Overrides::default());
+    for n in 0..6i64 {
+        store(&ingester, &[(&[("app", "a")], &[(n, "one"), (n, "two")]), (&[("app", "b")], &[(n, "three")])])
+            .await
+            .unwrap();
+    }
+    ingester.stop();
+    drop(ingester);
+    damage(&tmp.path().join("wal/00000000000000000001.wal"), Kind::Entries, 2);
+    let refused = try_start(IngesterConfig { refuse_damage: true, ..config(tmp.path()) }).err().unwrap().to_string();
+    assert!(refused.contains("3 acknowledged lines are lost") && refused.contains("record body"), "{refused}");
+    assert!(!tmp.path().join("quarantine").exists());
+
+    let (ingester, report) = start(config(tmp.path()), Overrides::default());
+    assert_eq!((report.damaged_places, report.lost_lines, report.unattributed_lines), (1, 3, 0), "{report:?}");
+    let after = read(&ingester);
+    assert_eq!((after["{app=\"a\"}"].len(), after["{app=\"b\"}"].len()), (10, 5));
+    let quarantine = Quarantine::read(&RealFs, &tmp.path().join("quarantine")).unwrap();
+    let [kept] = &quarantine.reports[..] else { panic!("{quarantine:?}") };
+    assert_eq!((kept.lines_missing, kept.lsns.as_slice(), kept.segment), (3, &[(2, 3)][..], 1));
+    assert_eq!(kept.streams.iter().map(|s| s.2..s.3).collect::<Vec<_>>(), [4..6, 2..3]);
+    assert!(kept.between.is_some_and(|(before, after)| before > 0 && before <= after));
+    assert_eq!((quarantine.unread.len(), quarantine.bytes), (1, 1 << 20));
+    store(&ingester, &[(&[("app", "a")], &[(9, "later")])]).await.unwrap();
+    let after = read(&ingester);
+    ingester.stop();
+    drop(ingester);
+
+    for refuse_damage in [true, false] {
+        let (ingester, report) = start(IngesterConfig { refuse_damage, ..config(tmp.path()) }, Overrides::default());
+        assert_eq!((report.damaged_places, report.lost_lines), (0, 0), "told again: {report:?}");
+        assert_eq!(read(&ingester), after);
+        ingester.stop();
+    }
+    let name = tmp.path().join("quarantine").join(&quarantine.unread[0]);
+    std::fs::rename(&name, name.with_extension("acknowledged.json")).unwrap();
+    let read_again = Quarantine::read(&RealFs, &tmp.path().join("quarantine")).unwrap();
+    assert_eq!((read_again.unread.len(), read_again.reports.len()), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_block_is_made_again_from_the_log_and_told_to_a_query() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (ingester, _) = start(config(tmp.path()), Overrides::default());
+    load(&ingester, 0, 60).await;
+    // Every full head is a block that counts.
+    while ingester.state.stream(1).unwrap().has_frozen() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let before = read(&ingester);
+    let segment = tmp.path().join("blocks/00000000000000000001.blk");
+    let sound = std::fs::read(&segment).unwrap();
+    damage(&segment, Kind::Block, 1);
+    let all = Selection { start: i64::MIN, end: i64::MAX, forward: true, limit: usize::MAX };
+    let busy = &ingester.streams(&tenant(), &[Matcher::new("app", MatchOp::Equal, "busy").unwrap()], 0, 1000)[0];
+    let mut unreadable = Vec::new();
+    let rest = select_readable(&busy.parts(all.start, all.end), &all, &mut |_, _| true, &mut unreadable);
+    assert_eq!(unreadable.len(), 1, "{unreadable:?}");
+    assert!(unreadable[0].to_string().contains("is damaged"), "{unreadable:?}");
+    assert!(rest.len() > 50 && rest.len() < 60, "{}", rest.len());
+    std::fs::write(&segment, &sound).unwrap();
+    assert!(read(&ingester) == before);
+    ingester.stop();
+    drop(ingester);
+    damage(&segment, Kind::Block, 1);
+    let (ingester, report) = start(config(tmp.path()), Overrides::default());
+    assert_eq!((report.damaged_places, report.lost_lines), (1, 0), "{report:?}");
+    assert!(read(&ingester) == before, "the log still has the lines of the damaged block");
 }

@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn settled_losses_are_not_missing() {
-        let gap = Gap { lsns: vec![], seqs: vec![(1, 6, 8), (1, 2, 4), (3, 0, 9)] };
+        let gap = Gap { lsns: vec![], seqs: vec![(1, 6, 8), (1, 2, 4), (3, 0, 9)], lines: 0 };
         let mut seqs = Seqs::new(true, &[gap]);
         seqs.entries(1, 10..11, true);
         assert_eq!(seqs.missing(), [(1, 0..2), (1, 4..6), (1, 8..10)]);

@@ -48,6 +48,7 @@ pub(super) fn streams(selected: &Selected, flags: EncodingFlags, elapsed: Durati
     }
     out.push(']');
     close(&mut out, &selected.stats, selected.entries.len(), elapsed);
+    warnings(&mut out, &selected.warnings);
     out.into_bytes()
 }
 
@@ -190,6 +191,20 @@ fn close(out: &mut String, stats: &Stats, returned: usize, elapsed: Duration) {
         kept_lines,
         streams,
     );
+}
+
+/// Adds Loki's `warnings` to a finished answer; none is no field.
+fn warnings(out: &mut String, warnings: &[String]) {
+    if warnings.is_empty() {
+        return;
+    }
+    out.truncate(out.trim_end().len() - 1);
+    out.push_str(",\"warnings\":[");
+    for (i, warning) in warnings.iter().enumerate() {
+        comma(out, i);
+        string(out, warning);
+    }
+    out.push_str("]}\n");
 }
 
 fn object(out: &mut String, labels: &Labels<'_>) {

@@ -24,7 +24,12 @@ pub(super) struct Selected {
     /// In the order of the direction; between streams with one timestamp, by label text.
     pub entries: Vec<Hit>,
     pub stats: Stats,
+    /// What could not be read; at most [`MAX_WARNINGS`] sentences.
+    pub warnings: Vec<String>,
 }
+
+/// Most warnings of an answer.
+const MAX_WARNINGS: usize = 10;
 
 /// An entry and the labels of its stream.
 pub(super) struct Hit {
@@ -47,6 +52,16 @@ pub(super) struct Stats {
     pub kept_lines: u64,
 }
 
+/// Each warning once, and the number of those that find no room.
+fn summed(mut warnings: Vec<String>) -> Vec<String> {
+    warnings.sort_unstable();
+    warnings.dedup();
+    let more = warnings.len().saturating_sub(MAX_WARNINGS);
+    warnings.truncate(MAX_WARNINGS);
+    warnings.extend((more > 0).then(|| format!("and {more} more")));
+    warnings
+}
+
 impl Selection<'_> {
     /// Reads the streams one label set after another and keeps the best `limit` entries in a heap. Once it is full, the
     /// range shrinks to what could still displace its worst entry, so `limit` entries of the heap and `limit` of one
@@ -55,12 +70,13 @@ impl Selection<'_> {
         let groups = self.groups(streams);
         let mut stats = Stats { streams: groups.len() as u64, ..Stats::default() };
         let mut best = Best::new(self.limit);
+        let mut warnings = Vec::new();
         for group in &groups {
             let (start, end) = self.window(&best);
             if start >= end || group.first >= end || group.last < start {
                 continue;
             }
-            let entries = self.read(group, start, end, &mut stats)?;
+            let entries = self.read(group, start, end, &mut stats, &mut warnings)?;
             best.offer(group.rank, entries, |timestamp| self.order(timestamp))?;
         }
         let mut labels: Vec<(u32, &Arc<LabelSet>)> = groups.iter().map(|g| (g.rank, &g.labels)).collect();
@@ -69,7 +85,7 @@ impl Selection<'_> {
             let (_, labels) = labels.get(rank as usize)?;
             Some(Hit { labels: Arc::clone(labels), entry })
         });
-        Ok(Selected { entries: entries.collect(), stats })
+        Ok(Selected { entries: entries.collect(), stats, warnings: summed(warnings) })
     }
 
     /// Puts sources with equal labels together, in their order, and sorts the groups so that those that reach nearest
@@ -110,7 +126,14 @@ impl Selection<'_> {
         }
     }
 
-    fn read(&self, group: &Group, start: i64, end: i64, stats: &mut Stats) -> Result<Vec<LogEntry>, QueryError> {
+    fn read(
+        &self,
+        group: &Group,
+        start: i64,
+        end: i64,
+        stats: &mut Stats,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<LogEntry>, QueryError> {
         let forward = self.direction == Direction::Forward;
         let mut keep = |line: &[u8], metadata: &[(&[u8], &[u8])]| {
             stats.lines += 1;
@@ -122,7 +145,7 @@ impl Selection<'_> {
         };
         let mut merged = Vec::new();
         for source in &group.sources {
-            let newer = source.select(start, end, forward, self.limit, &mut keep)?;
+            let newer = source.select(start, end, forward, self.limit, &mut keep, warnings)?;
             merged = if merged.is_empty() { newer } else { self.merge(merged, newer) };
         }
         Ok(merged)

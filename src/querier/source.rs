@@ -37,8 +37,10 @@ pub trait StreamSource: Send + Sync {
     ///
     /// `keep` is called at least once for every entry that could be part of the result, in any order.
     ///
+    /// What cannot be read goes to `warnings`, a sentence each; the other entries are the answer.
+    ///
     /// # Errors
-    /// Stored bytes could not be read or are damaged.
+    /// Nothing of the stream can be read.
     fn select(
         &self,
         start: i64,
@@ -46,5 +48,6 @@ pub trait StreamSource: Send + Sync {
         forward: bool,
         limit: usize,
         keep: &mut KeepEntry<'_>,
+        warnings: &mut Vec<String>,
     ) -> Result<Vec<LogEntry>, QueryError>;
 }

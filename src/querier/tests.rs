@@ -19,6 +19,7 @@ struct MemoryStream {
     /// In arrival order.
     entries: Vec<LogEntry>,
     fails: bool,
+    warning: Option<&'static str>,
     /// The ranges that were read.
     reads: Mutex<Vec<(i64, i64)>>,
 }
@@ -26,7 +27,13 @@ struct MemoryStream {
 impl Memory {
     fn with(mut self, labels: &[(&str, &str)], entries: Vec<LogEntry>) -> Self {
         let labels = Arc::new(LabelSet::new(labels.iter().copied()));
-        self.streams.push(Arc::new(MemoryStream { labels, entries, fails: false, reads: Mutex::default() }));
+        self.streams.push(Arc::new(MemoryStream {
+            labels,
+            entries,
+            fails: false,
+            warning: None,
+            reads: Mutex::default(),
+        }));
         self
     }
 
@@ -77,11 +84,13 @@ impl StreamSource for MemoryStream {
         forward: bool,
         limit: usize,
         keep: &mut KeepEntry<'_>,
+        warnings: &mut Vec<String>,
     ) -> Result<Vec<LogEntry>, QueryError> {
         self.reads.lock().push((start, end));
         if self.fails {
             return Err(QueryError::internal("block 7 is damaged"));
         }
+        warnings.extend(self.warning.map(str::to_string));
         let mut entries: Vec<LogEntry> = Vec::new();
         for e in self.entries.iter().filter(|e| (start..end).contains(&e.timestamp)) {
             if !entries.contains(e) {
@@ -478,7 +487,13 @@ fn a_source_that_cannot_read_fails_the_query() {
     let mut memory = Memory::default();
     let labels = Arc::new(LabelSet::new([("a", "b")]));
     let entries = vec![entry(1, "x")];
-    memory.streams.push(Arc::new(MemoryStream { labels, entries, fails: true, reads: Mutex::default() }));
+    memory.streams.push(Arc::new(MemoryStream {
+        labels,
+        entries,
+        fails: true,
+        warning: None,
+        reads: Mutex::default(),
+    }));
     let p = params("{a=\"b\"}", Direction::Forward, 10);
     let error = memory.querier().query_range(&tenant(), &p, EncodingFlags::default()).unwrap_err();
     assert_eq!(error, QueryError::internal("block 7 is damaged"));
@@ -548,4 +563,26 @@ proptest! {
             by_label.into_iter().map(|(l, values)| json!({"stream": {"a": l}, "values": values})).collect();
         prop_assert_eq!(result, Value::Array(expected));
     }
+}
+
+#[test]
+fn what_cannot_be_read_is_a_warning_beside_the_rest() {
+    let mut memory = Memory::default();
+    for (app, warning) in [("a", Some("block 7 is \"damaged\"")), ("b", None), ("c", Some("block 7 is \"damaged\""))] {
+        let labels = Arc::new(LabelSet::new([("app", app)]));
+        let line = LogEntry { timestamp: 5, line: bytes::Bytes::from_static(b"x"), metadata: vec![] };
+        memory.streams.push(Arc::new(MemoryStream {
+            labels,
+            entries: vec![line],
+            fails: false,
+            warning,
+            reads: Mutex::default(),
+        }));
+    }
+    let params =
+        RangeParams { query: "{app=~\".+\"}".into(), start: 0, end: 10, limit: 10, direction: Direction::Forward };
+    let answer = memory.querier().query_range(&Tenant::new("t").unwrap(), &params, EncodingFlags::default()).unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!(answer["warnings"], serde_json::json!(["block 7 is \"damaged\""]));
+    assert_eq!(answer["data"]["result"].as_array().unwrap().len(), 3);
 }

@@ -1,6 +1,6 @@
 //! Start, run, stop: listeners open first, then the log is replayed, then pushes are taken; a stop goes the other way.
 
-use super::config::{ChunkEncoding, ClientAuth, Config, Target, TlsConfig, WalCompression, WalSync};
+use super::config::{ChunkEncoding, ClientAuth, Config, OnDamage, Target, TlsConfig, WalCompression, WalSync};
 use super::local::{LocalClient, LocalIngester, LocalSource};
 use super::reader::QueryReader;
 use super::status::{ProcessStatus, durability_note};
@@ -214,7 +214,8 @@ impl Server {
         let (overrides, progress) = (self.overrides.clone(), self.status.progress.clone());
         let watcher = tokio::spawn(log_progress(progress.clone()));
         let started = tokio::task::spawn_blocking(move || -> Result<_> {
-            let replayed = Ingester::<NilRecord>::replay(settings, overrides, metrics, &progress)?;
+            let mut replayed = Ingester::<NilRecord>::replay(settings, overrides, metrics, &progress)?;
+            replayed.keep_damaged();
             let report = replayed.report.clone();
             Ok((replayed.go_live(on_poisoned())?, report))
         })
@@ -254,8 +255,12 @@ fn tell(config: &Config, report: &RecoveryReport) {
             places = report.damaged_places,
             lost_lines = report.lost_lines,
             where_ = report.losses.join("; "),
-            "the write-ahead log is damaged; everything else was recovered: run `wal-inspect verify -d {data}`"
+            "the log is damaged; everything else was recovered, and the damaged segments are in {data}/quarantine with a report: \
+             run `wal-inspect verify -d {data}`"
         );
+    }
+    if let Some(why) = &report.quarantine_failed {
+        warn!(error = why, "damaged segments could not be kept in quarantine: copy them before they are retired");
     }
     if report.unattributed_lines > 0 {
         error!(
@@ -397,6 +402,8 @@ fn ingester_config(config: &Config) -> Result<IngesterConfig> {
         data_dir: config.data_dir(),
         wal_dir,
         blocks_dir,
+        quarantine_dir: config.quarantine_dir(),
+        refuse_damage: wal.on_damage == OnDamage::Refuse,
         require_data: ingester.require_data,
         sync: match wal.sync {
             WalSync::Always => SyncMode::Always,

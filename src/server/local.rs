@@ -1,6 +1,6 @@
 //! The ingester of this process, as the distributor and the querier see it.
 
-use crate::chunk::{Selection, select};
+use crate::chunk::{Selection, select_readable};
 use crate::distributor::{BoxFuture, IngesterClient};
 use crate::ingester::{Ingester, Live, Stream};
 use crate::model::{LabelSet, LogEntry, Matcher, Push, PushError, Tenant};
@@ -62,10 +62,15 @@ impl StreamSource for LocalStream {
         forward: bool,
         limit: usize,
         keep: &mut KeepEntry<'_>,
+        warnings: &mut Vec<String>,
     ) -> Result<Vec<LogEntry>, QueryError> {
         let parts = self.0.parts(start, end);
-        select(&parts, &Selection { start, end, forward, limit }, keep)
-            .map_err(|e| QueryError::internal(format!("a block of stream {} cannot be read: {e}", self.0.labels())))
+        let mut unreadable = Vec::new();
+        let found = select_readable(&parts, &Selection { start, end, forward, limit }, keep, &mut unreadable);
+        let labels = self.0.labels();
+        let lines = |e| format!("lines of stream {labels} are missing from this answer: {e}; run wal-inspect verify");
+        warnings.extend(unreadable.into_iter().map(lines));
+        Ok(found)
     }
 }
 

@@ -5,9 +5,11 @@ use super::config::{Config, LogLevel, Target, WalSync};
 use super::local::LocalIngester;
 use super::telemetry::Telemetry;
 use crate::api::Status;
+use crate::fs::RealFs;
 use crate::ingester::{Progress, RecoveryReport};
 use crate::model::PushError;
 use crate::ring::SharedRing;
+use crate::wal::{QUARANTINE_BUDGET, Quarantine};
 use parking_lot::Mutex;
 use serde_json::json;
 use std::sync::Arc;
@@ -66,15 +68,8 @@ impl ProcessStatus {
         if let Some(weaker) = durability_note(&self.config) {
             notes.push(weaker);
         }
+        notes.extend(self.damage_note());
         if let Some(report) = &*self.report.lock() {
-            if report.damaged_places > 0 {
-                notes.push(format!(
-                    "the write-ahead log is damaged in {} places, {} acknowledged lines are lost: wal-inspect verify -d {}",
-                    report.damaged_places,
-                    report.lost_lines,
-                    self.config.data_dir().display()
-                ));
-            }
             if report.unresolved > 0 {
                 notes.push(format!(
                     "{} records at the end of the log were cut before or within 50 ms of their ack",
@@ -83,6 +78,27 @@ impl ProcessStatus {
             }
         }
         notes
+    }
+}
+
+impl ProcessStatus {
+    /// What is in quarantine, until an operator has read it.
+    fn damage_note(&self) -> Option<String> {
+        let dir = self.config.quarantine_dir();
+        let shown = dir.display();
+        let quarantine = match Quarantine::read(&RealFs, &dir) {
+            Ok(quarantine) => quarantine,
+            Err(error) => return Some(format!("{shown} cannot be read: {error}")),
+        };
+        let first = quarantine.unread.first()?;
+        let lines = quarantine.reports.iter().map(|r| r.lines_missing).max().unwrap_or(0);
+        let full = if quarantine.bytes >= QUARANTINE_BUDGET { "; it is full, so only reports are added" } else { "" };
+        Some(format!(
+            "the log was damaged: {} reports in {shown}, the largest loss is {lines} acknowledged lines{full}; rename a report that \
+             you have read (mv {first} {}.acknowledged.json)",
+            quarantine.unread.len(),
+            first.trim_end_matches(".json")
+        ))
     }
 }
 

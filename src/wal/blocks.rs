@@ -137,7 +137,7 @@ impl BlockStore {
         }
     }
 
-    fn path(&self, number: u64) -> PathBuf {
+    pub(super) fn path(&self, number: u64) -> PathBuf {
         self.options.dir.join(segment::file_name(LogKind::Blocks, number))
     }
 
@@ -181,6 +181,11 @@ impl BlockStore {
     /// Bytes that all segments may take together.
     pub fn max_size(&self) -> u64 {
         self.options.max_size
+    }
+
+    /// Salt of a segment whose header is sound.
+    pub(super) fn salt(&self, segment: u64) -> Option<u64> {
+        self.segments.read().get(&segment).map(|s| s.header.salt)
     }
 
     /// Is this segment still there?
@@ -592,7 +597,11 @@ impl RecoveredBlocks {
         retired: impl Fn(u64) -> bool,
         uncertain: bool,
     ) -> io::Result<Self> {
-        let entries = options.fs.list(&options.blocks.dir)?;
+        let entries = match options.fs.list(&options.blocks.dir) {
+            // Older than the block log.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            listed => listed?,
+        };
         let temporary = entries.iter().filter(|e| e.name.ends_with(".blk.tmp")).map(|e| e.name.clone()).collect();
         let mut files: Vec<u64> =
             entries.iter().filter_map(|e| segment::file_number(LogKind::Blocks, &e.name)).collect();

@@ -8,6 +8,7 @@ pub mod format;
 mod group;
 mod metrics;
 mod plan;
+mod quarantine;
 mod record;
 mod repair;
 mod retention;
@@ -25,6 +26,7 @@ pub use blocks::{
 pub use format::{GroupHeader, Kind, LogKind, RecordHead, SegmentHeader};
 pub use metrics::WalMetrics;
 pub use plan::{Loss, Plan, RecordRef, Summary, plan};
+pub use quarantine::{DamageReport, QUARANTINE_BUDGET, Quarantine};
 pub use record::{
     BlockTables, BlocksSynced, BodyError, BodyView, ChunkClosed, ChunkFlushed, Codec, EntriesBuilder, EntriesRecord,
     EntryView, Footer, Gap, Open, PartIter, Previous, Retiring, SeriesDef, TableRow, Tables, decode_control,

@@ -59,6 +59,7 @@ struct GroupSummary {
     end_lsn: u64,
     durable_lsn: u64,
     lines_before: u64,
+    wall_clock: i64,
 }
 
 /// A record in the log.
@@ -167,6 +168,7 @@ impl Summary {
                 end_lsn: h.end_lsn(),
                 durable_lsn: h.durable_lsn,
                 lines_before: h.lines_before,
+                wall_clock: h.wall_clock,
             });
         }
     }
@@ -203,7 +205,11 @@ impl Summary {
                 self.max_stream_id = definitions.iter().map(|d| d.id).fold(self.max_stream_id, u64::max);
                 self.definitions.extend(definitions);
             }
-            Kind::Gap => self.gaps.push(decode_control(&head, body).ok()?),
+            Kind::Gap => {
+                let gap: Gap = decode_control(&head, body).ok()?;
+                self.holds.push(Hold::Gap(gap.clone()));
+                self.gaps.push(gap);
+            }
             Kind::BlocksSynced => self.blocks.push(decode_control(&head, body).ok()?),
             Kind::ChunkClosed => self.holds.push(Hold::Closed(decode_control(&head, body).ok()?)),
             Kind::ChunkFlushed => self.holds.push(Hold::Flushed(decode_control(&head, body).ok()?)),
@@ -270,9 +276,21 @@ pub struct Loss {
     pub streams: Vec<TableRow>,
     /// Segments that should be there and are not.
     pub missing_segments: Vec<u64>,
+    /// Wall clock of the last group before the first lost LSN and of the first one after the last, in nanoseconds since the
+    /// Unix epoch.
+    pub between: Option<(i64, i64)>,
 }
 
 impl Loss {
+    /// The record that settles it.
+    pub fn gap(&self) -> Gap {
+        Gap {
+            lsns: self.lsns.iter().map(|r| (r.start, r.end)).collect(),
+            seqs: self.streams.iter().map(|r| (r.stream, r.first_seq, r.end_seq())).collect(),
+            lines: self.lines,
+        }
+    }
+
     /// Was anything damaged?
     pub fn is_empty(&self) -> bool {
         self.damage.is_empty() && self.lsns.is_empty() && self.missing_segments.is_empty()
@@ -319,6 +337,8 @@ pub struct Plan {
     pub retired_blocks: HashSet<u64>,
     /// A decision may be lost, so segments of the block log that no record names are live too.
     pub blocks_are_uncertain: bool,
+    /// Salts of the segments whose headers are sound.
+    pub salts: HashMap<u64, u64>,
     /// What each live segment of the write-ahead log holds.
     pub contents: Vec<Contents>,
     /// Entries records to apply before all others, in LSN order: what they hold may lie nowhere else.
@@ -357,7 +377,13 @@ impl Plan {
 
 /// Makes the plan from the summaries of all segments, in the order of their numbers.
 pub fn plan(summaries: &[Summary]) -> Plan {
+    plan_with(summaries, &[])
+}
+
+/// As [`plan`], with definitions of streams that were found elsewhere.
+pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan {
     let mut out = Plan { last_segment: summaries.last().map_or(0, |s| s.number), ..Plan::default() };
+    out.salts = summaries.iter().filter_map(|s| Some((s.number, s.header?.salt))).collect();
     out.empty = summaries.iter().filter(|s| s.is_empty()).filter_map(|s| s.header).collect();
     let first_live = summaries.iter().map(Summary::tells_first_live).max().unwrap_or(0);
     out.retired = summaries.iter().filter(|s| !s.is_empty() && s.number < first_live).map(|s| s.number).collect();
@@ -372,6 +398,7 @@ pub fn plan(summaries: &[Summary]) -> Plan {
     for l in &live {
         out.replay.push((l.summary.number, l.lsn_end));
     }
+    used.iter().flat_map(|s| &s.definitions).chain(elsewhere).for_each(|d| out.define(d));
     find_tail(&live, &mut out);
     find_losses(&live, &mut out);
     settle_ends(&used, &live, &mut out);
@@ -472,11 +499,18 @@ fn bounds<'a>(used: &[&'a Summary], durable: u64, first_live: u64, loss: &mut Lo
 
 fn find_tail(live: &[Live<'_>], out: &mut Plan) {
     let durable = out.durable_lsn;
+    // Above the durable LSN, a definition that is missing was torn with its group: nobody was told of these lines, and
+    // kept they would be lines without labels for ever.
+    let is_defined = |rows: &[TableRow]| rows.iter().all(|row| out.definitions.contains_key(&row.stream));
     let mut tail: BTreeMap<u64, (RecordRef, &[TableRow])> = BTreeMap::new();
     let mut broken: BTreeMap<u64, &[TableRow]> = BTreeMap::new();
     for l in live {
         let above = |lsn: u64| lsn >= durable && lsn < l.lsn_end;
         for (record, rows) in l.summary.tail.iter().filter(|(r, _)| above(r.head.lsn)) {
+            if !is_defined(rows) {
+                broken.insert(record.head.lsn, rows);
+                continue;
+            }
             let older = tail.get(&record.head.lsn);
             // A copy adds nothing; the original keeps the order of the segments.
             if !older.is_some_and(|(o, r)| *r == &rows[..] && is_copy(&o.head, &record.head)) {
@@ -530,8 +564,16 @@ fn find_losses(live: &[Live<'_>], out: &mut Plan) {
     out.loss.lsns = missing(out.first_lsn..durable, covered.into_iter());
     let start_lines = live.first().and_then(|l| l.summary.open.as_ref()).map_or(0, |o| o.total_lines);
     out.lines = total_lines(live, durable).max(start_lines + surviving_lines);
-    if !out.loss.lsns.is_empty() {
-        out.loss.lines = out.lines - start_lines - surviving_lines;
+    if let (Some(first), Some(last)) = (out.loss.lsns.first(), out.loss.lsns.last()) {
+        let groups = || live.iter().flat_map(Live::groups);
+        let before = groups().filter(|g| g.end_lsn <= first.start).map(|g| g.wall_clock).max();
+        let after = groups().filter(|g| g.first_lsn >= last.end).map(|g| g.wall_clock).min();
+        let either = before.or(after);
+        out.loss.between = either.map(|e| (before.unwrap_or(e), after.unwrap_or(e)));
+        // What a Gap has settled is lost for good, and was told.
+        let settled = out.gaps.iter().filter(|g| g.lsns.first().is_none_or(|(first, _)| *first >= out.first_lsn));
+        let settled: u64 = settled.map(|g| g.lines).sum();
+        out.loss.lines = (out.lines - start_lines - surviving_lines).saturating_sub(settled);
     }
 }
 
@@ -544,11 +586,10 @@ fn total_lines(live: &[Live<'_>], durable: u64) -> u64 {
 }
 
 fn settle_ends(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
-    used.iter().flat_map(|s| &s.definitions).for_each(|d| out.define(d));
     let seen = used.iter().map(|s| s.max_stream_id.saturating_add(1));
     let told = used.iter().filter_map(|s| s.open.as_ref()).map(|o| o.next_stream_id);
     out.next_stream_id = seen.chain(told).max().unwrap_or(1).max(1);
-    if !out.loss.is_empty() {
+    if !out.loss.lsns.is_empty() {
         out.next_stream_id = out.next_stream_id.saturating_add(ID_SKIP);
     }
     let durable = out.durable_lsn;

@@ -743,6 +743,8 @@ pub struct Gap {
     pub lsns: Vec<(u64, u64)>,
     /// Ranges of seqs: stream id, first, end.
     pub seqs: Vec<(u64, u64, u64)>,
+    /// Acknowledged log lines that were lost with them.
+    pub lines: u64,
 }
 
 #[cfg(test)]

@@ -3,14 +3,14 @@
 
 use super::blocks::{BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks};
 use super::format::{HeaderError, Kind, RecordHead};
-use super::plan::{Plan, RecordRef, Summary, plan};
+use super::plan::{Plan, RecordRef, Summary, plan, plan_with};
 use super::record::{
     BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
 };
 use super::retention::Hold;
 use super::scan::scan_segment;
 use super::segment::{Prepared, segment_name, segment_number};
-use super::writer::{LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
+use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
 use crate::fs::{File, read_full_at};
 use std::collections::BTreeMap;
 use std::io;
@@ -94,8 +94,9 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     let retired = |number| plan.retired_blocks.contains(&number);
     let blocks = RecoveredBlocks::read(&options, &plan.blocks, retired, plan.blocks_are_uncertain)
         .map_err(io_error("read the block log in", &blocks_dir))?;
-    for definition in &blocks.found.definitions {
-        plan.define(definition);
+    if !blocks.found.definitions.is_empty() {
+        // They may name streams of the tail, too.
+        plan = plan_with(&summaries, &blocks.found.definitions);
     }
     Ok(Recovered { plan, blocks, bytes, segments: summaries.iter().filter(|s| !s.is_empty()).count(), options })
 }
@@ -145,7 +146,12 @@ impl<'a> SegmentReader<'a> {
 
     fn read(&mut self, file: &dyn File, path: &Path) -> Result<&[u8], RecoverError> {
         let len = file.len().map_err(io_error("size of", path))?;
-        self.buffer.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        if self.buffer.len() < len {
+            // Zeroed by the allocator, which costs nothing for fresh pages; `resize` would write each byte.
+            self.buffer = vec![0; len];
+        }
+        self.buffer.truncate(len);
         let read = read_full_at(file, 0, &mut self.buffer).map_err(io_error("read", path))?;
         Ok(self.buffer.get(..read).unwrap_or_default())
     }
@@ -157,6 +163,14 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Recove
 }
 
 impl Recovered {
+    pub(super) fn fs(&self) -> &dyn crate::fs::Fs {
+        &*self.options.fs
+    }
+
+    pub(super) fn segment_path(&self, number: u64) -> std::path::PathBuf {
+        self.options.dir.join(segment_name(number))
+    }
+
     /// What was found of the block log.
     pub fn blocks(&self) -> &FoundBlocks {
         &self.blocks.found
@@ -231,11 +245,15 @@ impl Recovered {
             let definitions = defined.map(|(d, next_seq)| SeriesDef { next_seq, ..d.clone() }).collect();
             if let Err(error) = writer.rewrite_tail(definitions, &tail) {
                 writer.supply.stop();
-                return Err(RecoverError::Tail(match error {
-                    LogError::NoSpace(why) => why,
-                    LogError::Full(limit) => format!("the log is at its limit of {limit} bytes"),
-                    LogError::Fatal(e) => e.to_string(),
-                }));
+                return Err(RecoverError::Tail(error.to_string()));
+            }
+        }
+        if !plan.loss.lsns.is_empty() {
+            let settled = writer.write_decisions(&[Decision::Gap(plan.loss.gap())]);
+            // Without space for it the next start finds the loss again, which is no reason not to start.
+            if let Err(error @ LogError::Fatal(_)) = settled {
+                writer.supply.stop();
+                return Err(RecoverError::Tail(error.to_string()));
             }
         }
         let blocks_dir = blocks.store().dir().to_path_buf();
@@ -283,7 +301,8 @@ fn effects(r: &RecordRef, file: &[u8]) -> Result<(Vec<TableRow>, Vec<Hold>), Bod
 fn lost(lsn: u64, plan: &Plan) -> TailRecord {
     let rows = plan.unresolved_rows.iter().filter(|(of, _)| *of == lsn);
     let seqs = rows.map(|(_, r)| (r.stream, r.first_seq, r.first_seq.saturating_add(u64::from(r.count)))).collect();
-    let (bytes, head): (Vec<u8>, RecordHead) = encode_control(Kind::Gap, &Gap { lsns: vec![(lsn, lsn + 1)], seqs });
+    let (bytes, head): (Vec<u8>, RecordHead) =
+        encode_control(Kind::Gap, &Gap { lsns: vec![(lsn, lsn + 1)], seqs, lines: 0 });
     TailRecord::Lost { bytes, head }
 }
 

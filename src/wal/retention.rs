@@ -1,6 +1,6 @@
 //! What the live segments hold, so that somebody can decide when the oldest may go, and the log's budget.
 
-use super::record::{ChunkClosed, ChunkFlushed};
+use super::record::{ChunkClosed, ChunkFlushed, Gap};
 use ahash::AHashMap;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -12,6 +12,8 @@ pub enum Hold {
     Closed(ChunkClosed),
     /// Until nothing of the chunk is left in either log.
     Flushed(ChunkFlushed),
+    /// Until the LSNs before it are gone, which is when it is in the oldest segment.
+    Gap(Gap),
 }
 
 /// What one segment holds.

@@ -189,6 +189,8 @@ impl Scan<'_> {
     }
 
     fn is_zero(&self, bytes: Range<u64>) -> bool {
-        self.slice(bytes).iter().all(|b| *b == 0)
+        // Comparing memory is several times faster than looking at each byte.
+        const ZEROS: [u8; GROUP_ALIGN as usize] = [0; GROUP_ALIGN as usize];
+        self.slice(bytes).chunks(ZEROS.len()).all(|block| ZEROS.get(..block.len()) == Some(block))
     }
 }

@@ -5,7 +5,7 @@ use super::blocks::BlockLogOptions;
 use super::format::{FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, Kind, MAX_RECORD_LEN, RECORD_ALIGN, SegmentHeader};
 use super::group::{GroupBuilder, chain_digest};
 use super::record::{
-    BlocksSynced, ChunkClosed, ChunkFlushed, EntriesRecord, Open, Previous, Retiring, SeriesDef, TableRow,
+    BlocksSynced, ChunkClosed, ChunkFlushed, EntriesRecord, Gap, Open, Previous, Retiring, SeriesDef, TableRow,
 };
 use super::retention::{Contents, Hold, Retention};
 use super::segment::{self, Prepared};
@@ -156,6 +156,8 @@ pub enum Decision {
     ChunkFlushed(ChunkFlushed),
     /// Segments that nothing needs any more.
     Retiring(Retiring),
+    /// A loss is settled: the next start does not find it again.
+    Gap(Gap),
     /// Entries of small heads, logged again with their seqs so that the oldest segment can go. The record's extension
     /// tells the ranges that it settles.
     Carried {
@@ -173,6 +175,7 @@ impl Decision {
             Self::BlocksSynced(_) | Self::ChunkClosed(_) => 64,
             Self::ChunkFlushed(c) => 128 + c.key.len(),
             Self::Retiring(r) => 64 + 9 * r.blocks.len(),
+            Self::Gap(g) => 64 + 18 * g.lsns.len() + 27 * g.seqs.len(),
             Self::Carried { record, streams } => {
                 let definitions: u64 = streams.iter().map(|s| s.definition_len() + s.definition_len() / 6 + 64).sum();
                 record.len() + definitions as usize
@@ -552,6 +555,16 @@ pub(super) enum LogError {
     Fatal(io::Error),
 }
 
+impl std::fmt::Display for LogError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoSpace(why) => f.write_str(why),
+            Self::Full(limit) => write!(f, "the log is at its limit of {limit} bytes"),
+            Self::Fatal(error) => error.fmt(f),
+        }
+    }
+}
+
 impl LogError {
     fn unavailable(&self) -> Unavailable {
         match self {
@@ -816,7 +829,7 @@ impl Writer {
     }
 
     /// Writes decisions as one group and syncs it in every mode: what follows from them cannot be taken back.
-    fn write_decisions(&mut self, decisions: &[Decision]) -> Result<(), LogError> {
+    pub(super) fn write_decisions(&mut self, decisions: &[Decision]) -> Result<(), LogError> {
         let outcome = self.build_decisions(decisions);
         if outcome.is_err() {
             self.staged.clear();
@@ -843,6 +856,7 @@ impl Writer {
                 Decision::ChunkClosed(c) => builder.control(Kind::ChunkClosed, c),
                 Decision::ChunkFlushed(c) => builder.control(Kind::ChunkFlushed, c),
                 Decision::Retiring(r) => builder.control(Kind::Retiring, r),
+                Decision::Gap(g) => builder.control(Kind::Gap, g),
                 Decision::Carried { record, .. } => {
                     lines += record.lines();
                     builder.entries(record);
@@ -871,6 +885,7 @@ impl Writer {
             Decision::ChunkClosed(closed) => self.retention.holds(Hold::Closed(*closed)),
             Decision::ChunkFlushed(flushed) => self.retention.holds(Hold::Flushed(flushed.clone())),
             Decision::Carried { .. } => {}
+            Decision::Gap(gap) => self.retention.holds(Hold::Gap(gap.clone())),
         }
     }
 

@@ -121,6 +121,7 @@ static KEYS: &[Key] = table! {
     "ingester.wal.max_size", "ingester.wal-max-size", Bytes, ingester.wal.max_size, "Timberline's own: bytes that the log's live segments may take together, at least four segments and at most a quarter of the disk. From three quarters on the oldest segment is cleaned; pushes get 503 when there is no room.";
     "ingester.wal.compression", "ingester.wal-compression", Choice, ingester.wal.compression, "Timberline's own: codec of pushes in the log: snappy, zstd or none.";
     "ingester.wal.queue_size", "ingester.wal-queue-size", Bytes, ingester.wal.queue_size, "Timberline's own: bytes of pushes that may wait for the log, 1MB to 4GB; further ones wait up to 2s, then get 503.";
+    "ingester.wal.on_damage", "ingester.wal-on-damage", Choice, ingester.wal.on_damage, "Timberline's own: what a start does with damage that is not in quarantine yet: salvage keeps all that is sound and tells the rest; refuse changes nothing and does not start.";
     "ingester.blocks.dir", "ingester.blocks-dir", Text, ingester.blocks.dir, "Timberline's own: directory of sealed blocks, on the file system of the log; empty is blocks in the data directory.";
     "ingester.blocks.max_size", "ingester.blocks-max-size", Bytes, ingester.blocks.max_size, "Timberline's own: bytes that sealed blocks may take on the disk before pushes get 503; 0 for half of the disk.";
 

@@ -202,6 +202,8 @@ pub struct WalConfig {
     pub compression: WalCompression,
     /// Bytes of pushes that may wait for the log.
     pub queue_size: usize,
+    /// What a start does with damage.
+    pub on_damage: OnDamage,
 }
 
 /// `runtime_config`
@@ -271,6 +273,14 @@ words! {
         Interval = "interval",
         /// After the write; a crash of the machine may lose what the kernel had not written (as Loki).
         Os = "os",
+    }
+
+    /// What a start does with damage that nobody has been told of.
+    pub enum OnDamage {
+        /// Keeps everything that is sound, puts the damaged segments into quarantine, and says so.
+        Salvage = "salvage",
+        /// Changes nothing and does not start.
+        Refuse = "refuse",
     }
 
     /// Codec of pushes in the log.
@@ -370,6 +380,7 @@ impl Default for WalConfig {
             max_size: 1 << 30,
             compression: WalCompression::Snappy,
             queue_size: 64 << 20,
+            on_damage: OnDamage::Salvage,
         }
     }
 }
@@ -399,6 +410,11 @@ impl Config {
             "" => Path::new(&self.common.path_prefix).join("blocks"),
             dir => PathBuf::from(dir),
         }
+    }
+
+    /// Where damaged segments are kept.
+    pub fn quarantine_dir(&self) -> PathBuf {
+        Path::new(&self.common.path_prefix).join("quarantine")
     }
 
     /// Bytes of memory to plan with: as set, or else the container's limit, or else the machine's memory.

@@ -1,0 +1,136 @@
+//! The log on a simulated disk: every crash point of every workload, crashes inside recovery, failing calls, damage.
+//!
+//! `cargo test --test simulation` runs the quick tier. The full tier is `TIMBERLINE_SIM_FULL=1`; layers that are done are
+//! not repeated (their figures lie in the target directory). A failure prints a line that shows it again; what was
+//! found once stays in `regressions.txt`.
+
+#[path = "support/sim/mod.rs"]
+mod sim;
+mod support;
+
+use sim::crash::{Breadth, Volume};
+use sim::damage::damage;
+use sim::explore::{Depth, crashes, faults, play};
+use sim::report::{Layer, is_done, is_full};
+use sim::workload::{Workload, fills_a_segment};
+
+const QUICK: Depth = Depth {
+    breadth: Breadth { exhaustive: 64, samples: 24, singles: 60 },
+    nested: [Breadth { exhaustive: 8, samples: 3, singles: 4 }, Breadth { exhaustive: 4, samples: 2, singles: 2 }],
+    every: [8, 60],
+};
+
+/// Each fault has its own run, so fewer states of each.
+const FAULTS: Depth = Depth {
+    breadth: Breadth { exhaustive: 4, samples: 2, singles: 2 },
+    nested: [Breadth { exhaustive: 2, samples: 1, singles: 0 }; 2],
+    every: [40, 0],
+};
+
+/// All workloads of up to `whole` steps, and a sample of the longer ones up to five.
+fn workloads(whole: u32, sample: usize) -> Vec<Workload> {
+    let mut out: Vec<Workload> = (0..=whole).flat_map(|n| Workload::all(n, u64::from(n))).collect();
+    for length in whole + 1..=5 {
+        let all: Vec<Workload> = Workload::all(length, u64::from(length)).collect();
+        let step = (all.len() / sample.max(1)).max(1);
+        // Odd steps: all letters come at all places.
+        out.extend(all.into_iter().step_by(step | 1).take(sample));
+    }
+    for (i, w) in out.iter_mut().enumerate() {
+        w.seed = i as u64;
+    }
+    out
+}
+
+#[test]
+fn crash_states() {
+    if is_done("crash_states") {
+        return;
+    }
+    let layer = Layer::new("crash_states", None);
+    let list = if is_full() { workloads(5, 0) } else { workloads(1, 20) };
+    layer.each(&list, 6, |w| crashes(&layer, w, &QUICK));
+    layer.finish();
+}
+
+#[test]
+fn failing_calls() {
+    if is_done("failing_calls") {
+        return;
+    }
+    let layer = Layer::new("failing_calls", None);
+    let mut list = if is_full() { workloads(2, 60) } else { workloads(1, 4) };
+    // A failed group of two blocks, and a shorter one after it.
+    list.extend(Workload::parse("bs", 3));
+    layer.each(&list, 12, |w| faults(&layer, w, &FAULTS, if is_full() { 1 } else { 10 }));
+    layer.finish();
+}
+
+#[test]
+fn damaged_logs() {
+    if is_done("damaged_logs") {
+        return;
+    }
+    let layer = Layer::new("damaged_logs", None);
+    let list: Vec<Workload> = DAMAGED.iter().enumerate().filter_map(|(i, w)| Workload::parse(w, i as u64)).collect();
+    layer.each(&list, 2, |w| damage(&layer, w, 61));
+    layer.finish();
+}
+
+/// Logs that are damaged in the quick tier: stopped and killed, with groups of several pushes, copies of a tail, a push larger
+/// than a segment, full segments.
+const DAMAGED: [&str; 4] = ["bkrs", "lsk", "skskb", "rro"];
+
+/// What was found once is looked at again in every run: each line of `regressions.txt` is a `TIMBERLINE_SIM`.
+#[test]
+fn regressions() {
+    let list = include_str!("regressions.txt");
+    let lines = list.lines().map(|l| l.split('#').next().unwrap_or_default().trim());
+    let mut known = 0;
+    for line in lines.filter(|l| !l.is_empty()) {
+        again(Layer::new("regressions", None), line);
+        known += 1;
+    }
+    assert!(known > 0, "the list is empty");
+}
+
+/// The simulated disk: what it notes gives back what a process sees, and pushes of an exact size end where they must.
+#[test]
+fn the_simulation_is_what_it_says() {
+    let workload = Workload::parse("sxlrbixko", 1).expect("known letters");
+    let mut played = play(&workload, None);
+    assert!(played.stopped.is_none(), "{:?}", played.stopped);
+    played.run.kill();
+    let ops = played.run.disk.ops();
+    assert!(fills_a_segment(&ops), "no push has filled a segment to its end");
+    let mut volume = Volume::new(&played.run.disk.base);
+    ops.iter().for_each(|op| volume.apply(op));
+    assert_eq!(volume.kept().hash(), played.run.disk.seen().hash());
+    // All was stopped in good order and synced.
+    assert_eq!(volume.lost().hash(), played.run.disk.seen().hash());
+}
+
+/// `TIMBERLINE_SIM=<workload>:<seed>:<state>`: shows one state again.
+#[test]
+fn reproduce() {
+    let Ok(asked) = std::env::var("TIMBERLINE_SIM") else { return };
+    let layer = Layer::new("reproduce", None);
+    again(layer, &asked);
+}
+
+fn again(mut layer: Layer, asked: &str) {
+    let mut parts = asked.splitn(3, ':');
+    let mut next = || parts.next().unwrap_or_default();
+    let (letters, seed, state) = (next(), next(), next());
+    let seed = seed.parse().unwrap_or_else(|_| panic!("{asked}: <workload>:<seed>:<state>"));
+    let workload = Workload::parse(letters, seed).unwrap_or_else(|| panic!("{asked}: an unknown step"));
+    layer.only = Some(state.to_string());
+    if state.starts_with("fault") {
+        faults(&layer, &workload, &FAULTS, 1);
+    } else if state.starts_with("damage") {
+        damage(&layer, &workload, 61);
+    } else {
+        crashes(&layer, &workload, &QUICK);
+    }
+    layer.finish();
+}

@@ -1,0 +1,186 @@
+//! Damaged segments are kept: a hard link, which takes no space, and a report beside it. Only the operator deletes them.
+
+use super::format::LogKind;
+use super::repair::Recovered;
+use super::segment::file_name;
+use crate::fs::{Fs, read_full_at, replace_durably};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::io;
+use std::path::Path;
+
+/// Bytes of segments that are kept; above, only reports are added.
+pub const QUARANTINE_BUDGET: u64 = 1 << 30;
+/// A report that the operator has read has this extension.
+const ACKNOWLEDGED: &str = ".acknowledged.json";
+/// Largest report that is read back.
+const MAX_REPORT: u64 = 16 << 20;
+
+/// What is wrong with one segment, and what all the damage together has cost.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamageReport {
+    /// `wal` or `blocks`.
+    pub log: String,
+    /// Number of the segment.
+    pub segment: u64,
+    /// Its salt; 0 if its header is gone or the file is missing.
+    pub salt: u64,
+    /// What does not hold, with offsets.
+    pub places: Vec<String>,
+    /// LSNs that are lost, over the whole log.
+    pub lsns: Vec<(u64, u64)>,
+    /// Acknowledged lines that are lost, over the whole log.
+    pub lines_missing: u64,
+    /// Of these: stream id, labels, first seq, end seq, where they are known.
+    pub streams: Vec<(u64, String, u64, u64)>,
+    /// Wall clock, in nanoseconds since the Unix epoch, of the last sound group before the first lost LSN and of the first
+    /// one after the last.
+    pub between: Option<(i64, i64)>,
+}
+
+impl DamageReport {
+    /// Name of the report; the link has the same without `.json`.
+    fn name(&self) -> String {
+        let kind = if self.log == "blocks" { LogKind::Blocks } else { LogKind::Wal };
+        format!("{:016x}-{}.json", self.salt, file_name(kind, self.segment))
+    }
+}
+
+/// What is in a quarantine directory.
+#[derive(Clone, Debug, Default)]
+pub struct Quarantine {
+    /// All reports.
+    pub reports: Vec<DamageReport>,
+    /// Names of those that nobody has acknowledged.
+    pub unread: Vec<String>,
+    /// Bytes of kept segments.
+    pub bytes: u64,
+}
+
+impl Quarantine {
+    /// Reads a quarantine directory; one that is not there is empty. A report that cannot be read stays unread.
+    ///
+    /// # Errors
+    /// The directory cannot be listed.
+    pub fn read(fs: &dyn Fs, dir: &Path) -> io::Result<Self> {
+        let entries = match fs.list(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            listed => listed?,
+        };
+        let mut out = Self::default();
+        for entry in entries {
+            if !entry.name.ends_with(".json") {
+                out.bytes += if entry.name.ends_with(".tmp") { 0 } else { entry.len };
+                continue;
+            }
+            if !entry.name.ends_with(ACKNOWLEDGED) {
+                out.unread.push(entry.name.clone());
+            }
+            let read = || -> io::Result<DamageReport> {
+                let file = fs.open(&dir.join(&entry.name), false)?;
+                let mut bytes = vec![0; file.len()?.min(MAX_REPORT) as usize];
+                let n = read_full_at(&*file, 0, &mut bytes)?;
+                Ok(serde_json::from_slice(bytes.get(..n).unwrap_or_default())?)
+            };
+            out.reports.extend(read());
+        }
+        out.unread.sort();
+        Ok(out)
+    }
+
+    /// Places that some report names already: they were told and counted.
+    fn known(&self) -> HashSet<(&str, u64, u64, &str)> {
+        self.reports
+            .iter()
+            .flat_map(|r| r.places.iter().map(|p| (r.log.as_str(), r.segment, r.salt, p.as_str())))
+            .collect()
+    }
+
+    /// The places of these reports that no report in the quarantine names.
+    pub fn news(&self, found: Vec<DamageReport>) -> Vec<DamageReport> {
+        let known = self.known();
+        let mut out = Vec::new();
+        for mut report in found {
+            let is_new = |p: &String| !known.contains(&(report.log.as_str(), report.segment, report.salt, p.as_str()));
+            let places: Vec<String> = report.places.iter().filter(|p| is_new(p)).cloned().collect();
+            if !places.is_empty() {
+                report.places = places;
+                out.push(report);
+            }
+        }
+        out
+    }
+}
+
+impl Recovered {
+    /// What was found damaged, a report for each segment.
+    pub fn damage_reports(&self) -> Vec<DamageReport> {
+        let plan = &self.plan;
+        let mut out: Vec<DamageReport> = Vec::new();
+        let salt = |segment: u64| plan.salts.get(&segment).copied().unwrap_or(0);
+        let mut add = |log: &str, segment: u64, salt: u64, place: String| match out
+            .iter_mut()
+            .find(|r| (r.log.as_str(), r.segment) == (log, segment))
+        {
+            Some(report) => report.places.push(place),
+            None => out.push(DamageReport {
+                log: log.to_string(),
+                segment,
+                salt,
+                places: vec![place],
+                ..DamageReport::default()
+            }),
+        };
+        for number in &plan.loss.missing_segments {
+            add("wal", *number, 0, "the segment is missing".to_string());
+        }
+        for (segment, d) in &plan.loss.damage {
+            add("wal", *segment, salt(*segment), format!("bytes {}..{}: {}", d.bytes.start, d.bytes.end, d.what));
+        }
+        for (segment, what) in &self.blocks().damage {
+            add("blocks", *segment, self.block_store().salt(*segment).unwrap_or(0), what.clone());
+        }
+        let labels = |id: u64| {
+            let definition = plan.definitions.get(&id);
+            let labels = definition.map(|d| crate::model::LabelSet::new(d.labels.iter().map(|(n, v)| (&**n, &**v))));
+            labels.map_or("unattributed".to_string(), |l| l.text().to_string())
+        };
+        let streams = plan.loss.streams.iter().map(|r| (r.stream, labels(r.stream), r.first_seq, r.end_seq()));
+        let streams: Vec<_> = streams.collect();
+        for report in &mut out {
+            report.lsns = plan.loss.lsns.iter().map(|r| (r.start, r.end)).collect();
+            report.lines_missing = plan.loss.lines;
+            report.streams = streams.clone();
+            report.between = plan.loss.between;
+        }
+        out
+    }
+
+    /// Keeps the segments of these reports, and the reports. What does not fit is left out and told by the error; that is no
+    /// reason not to start.
+    ///
+    /// # Errors
+    /// A link or a report could not be made.
+    pub fn quarantine(&self, dir: &Path, kept: u64, reports: &[DamageReport]) -> io::Result<()> {
+        let (fs, mut kept) = (self.fs(), kept);
+        fs.create_dir_all(dir)?;
+        for report in reports {
+            let name = report.name();
+            let link = dir.join(name.trim_end_matches(".json"));
+            let source = if report.log == "blocks" {
+                self.block_store().path(report.segment)
+            } else {
+                self.segment_path(report.segment)
+            };
+            let len = fs.open(&source, false).and_then(|f| f.len()).unwrap_or(0);
+            if len > 0 && kept + len <= QUARANTINE_BUDGET {
+                match fs.hard_link(&source, &link) {
+                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                    _ => kept += len,
+                }
+            }
+            replace_durably(fs, &dir.join(name), &serde_json::to_vec_pretty(report)?)?;
+        }
+        fs.sync_dir(dir)
+    }
+}
