@@ -19,7 +19,7 @@ use timberline::fs::{Fs, Map, RealFs, exit_on_map_fault};
 use timberline::model::{LabelSet, Tenant};
 use timberline::wal::format::{FIRST_GROUP, Kind, LogKind, SECOND_HEADER, SegmentHeader};
 use timberline::wal::{
-    Append, Applied, BlockLog, BlockLogOptions, BlockPlace, BlockSink, Codec, EntriesBuilder, LogKind, Sink, StreamLog,
+    Append, Applied, BlockLog, BlockLogOptions, BlockPlace, BlockSink, Codec, EntriesBuilder, Sink, StreamLog,
     SyncMode, Unavailable, Wal, WalMetrics, WalOptions, file_name, recover, scan_segment, segment_name,
 };
 
@@ -591,6 +591,19 @@ fn load(server: &support::Server, done: &AtomicBool) -> usize {
     acked
 }
 
+/// What does not fit a log without damage: the bytes of an old segment behind the content of a new one are nothing.
+fn strange_segments(ls: &Value) -> Vec<String> {
+    let segments = ls["segments"].as_array().unwrap();
+    let mut strange: Vec<String> = segments.iter().filter(|s| s["damage"] != 0).map(Value::to_string).collect();
+    let states: Vec<&str> = segments.iter().map(|s| s["state"].as_str().unwrap()).collect();
+    // Full ones, one that is written, and prepared ones.
+    let rest = states.iter().skip_while(|s| **s == "full").skip(1);
+    if !states.contains(&"active") || rest.clone().any(|s| *s != "prepared") {
+        strange.push(states.join(" "));
+    }
+    strange
+}
+
 /// A running server that retires its segments and uses them again: nothing is damaged, whenever somebody looks.
 #[test]
 fn a_log_whose_segments_a_server_uses_again_is_never_damaged() {
@@ -600,11 +613,12 @@ fn a_log_whose_segments_a_server_uses_again_is_never_damaged() {
         "ingester: {chunk_block_size: 8KB, chunk_target_size: 64KB, wal: {segment_size: 1MB, max_size: 6MB}}\n";
     let server = support::Server::start(tmp.path(), config, &[]);
     let data = tmp.path().join("data");
+    assert_eq!(server.http().push("first", T0, &["line".to_string()]).unwrap(), 204);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| load(&server, &done));
-        let commands: [&[&str]; 4] = [&["verify"], &["ls"], &["dump", "-n", "2000"], &["summary"]];
-        let mut codes = BTreeMap::new();
+        let commands: [&[&str]; 4] = [&["verify"], &["ls", "-o", "json"], &["dump", "-n", "2000"], &["summary"]];
+        let (mut codes, mut strange) = (BTreeMap::new(), Vec::new());
         for run in 0..wanted {
             let args = commands[run % commands.len()];
             let output = inspect(&data, args);
@@ -612,6 +626,10 @@ fn a_log_whose_segments_a_server_uses_again_is_never_damaged() {
                 println!("{args:?}: {}\n{}", stdout(&output), stderr(&output));
             }
             *codes.entry((args[0], code(&output))).or_insert(0) += 1;
+            if args[0] == "ls" && code(&output) == 0 {
+                let ls: Value = serde_json::from_slice(&output.stdout).unwrap();
+                strange.extend(strange_segments(&ls));
+            }
         }
         done.store(true, Ordering::Relaxed);
         let acked = writer.join().unwrap();
@@ -619,9 +637,11 @@ fn a_log_whose_segments_a_server_uses_again_is_never_damaged() {
         println!("{acked} lines, segments {:?} to {:?}, exit codes {codes:?}", numbers.first(), numbers.last());
         assert!(codes.keys().all(|(_, code)| *code == 0), "{codes:?}");
         assert!(numbers.first() > Some(&3), "no segment was retired: {numbers:?}");
+        assert!(strange.is_empty(), "{strange:?}");
     });
     assert_eq!(server.terminate(), Some(0));
     assert_eq!(code(&inspect(&data, &["verify"])), 0);
+    assert_eq!(strange_segments(&json(&data, &["ls"], 0)), Vec::<String>::new());
 }
 
 /// What a hand does to the segments of a log, over and over: the oldest gets a temporary name, another header, another
@@ -787,15 +807,19 @@ fn the_fault_of_a_map_ends_with_3() {
 
 /// On a terminal, which `script` makes: what it shows. `None` where that is impossible.
 fn on_terminal(data: &Path, args: &str, env: &[(&str, &str)]) -> Option<(i32, String)> {
+    script(&format!("{} -d {} {args}", env!("CARGO_BIN_EXE_wal-inspect"), data.display()), env)
+}
+
+/// Runs a command of the shell on a terminal.
+fn script(run: &str, env: &[(&str, &str)]) -> Option<(i32, String)> {
     let there = Command::new("script").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !there.is_ok_and(|s| s.success()) {
         println!("SKIPPED: script of util-linux is not installed");
         assert!(std::env::var_os("CI").is_none(), "a skipped test is an error in CI");
         return None;
     }
-    let run = format!("{} -d {} {args}", env!("CARGO_BIN_EXE_wal-inspect"), data.display());
     let mut command = Command::new("script");
-    command.args(["-qec", &run, "/dev/null"]).env("TERM", "xterm-256color").env_remove("NO_COLOR");
+    command.args(["-qec", run, "/dev/null"]).env("TERM", "xterm-256color").env_remove("NO_COLOR");
     let output = command.envs(env.iter().copied()).stdin(Stdio::null()).output().unwrap();
     Some((code(&output), stdout(&output)))
 }
@@ -843,6 +867,8 @@ mod blocks {
             data_dir: dir.to_path_buf(),
             wal_dir: dir.join("wal"),
             blocks_dir: dir.join("blocks"),
+            quarantine_dir: dir.join("quarantine"),
+            refuse_damage: false,
             wal_max_size: 4 << 20,
             blocks_max_size: 1 << 30,
             require_data: false,
@@ -1137,4 +1163,36 @@ mod blocks {
         assert_eq!((&verify["verify"]["lines"], &verify["verify"]["blocks"]), (&wanted.into(), &3.into()));
         assert_eq!(lines(&json(&golden, &["dump"], 0)).len() as u64, wanted);
     }
+}
+
+#[test]
+fn long_work_on_a_terminal_shows_a_bar_and_leaves_nothing_of_it() {
+    let log = Log::new();
+    let web = stream(1, "acme", "web", "prod");
+    let big = "x".repeat(900_000);
+    for _ in 0..40 {
+        log.push("acme", &[(&web, &[&big])]);
+    }
+    let data = log.stop();
+    // Held up over and over, the work is long on any machine.
+    let slowly = |args: &str, more: &str| {
+        let run = format!("{} -d {} {args}", env!("CARGO_BIN_EXE_wal-inspect"), data.path().display());
+        format!(
+            "{run} {more} & p=$!; while kill -STOP $p 2>/dev/null; do sleep 0.2; kill -CONT $p; sleep 0.005; done; wait $p"
+        )
+    };
+    for (args, first) in [("summary", "directory"), ("verify", "directory"), ("ls", "segments")] {
+        let Some((exit, text)) = script(&slowly(args, ""), &[("NO_COLOR", "1")]) else { return };
+        assert_eq!(exit, 0, "{text}");
+        let bar = text.find('█').unwrap_or_else(|| panic!("{args}: no bar: {text:?}"));
+        assert!(text[..bar].ends_with('[') && text[bar..].contains("/40.00 MiB "), "{args}: {text:?}");
+        // Nothing stands behind the bar, and no colour was asked for.
+        let begin = text.rfind(first).unwrap_or_else(|| panic!("{args}: no {first}: {text:?}"));
+        let line = text[..begin].rsplit(['\r', '\n']).next().unwrap();
+        assert!(!line.contains('█') && !text[begin..].contains('█'), "{args}: {text:?}");
+        assert!(!text.contains("\x1b[3"), "{args}: {text:?}");
+    }
+    // Into a pipe or a file there is none.
+    let (exit, text) = script(&slowly("verify", "2>&1 | cat"), &[]).unwrap();
+    assert!(exit == 0 && !text.contains('\x1b') && text.contains("sound"), "{text:?}");
 }

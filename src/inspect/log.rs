@@ -355,11 +355,12 @@ pub fn judge(dir: &Path, progress: &mut Progress) -> Result<Judged, InspectError
     for attempt in 1..=ATTEMPTS {
         let log = Log::open(dir)?;
         listed.extend(log.segments.iter().map(|s| s.number));
-        progress.start(log.bytes(), "reading");
+        progress.start(log.bytes(), "scanning");
         let Some(mut judged) = judge_once(log, progress)? else { continue };
         // What was there a moment ago and is gone was retired: the server removes only what it does not need.
         judged.plan.loss.missing_segments.retain(|number| !listed.contains(number));
         if judged.is_sound() || attempt > 1 || !judged.log.changed()? {
+            progress.clear();
             return Ok(judged);
         }
     }
@@ -555,9 +556,21 @@ impl Judged {
         &self,
         wanted: impl Fn(u64) -> bool,
         progress: &mut Progress,
+        visit: impl FnMut(Step<'_>) -> Result<bool, InspectError>,
+    ) -> Result<(), InspectError> {
+        progress.start(self.log.bytes(), "reading");
+        let outcome = self.steps(wanted, progress, visit);
+        // What a command prints now is not written behind the bar.
+        progress.clear();
+        outcome
+    }
+
+    fn steps(
+        &self,
+        wanted: impl Fn(u64) -> bool,
+        progress: &mut Progress,
         mut visit: impl FnMut(Step<'_>) -> Result<bool, InspectError>,
     ) -> Result<(), InspectError> {
-        progress.start(self.log.bytes(), "looking");
         for segment in self.log.segments.iter().filter(|s| s.content != Content::Prepared && wanted(s.number)) {
             let Some((number, lsn_end)) = self.plan.replay.iter().find(|(n, _)| *n == segment.number) else {
                 continue;

@@ -1,6 +1,6 @@
 //! A progress bar for long work, on a terminal only.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
 
@@ -11,47 +11,39 @@ const SHOW_AFTER: Duration = Duration::from_millis(400);
 pub struct Progress {
     enabled: bool,
     started: Instant,
-    total: u64,
-    done: u64,
-    what: &'static str,
-    bar: Option<ProgressBar>,
+    /// Hidden until the work is long: it measures the speed from the beginning.
+    bar: ProgressBar,
 }
 
 impl Progress {
     /// `enabled` is false for commands whose output scrolls on the same terminal.
     pub fn new(enabled: bool) -> Self {
-        let enabled = enabled && stderr().is_terminal();
-        Self { enabled, started: Instant::now(), total: 0, done: 0, what: "", bar: None }
+        Self { enabled: enabled && stderr().is_terminal(), started: Instant::now(), bar: ProgressBar::hidden() }
     }
 
     /// Begins a piece of work of so many bytes; ends the one before.
     pub fn start(&mut self, total: u64, what: &'static str) {
         self.clear();
-        (self.started, self.total, self.done, self.what) = (Instant::now(), total, 0, what);
+        self.started = Instant::now();
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden()).with_message(what);
+        // The template is constant; a wrong one would only cost its looks.
+        self.bar = match ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        };
     }
 
     /// So many bytes more are done.
     pub fn advance(&mut self, bytes: u64) {
-        self.done = self.done.saturating_add(bytes);
-        if !self.enabled || self.started.elapsed() < SHOW_AFTER {
-            return;
+        if self.enabled && self.bar.is_hidden() && self.started.elapsed() >= SHOW_AFTER {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
-        let bar = self.bar.get_or_insert_with(|| {
-            let bar = ProgressBar::new(self.total).with_message(self.what);
-            // The template is constant; a wrong one would only cost its looks.
-            match ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
-                Ok(style) => bar.with_style(style),
-                Err(_) => bar,
-            }
-        });
-        bar.set_position(self.done);
+        self.bar.inc(bytes);
     }
 
     /// Takes the bar off the terminal.
     pub fn clear(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
+        self.bar.finish_and_clear();
     }
 }
 

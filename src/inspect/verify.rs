@@ -86,7 +86,6 @@ pub fn run<W: Write>(judged: &Judged, context: &mut Context<W>) -> Result<bool, 
         check.block_segment(view);
         Ok(true)
     })?;
-    context.progress.clear();
     check.report(judged, context).map_err(InspectError::Output)
 }
 
