@@ -17,7 +17,7 @@ impl Ranges {
         let touched = self.0.get(first..end).unwrap_or_default();
         let start = touched.first().map_or(range.start, |r| r.start.min(range.start));
         let stop = touched.last().map_or(range.end, |r| r.end.max(range.end));
-        self.0.splice(first..end, [start..stop]);
+        self.0.splice(first..end, std::iter::once(start..stop));
     }
 
     /// The part of `range` up to the first seq that is not in the set, or the first part that is; `None` if none is.

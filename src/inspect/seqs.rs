@@ -207,7 +207,11 @@ mod tests {
 
     #[test]
     fn a_damaged_block_is_missing_unless_the_log_has_its_lines() {
-        let blocks = || Blocks { broken: vec![(1, 10..20)], ..with_blocks(&[0..10, 20..30]) };
+        let blocks = || {
+            let mut blocks = with_blocks(&[0..10, 20..30]);
+            blocks.broken.push((1, 10..20));
+            blocks
+        };
         assert_eq!(Seqs::new(false, &[]).missing(&blocks()), [(1, 10..20)]);
         let mut seqs = Seqs::new(false, &[]);
         seqs.entries(1, 5..20, true);
