@@ -91,7 +91,7 @@ pub struct Blocks {
     /// Seqs by stream of chunks that are in the object store.
     pub flushed: HashMap<u64, Ranges>,
     /// Live segments and their ends, for a second look.
-    live: Vec<BlocksSynced>,
+    pub(super) live: Vec<BlocksSynced>,
 }
 
 /// One live segment up to its synced end.
