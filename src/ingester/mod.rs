@@ -156,6 +156,8 @@ pub(crate) struct State {
     sealer: Sealer,
     /// Uncompressed bytes in heads that are not sealed.
     head_bytes: AtomicUsize,
+    /// Blocks that are being copied to another segment of the block log.
+    moving: AtomicUsize,
     /// Woken when heads were sealed.
     heads_sealed: Notify,
     /// Bytes of pushes between admission and apply.
@@ -173,6 +175,7 @@ impl State {
             streams: RwLock::default(),
             next_stream_id: Arc::new(AtomicU64::new(1)),
             head_bytes: AtomicUsize::new(0),
+            moving: AtomicUsize::new(0),
             heads_sealed: Notify::new(),
             in_flight,
             config,

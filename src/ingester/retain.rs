@@ -240,7 +240,8 @@ impl Work {
                 warn!(%error, "segments of the block log that hold nothing could not be removed: the next start tries again");
             }
             state.metrics.blocks_retired.inc_by(dead.len() as u64);
-            for stream in state.all_instances().iter().flat_map(|i| i.shown()) {
+            let settled = state.moving.load(Ordering::Acquire) == 0;
+            for stream in state.all_instances().iter().flat_map(|i| i.shown()).filter(|_| settled) {
                 stream.forget_flushed(|segment| store.holds(segment));
             }
         }
@@ -267,12 +268,13 @@ impl Work {
                     }
                 };
                 let ids: Vec<u32> = (0..symbols.len() as u32).collect();
+                state.moving.fetch_add(1, Ordering::AcqRel);
                 self.blocks.append(BlockAppend {
                     tables: block.tables(stream.log.id, chunk, &symbols, &ids),
                     data,
                     stream: stream.log.clone(),
                     closes: None,
-                    payload: Sealing::Moved { stream: stream.clone(), from: block.place },
+                    payload: Sealing::Moved { stream: stream.clone(), chunk, from: block.place },
                 });
             }
         }

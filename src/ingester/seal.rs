@@ -123,11 +123,12 @@ impl BlockSink<Sealing> for Sealed {
                         state.metrics.chunks_closed.with_label_values(&[reason.name()]).inc();
                     }
                 }
-                Sealing::Moved { stream, from } => {
+                Sealing::Moved { stream, chunk, from } => {
                     log.store().free(from);
-                    if !stream.relocate(from, place) {
+                    if !stream.relocate(chunk, from, place) {
                         log.store().free(place);
                     }
+                    state.moving.fetch_sub(1, Ordering::AcqRel);
                 }
             }
         }

@@ -116,5 +116,5 @@ pub(super) enum Sealing {
     /// A head became a block.
     New { stream: Arc<Stream>, tables: BlockTables, data_len: u32, symbols: Arc<Symbols>, closed: Option<CloseReason> },
     /// A block was copied out of a segment that is mostly dead.
-    Moved { stream: Arc<Stream>, from: BlockPlace },
+    Moved { stream: Arc<Stream>, chunk: u64, from: BlockPlace },
 }

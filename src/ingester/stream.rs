@@ -435,13 +435,17 @@ impl Stream {
         }
     }
 
-    /// Moves a block to the place to which it was copied; returns whether the stream still has it.
-    pub(super) fn relocate(&self, from: BlockPlace, to: BlockPlace) -> bool {
+    /// Moves a block to the place to which it was copied; returns whether the stream still has it. If its chunk was flushed
+    /// meanwhile, the copy is one more place in which it is dead.
+    pub(super) fn relocate(&self, chunk: u64, from: BlockPlace, to: BlockPlace) -> bool {
         let mut content = self.content.lock();
         let mut blocks = content.chunks.iter_mut().flat_map(|c| &mut c.blocks);
-        let Some(block) = blocks.find(|b| b.place == from) else { return false };
-        *block = Arc::new(SealedBlock { place: to, ..SealedBlock::clone(block) });
-        true
+        if let Some(block) = blocks.find(|b| b.place == from) {
+            *block = Arc::new(SealedBlock { place: to, ..SealedBlock::clone(block) });
+            return true;
+        }
+        content.flushed.entry(chunk).or_default().push(to.segment);
+        false
     }
 
     /// The places of its blocks in a segment of the block log, with what a copy has to tell: chunk, symbols, block.
