@@ -20,7 +20,7 @@ use timberline::model::{LabelSet, Tenant};
 use timberline::wal::format::{FIRST_GROUP, Kind, LogKind, SECOND_HEADER, SegmentHeader};
 use timberline::wal::{
     Append, Applied, BlockLog, BlockLogOptions, BlockPlace, BlockSink, Codec, EntriesBuilder, Sink, StreamLog,
-    SyncMode, Unavailable, Wal, WalMetrics, WalOptions, recover, scan_segment, segment_name,
+    SyncMode, Unavailable, Wal, WalMetrics, WalOptions, file_name, recover, scan_segment, segment_name,
 };
 
 /// First timestamp of every test log: 2026-01-01T00:00:00Z.
@@ -45,6 +45,7 @@ impl Sink<()> for Ack {
     }
 }
 
+/// Takes no blocks.
 struct NoBlocks;
 
 impl BlockSink<()> for NoBlocks {
@@ -61,16 +62,16 @@ struct Log {
 
 impl Log {
     fn start(data: TempDir) -> Self {
-        let dir = data.path().join("wal");
+        let (dir, blocks_dir) = (data.path().join("wal"), data.path().join("blocks"));
         RealFs.create_dir_all(&dir).unwrap();
-        RealFs.create_dir_all(&data.path().join("blocks")).unwrap();
+        RealFs.create_dir_all(&blocks_dir).unwrap();
         let options = WalOptions {
             fs: Arc::new(RealFs),
             dir,
             volume: VOLUME,
             segment_size: 1 << 20,
-            max_size: 1 << 30,
-            blocks: BlockLogOptions { dir: data.path().join("blocks"), segment_size: 1 << 20, max_size: 1 << 30 },
+            max_size: 1 << 40,
+            blocks: BlockLogOptions { dir: blocks_dir, segment_size: 1 << 20, max_size: 1 << 40 },
             sync: SyncMode::Always,
             queue_bytes: 1 << 20,
             next_stream_id: Arc::new(AtomicU64::new(1)),
@@ -847,6 +848,319 @@ fn colour_is_for_terminals_and_can_be_switched_off() {
     let (exit, text) = on_terminal(data.path(), "summary", &[]).unwrap();
     assert_eq!(exit, 1);
     assert!(text.contains("\x1b[31mdamaged\x1b[0m"), "{text:?}");
+}
+
+/// Both logs, made by an ingester.
+mod blocks {
+    use super::*;
+    use prometheus::{CounterVec, Opts, Registry};
+    use std::collections::BTreeSet;
+    use std::time::{Duration, Instant};
+    use timberline::chunk::Encoding;
+    use timberline::ingester::{Cluster, Ingester, IngesterConfig, IngesterMetrics, Live, Progress};
+    use timberline::model::{Entry, Overrides, Push, PushStream, Span};
+    use timberline::wal::{BlockTables, RecordHead};
+
+    fn start(dir: &Path) -> Ingester<Live> {
+        let config = IngesterConfig {
+            fs: Arc::new(RealFs),
+            data_dir: dir.to_path_buf(),
+            wal_dir: dir.join("wal"),
+            blocks_dir: dir.join("blocks"),
+            wal_max_size: 4 << 20,
+            blocks_max_size: 1 << 30,
+            require_data: false,
+            segment_size: 1 << 20,
+            sync: SyncMode::Always,
+            wal_codec: Codec::Snappy,
+            queue_bytes: 8 << 20,
+            queue_timeout: Duration::from_secs(10),
+            chunk_block_size: 64 << 10,
+            chunk_target_size: 256 << 10,
+            chunk_encoding: Encoding::Snappy,
+            max_chunk_age: Duration::from_secs(7200),
+            sync_period: Duration::ZERO,
+            sync_min_utilization: 0.1,
+            max_returned_stream_errors: 10,
+            heads_budget: 64 << 20,
+            cluster: Cluster { ingesters: 1, replication_factor: 1 },
+            threads: 2,
+        };
+        let counter = |name: &str| {
+            let labels = ["reason", "tenant", "retention_hours", "policy", "format"];
+            CounterVec::new(Opts::new(name, name), &labels).unwrap()
+        };
+        let metrics = IngesterMetrics::new(&Registry::new(), (counter("a"), counter("b"))).unwrap();
+        let overrides = Arc::new(Overrides::default());
+        let replayed = Ingester::replay(config, overrides, metrics, &Progress::default()).unwrap();
+        replayed.go_live(Box::new(|e| panic!("poisoned: {e}"))).unwrap()
+    }
+
+    /// Lines of one stream, numbered, of about a thousand bytes that compress by half.
+    fn push(ingester: &Ingester<Live>, runtime: &tokio::runtime::Runtime, app: &str, numbers: std::ops::Range<u64>) {
+        let mut out = Push::default();
+        for n in numbers {
+            let mut x = n * 2 + 88_172_645_463_325_253;
+            let mut line = format!("{app} {n} ");
+            while line.len() < 1000 && app == "big" {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                line += &format!("{x:016x}");
+            }
+            let at = out.arena.len();
+            out.arena.extend_from_slice(line.as_bytes());
+            let line = Span::new(at, line.len());
+            out.entries.push(Entry { timestamp: T0 + n as i64, line, metadata: 0..0 });
+        }
+        let labels = Arc::new(LabelSet::new([("app", app)]));
+        let entries = 0..out.entries.len() as u32;
+        out.streams.push(PushStream { labels, token: 0, entries });
+        let tenant = Tenant::new("acme").unwrap();
+        let push = Arc::new(out);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        // Refused while the small log is full: nothing of it was stored.
+        while let Err(error) = runtime.block_on(ingester.push(&tenant, push.clone(), &[0])) {
+            assert!(error.status == 503 && Instant::now() < deadline, "{error:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    const BIG: u64 = 6000;
+
+    /// Finished block segments, carried lines, a retired segment, a flushed chunk. Tells the lines in the log and the stream
+    /// ids of `small` and `big`.
+    fn sample() -> (TempDir, u64, (u64, u64)) {
+        let data = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let ingester = start(data.path());
+        push(&ingester, &runtime, "small", 0..5);
+        for from in (0..BIG).step_by(50) {
+            push(&ingester, &runtime, "big", from..from + 50);
+        }
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while segment(data.path(), 1).exists() {
+            assert!(Instant::now() < deadline, "the first segment does not go");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let tenant = Tenant::new("acme").unwrap();
+        let streams = ingester.streams(&tenant, &[], i64::MIN, i64::MAX);
+        let id = |app: &str| streams.iter().find(|s| s.labels().get("app") == Some(app)).unwrap().id();
+        let ids = (id("small"), id("big"));
+        let chunk = ingester.closed_chunks().into_iter().next().expect("a closed chunk");
+        assert_eq!(chunk.stream().id(), ids.1);
+        let flushed = chunk.seqs().end - chunk.seqs().start;
+        ingester.settle(&chunk, "acme/1").unwrap();
+        ingester.stop();
+        drop((streams, chunk, ingester));
+        (data, 5 + BIG - flushed, ids)
+    }
+
+    fn block_file(data: &Path, number: u64) -> PathBuf {
+        data.join("blocks").join(file_name(LogKind::Blocks, number))
+    }
+
+    fn block_numbers(data: &Path) -> Vec<u64> {
+        let ls = json(data, &["ls"], 0);
+        ls["block_segments"].as_array().unwrap().iter().map(|s| s["segment"].as_u64().unwrap()).collect()
+    }
+
+    /// Places of the blocks of a segment: offset, head, tables.
+    fn blocks_of(path: &Path) -> Vec<(u64, RecordHead, BlockTables)> {
+        let file = fs::read(path).unwrap();
+        let scan = scan_segment(&file).unwrap();
+        let records = scan.groups.iter().flat_map(|g| &g.records);
+        let blocks = records.filter(|r| r.head.known_kind() == Some(Kind::Block));
+        blocks.map(|r| (r.offset, r.head, BlockTables::decode(r.head.tables(&file, r.offset)).unwrap())).collect()
+    }
+
+    #[test]
+    fn every_line_of_both_logs_is_counted_and_shown_once() {
+        let (data, total, (small, big)) = sample();
+        let verify = json(data.path(), &["verify"], 0);
+        assert_eq!((&verify["verify"]["verdict"], &verify["verify"]["lines"]), (&"sound".into(), &total.into()));
+        let summary = &json(data.path(), &[], 0)["summary"];
+        assert_eq!((&summary["lines"], &summary["tenants"]), (&total.into(), &1.into()));
+        assert!(summary["block_lines"].as_u64().unwrap() > BIG / 3, "{summary}");
+        let dump = json(data.path(), &["dump"], 0);
+        let shown = lines(&dump);
+        assert_eq!(shown.len() as u64, total);
+        assert_eq!(shown.iter().collect::<BTreeSet<_>>().len() as u64, total, "a line twice");
+        assert_eq!(shown.iter().filter(|l| l.starts_with("small ")).count(), 5);
+        let records = dump["records"].as_array().unwrap();
+        for log in ["wal", "blocks"] {
+            assert!(records.iter().any(|r| r["log"] == log && r["line"].is_string()), "{log}");
+        }
+        // As they lie there, both logs together have more.
+        let only = |log: &str| lines(&json(data.path(), &["dump", "--log", log], 0)).len() as u64;
+        assert!(only("wal") + only("blocks") > total);
+        let streams = json(data.path(), &["streams", "--by", "lines"], 0);
+        let figures: Vec<_> = streams["streams"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|s| (&s["stream"], s["lines"].as_u64().unwrap()))
+            .collect();
+        assert_eq!(figures, [(&big.into(), total - 5), (&small.into(), 5)]);
+        for by in ["tenant", "stream"] {
+            let stats = json(data.path(), &["stats", "--by", by], 0);
+            let rows = stats[format!("{by}s")].as_array().unwrap();
+            assert_eq!(rows.iter().map(|r| r["lines"].as_u64().unwrap()).sum::<u64>(), total, "{by}");
+        }
+        // The directory of the segments will do as well.
+        let beside = json(&data.path().join("wal"), &["verify"], 0);
+        assert_eq!(beside["verify"]["lines"], total);
+    }
+
+    #[test]
+    fn ls_tells_of_block_segments_and_of_what_needs_the_oldest_one() {
+        let (data, _, _) = sample();
+        let ls = json(data.path(), &["ls"], 0);
+        let segments = ls["block_segments"].as_array().unwrap();
+        assert!(segments.len() >= 2, "{ls}");
+        let (last, finished) = segments.split_last().unwrap();
+        assert_eq!((&last["state"], &last["footer"]), (&"active".into(), &Value::Null));
+        assert!(finished.iter().all(|s| s["state"] == "full" && s["footer"].as_u64().unwrap() > 8192), "{ls}");
+        assert!(finished[0]["dead"].as_u64().unwrap() > 0 && finished[0]["live"].as_u64().unwrap() > 0, "{ls}");
+        assert!(ls["oldest_segment"]["streams_that_need_it"].is_u64(), "{ls}");
+        let text = stdout(&inspect(data.path(), &["ls"]));
+        assert!(text.contains(".blk") && text.contains("active"), "{text}");
+    }
+
+    #[test]
+    fn a_damaged_block_is_told_with_its_stream_and_seqs() {
+        let (data, total, (_, big)) = sample();
+        let number = block_numbers(data.path())[0];
+        let path = block_file(data.path(), number);
+        let whole = fs::read(&path).unwrap();
+        // The newest block of the oldest segment: not flushed, and its lines have left the write-ahead log.
+        let (offset, head, tables) = blocks_of(&path).pop().unwrap();
+        let body = offset + 48 + u64::from(head.tables_len);
+        flip(&path, body + 100);
+        let verify = json(data.path(), &["verify"], 1);
+        let place = format!("{number}:{offset}");
+        assert_eq!(verify["damage"][0]["position"], place);
+        assert_eq!(verify["damage"][0]["file"], file_name(LogKind::Blocks, number));
+        let missing: Vec<_> = verify["missing"].as_array().unwrap().iter().collect();
+        assert_eq!(missing.len(), 1, "{verify}");
+        let range = (missing[0]["first_seq"].as_u64().unwrap(), missing[0]["end_seq"].as_u64().unwrap());
+        assert_eq!((missing[0]["stream"].as_u64().unwrap(), range), (big, (tables.first_seq, tables.end_seq)));
+        assert_eq!(verify["verify"]["lost_lines"], tables.end_seq - tables.first_seq);
+        let shown = lines(&json(data.path(), &["dump"], 1)).len() as u64;
+        assert_eq!(shown, total - u64::from(tables.entries));
+        let output = inspect(data.path(), &["verify"]);
+        let next = format!("next: wal-inspect explain {}:{offset} ", file_name(LogKind::Blocks, number));
+        assert!(stderr(&output).contains(&next), "{}", stderr(&output));
+        let place = format!("{}:{offset}", file_name(LogKind::Blocks, number));
+        let explained = json(data.path(), &["explain", &place], 1).to_string();
+        assert!(explained.contains("MISMATCH") && explained.contains("block (9)"), "{explained}");
+        fs::write(&path, &whole).unwrap();
+        assert!(json(data.path(), &["explain", &place], 0).to_string().contains("block_crc"));
+
+        // Heads, tables and the footer.
+        let footer = json(data.path(), &["ls"], 0)["block_segments"][0]["footer"].as_u64().unwrap();
+        for at in [offset + 8, offset + 50, offset + 150, footer, footer + 64 + 20, footer + 64 + 60] {
+            flip(&path, at);
+            let verify = json(data.path(), &["verify"], 1);
+            assert!(!verify["damage"].as_array().unwrap().is_empty(), "byte {at}: {verify}");
+            fs::write(&path, &whole).unwrap();
+        }
+        json(data.path(), &["verify"], 0);
+    }
+
+    /// CRCs hold, the content does not: only `verify` reads so deep.
+    #[test]
+    fn a_block_or_footer_that_does_not_fit_its_record_is_found() {
+        let (data, _, _) = sample();
+        let path = block_file(data.path(), block_numbers(data.path())[0]);
+        let whole = fs::read(&path).unwrap();
+        let scan = scan_segment(&whole).unwrap();
+        let (offset, head, _) = blocks_of(&path).pop().unwrap();
+        let mut file = whole.clone();
+        let start = offset as usize;
+        // The number of lines, with a head stamped for it.
+        file[start + 48 + 88] ^= 1;
+        head.stamp(&mut file[start..start + head.len as usize], scan.header.salt, offset);
+        fs::write(&path, &file).unwrap();
+        let verify = json(data.path(), &["verify"], 1);
+        let text = verify["damage"].to_string();
+        assert!(text.contains("the number of its entries is not the stored one"), "{text}");
+        // The payload's own checksum.
+        let mut file = whole.clone();
+        file[start + 48 + 92] ^= 1;
+        head.stamp(&mut file[start..start + head.len as usize], scan.header.salt, offset);
+        fs::write(&path, &file).unwrap();
+        assert_eq!(json(data.path(), &["verify"], 1)["damage"].as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_block_segment_that_is_gone_or_cut_is_damage() {
+        let (data, _, (_, big)) = sample();
+        let number = block_numbers(data.path())[1];
+        let path = block_file(data.path(), number);
+        let whole = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let verify = json(data.path(), &["verify"], 1);
+        assert_eq!(verify["missing_block_segments"][0]["segment"], number);
+        assert_eq!(verify["missing"][0]["stream"], big, "{verify}");
+        let ls = json(data.path(), &["ls"], 1);
+        assert!(ls["block_segments"].as_array().unwrap().iter().any(|s| s["state"] == "missing"));
+        fs::write(&path, &whole[..20_000]).unwrap();
+        assert!(json(data.path(), &["verify"], 1)["damage"].to_string().contains("end of the file is missing"));
+        let mut headless = whole.clone();
+        headless[..8192].fill(0);
+        fs::write(&path, headless).unwrap();
+        assert_eq!(json(data.path(), &["verify"], 1)["damage"][0]["position"], format!("{number}:0"));
+        fs::write(&path, &whole).unwrap();
+        // A file that no record names is not of the log.
+        fs::write(block_file(data.path(), 99), &whole).unwrap();
+        let ls = json(data.path(), &["ls"], 0);
+        assert_eq!(ls["block_segments"].as_array().unwrap().last().unwrap()["state"], "unnamed");
+        fs::remove_dir_all(data.path().join("blocks")).unwrap();
+        json(data.path(), &["verify"], 1);
+    }
+
+    #[test]
+    fn logs_that_are_being_written_and_retired_are_never_damaged() {
+        let data = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let ingester = start(data.path());
+        push(&ingester, &runtime, "small", 0..5);
+        let done = AtomicBool::new(false);
+        let mut first_lsns = BTreeSet::new();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut from = 0;
+                while !done.load(Ordering::Relaxed) && from < 200_000 {
+                    push(&ingester, &runtime, "big", from..from + 50);
+                    from += 50;
+                }
+            });
+            for _ in 0..25 {
+                let output = inspect(data.path(), &["verify", "-o", "json"]);
+                if code(&output) != 0 {
+                    done.store(true, Ordering::Relaxed);
+                    panic!("{}\n{}", stdout(&output), stderr(&output));
+                }
+                let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+                first_lsns.insert(document["verify"]["first_lsn"].as_u64().unwrap());
+            }
+            done.store(true, Ordering::Relaxed);
+            writer.join().unwrap();
+        });
+        assert!(first_lsns.len() > 2, "segments must go while the log is read: {first_lsns:?}");
+        ingester.stop();
+        assert_eq!(code(&inspect(data.path(), &["verify"])), 0);
+    }
+
+    #[test]
+    fn the_golden_log_with_blocks_is_sound_and_each_line_is_shown() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/golden/v1-blocks");
+        let wanted = fs::read_to_string(golden.join("lines.txt")).unwrap().lines().count() as u64;
+        let verify = json(&golden, &["verify"], 0);
+        assert_eq!((&verify["verify"]["lines"], &verify["verify"]["blocks"]), (&wanted.into(), &3.into()));
+        assert_eq!(lines(&json(&golden, &["dump"], 0)).len() as u64, wanted);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::explain::Place;
 use super::output::Format;
 use super::selector::Selector;
 use super::stats::By;
+use crate::wal::{LogKind, file_name};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -97,7 +98,10 @@ impl Command {
     }
 }
 
-/// Text of a place in the log.
-pub fn position(segment: u64, offset: u64) -> String {
-    Position { segment, offset }.to_string()
+/// Text of a place in one of the logs, as `explain` takes it.
+pub fn place(log: LogKind, segment: u64, offset: u64) -> String {
+    match log {
+        LogKind::Wal => Position { segment, offset }.to_string(),
+        LogKind::Blocks => format!("{}:{offset}", file_name(log, segment)),
+    }
 }

@@ -4,10 +4,12 @@ use super::dump::text_or_hex;
 use super::log::Judged;
 use super::output::Printer;
 use super::progress::Progress;
+use super::ranges::{Ranges, count};
 use crate::model::LabelSet;
-use crate::wal::{BodyView, EntryView};
+use crate::wal::{BodyView, EntryView, TableRow};
 use std::collections::HashMap;
 use std::io::Write;
+use std::ops::Range;
 
 /// Where a command writes to.
 pub struct Context<W: Write> {
@@ -51,6 +53,36 @@ impl Streams {
     /// Tenant of a stream, if a definition survives.
     pub fn tenant(&self, id: u64) -> Option<String> {
         self.get(id).map(|s| s.tenant.clone())
+    }
+}
+
+/// Gives each line of the write-ahead log once: not those that lie in blocks that count or in the object store, and those
+/// of carried records only if the records before them do not have them. Memory grows with streams, if lines were carried.
+pub struct Once<'a> {
+    judged: &'a Judged,
+    given: HashMap<u64, Ranges>,
+}
+
+impl<'a> Once<'a> {
+    /// For one walk over the log.
+    pub fn new(judged: &'a Judged) -> Self {
+        Self { judged, given: HashMap::new() }
+    }
+
+    /// The seqs of a row that were not given yet, and that blocks do not give.
+    pub fn seqs(&mut self, row: &TableRow) -> Vec<Range<u64>> {
+        let mut seqs = self.judged.blocks.unsettled(row.stream, &(row.first_seq..row.end_seq()));
+        if !self.judged.plan.carried.is_empty() {
+            let given = self.given.entry(row.stream).or_default();
+            seqs = seqs.iter().flat_map(|r| given.missing(r)).collect();
+            seqs.iter().for_each(|r| given.insert(r.clone()));
+        }
+        seqs
+    }
+
+    /// How many they are.
+    pub fn lines(&mut self, row: &TableRow) -> u64 {
+        count(&self.seqs(row))
     }
 }
 

@@ -1,13 +1,18 @@
-//! `dump`: series and entry records in the order of the log. The only command that prints log lines.
+//! `dump`: series and entry records in the order of the logs. The only command that prints log lines.
+//!
+//! Of both logs, each line is shown once: from its block if it is in one that counts, else from the write-ahead log.
 
-use super::command::{Context, Streams, metadata};
+use super::blocks::{BlockView, read_block};
+use super::command::{Context, Once, Streams, metadata};
 use super::error::InspectError;
 use super::log::{Judged, SegmentView, State, Step};
 use super::output::{Cell, Row, Shape, hex};
 use super::selector::Selector;
+use crate::model::LogEntry;
 use crate::wal::format::Kind;
-use crate::wal::{BodyView, EntryView, RecordScan, SeriesDef, TableRow, Tables, decode_control, decompress_body};
+use crate::wal::{BlockTables, BodyView, RecordScan, SeriesDef, TableRow, Tables, decode_control, decompress_body};
 use regex::bytes::Regex;
+use std::collections::HashSet;
 use std::fmt;
 use std::io::Write;
 use std::str::FromStr;
@@ -102,6 +107,9 @@ pub struct DumpArgs {
     /// Also records above the durable end (in flight, or kept by the next recovery)
     #[arg(long)]
     pub tail: bool,
+    /// Only this log, as it lies there: also what is settled, and what both logs hold; with --from and --to, wal if left out
+    #[arg(long, value_name = "LOG", value_enum)]
+    pub log: Option<DumpLog>,
     /// Stop after N rows
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
@@ -116,7 +124,22 @@ pub enum DumpKind {
     Entries,
 }
 
+/// The logs that `dump` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DumpLog {
+    /// The write-ahead log.
+    Wal,
+    /// The block log.
+    Blocks,
+}
+
 impl DumpArgs {
+    /// Positions are of one log.
+    fn only(&self) -> Option<DumpLog> {
+        let positions = self.from.is_some() || self.to.is_some();
+        self.log.or(positions.then_some(DumpLog::Wal))
+    }
+
     /// Conditions on a line or its time leave no series.
     fn wants_series(&self) -> bool {
         let entries_only = self.grep.is_some() || self.since.is_some() || self.until.is_some();
@@ -145,10 +168,10 @@ impl DumpArgs {
             && self.selector.as_ref().is_none_or(selected)
     }
 
-    fn wants_entry(&self, entry: &EntryView<'_>) -> bool {
-        self.since.is_none_or(|since| entry.timestamp >= since.0)
-            && self.until.is_none_or(|until| entry.timestamp < until.0)
-            && self.grep.as_ref().is_none_or(|g| g.is_match(entry.line))
+    fn wants_entry(&self, timestamp: i64, line: &[u8]) -> bool {
+        self.since.is_none_or(|since| timestamp >= since.0)
+            && self.until.is_none_or(|until| timestamp < until.0)
+            && self.grep.as_ref().is_none_or(|g| g.is_match(line))
     }
 }
 
@@ -161,17 +184,28 @@ pub fn run<W: Write>(args: &DumpArgs, judged: &Judged, context: &mut Context<W>)
     let Context { printer, progress } = context;
     printer.section("records", Shape::Stream).map_err(InspectError::Output)?;
     let mut left = args.limit.unwrap_or(u64::MAX);
+    let mut emit = |row: Row| -> Result<bool, InspectError> {
+        printer.row(&row).map_err(InspectError::Output)?;
+        left -= 1;
+        Ok(left > 0)
+    };
+    let mut go_on = true;
+    if args.only() != Some(DumpLog::Wal) {
+        judged.blocks.walk(&judged.log, |view| {
+            go_on = blocks(args, judged, &streams, view, &mut emit)?;
+            Ok(go_on)
+        })?;
+    }
+    if !go_on || args.only() == Some(DumpLog::Blocks) {
+        return Ok(());
+    }
+    let mut once = args.only().is_none().then(|| Once::new(judged));
     judged.walk(
         |number| args.wants_segment(number),
         progress,
         |step| {
             // What was retired meanwhile had lost its worth; its records are not shown.
             let Step::Segment(view) = step else { return Ok(true) };
-            let mut emit = |row: Row| -> Result<bool, InspectError> {
-                printer.row(&row).map_err(InspectError::Output)?;
-                left -= 1;
-                Ok(left > 0)
-            };
             for (_, record, state) in view.records() {
                 let at = Position { segment: view.number, offset: record.offset };
                 if !record.body_is_sound || !args.wants_record(at, state) {
@@ -179,8 +213,15 @@ pub fn run<W: Write>(args: &DumpArgs, judged: &Judged, context: &mut Context<W>)
                 }
                 let dump = Dump { args, streams: &streams, view, record, at, state };
                 let go_on = match record.head.known_kind() {
-                    Some(Kind::Series) if args.wants_series() => dump.series(&mut emit)?,
-                    Some(Kind::Entries) if args.wants_entries() => dump.entries(&mut emit)?,
+                    Some(Kind::Series) if args.wants_series() => {
+                        let body = record.head.body(view.file, record.offset);
+                        let shown = Shown { args, streams: &streams, log: "wal", at, state };
+                        shown.series(
+                            &decode_control::<Vec<SeriesDef>>(&record.head, body).unwrap_or_default(),
+                            &mut emit,
+                        )?
+                    }
+                    Some(Kind::Entries) if args.wants_entries() => dump.entries(once.as_mut(), &mut emit)?,
                     _ => true,
                 };
                 if !go_on {
@@ -192,23 +233,51 @@ pub fn run<W: Write>(args: &DumpArgs, judged: &Judged, context: &mut Context<W>)
     )
 }
 
-type Emit<'a> = dyn FnMut(Row) -> Result<bool, InspectError> + 'a;
+/// Prints the records of a block segment; returns whether to go on.
+fn blocks(
+    args: &DumpArgs,
+    judged: &Judged,
+    streams: &Streams,
+    view: &BlockView<'_>,
+    emit: &mut Emit<'_>,
+) -> Result<bool, InspectError> {
+    let segment = view.synced.segment;
+    let live: HashSet<u64> =
+        judged.blocks.counting().filter(|b| b.place.segment == segment).map(|b| b.place.offset).collect();
+    for record in view.records().filter(|r| r.body_is_sound) {
+        let at = Position { segment, offset: record.offset };
+        let shown = Shown { args, streams, log: "blocks", at, state: State::Durable };
+        if !args.wants_record(at, State::Durable) {
+            continue;
+        }
+        let go_on = match record.head.known_kind() {
+            Some(Kind::Series) if args.wants_series() => {
+                let body = record.head.body(view.file, record.offset);
+                shown.series(&decode_control::<Vec<SeriesDef>>(&record.head, body).unwrap_or_default(), emit)?
+            }
+            Some(Kind::Block) if args.wants_entries() && (args.only().is_some() || live.contains(&at.offset)) => {
+                shown.block(record, view.file, emit)?
+            }
+            _ => true,
+        };
+        if !go_on {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
 
-/// One record on its way to the output. Methods return whether to go on. What does not decode is left out here:
-/// `verify` tells it.
-struct Dump<'a> {
+/// Where rows come from, and which are wanted.
+struct Shown<'a> {
     args: &'a DumpArgs,
     streams: &'a Streams,
-    view: &'a SegmentView<'a>,
-    record: &'a RecordScan,
+    log: &'static str,
     at: Position,
     state: State,
 }
 
-impl Dump<'_> {
-    fn series(&self, emit: &mut Emit<'_>) -> Result<bool, InspectError> {
-        let body = self.record.head.body(self.view.file, self.record.offset);
-        let Ok(definitions) = decode_control::<Vec<SeriesDef>>(&self.record.head, body) else { return Ok(true) };
+impl Shown<'_> {
+    fn series(&self, definitions: &[SeriesDef], emit: &mut Emit<'_>) -> Result<bool, InspectError> {
         for d in definitions.iter().filter(|d| self.args.wants_stream(self.streams, d.id, &d.tenant)) {
             let row = vec![
                 ("position", self.at.to_string().into()),
@@ -219,6 +288,7 @@ impl Dump<'_> {
                 ("tenant", d.tenant.clone().into()),
                 ("labels", self.streams.labels(d.id).into()),
                 ("fingerprint", format!("{:016x}", d.fingerprint).into()),
+                ("log", self.log.into()),
             ];
             if !emit(row)? {
                 return Ok(false);
@@ -227,7 +297,68 @@ impl Dump<'_> {
         Ok(true)
     }
 
-    fn entries(&self, emit: &mut Emit<'_>) -> Result<bool, InspectError> {
+    /// The lines of a block, in the order of their timestamps. Their seqs are not stored.
+    fn block(&self, record: &RecordScan, file: &[u8], emit: &mut Emit<'_>) -> Result<bool, InspectError> {
+        let Ok(tables) = BlockTables::decode(record.head.tables(file, record.offset)) else { return Ok(true) };
+        let tenant = self.streams.tenant(tables.stream).unwrap_or_default();
+        if !self.args.wants_stream(self.streams, tables.stream, &tenant) {
+            return Ok(true);
+        }
+        let Ok((_, entries)) = read_block(record, file) else { return Ok(true) };
+        for entry in entries.into_iter().filter(|e| self.args.wants_entry(e.timestamp, &e.line)) {
+            let LogEntry { timestamp, line, metadata } = entry;
+            if !emit(self.entry(tables.stream, None, &tenant, timestamp, line.to_vec(), metadata))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn entry(
+        &self,
+        stream: u64,
+        seq: Option<u64>,
+        tenant: &str,
+        timestamp: i64,
+        line: Vec<u8>,
+        metadata: Vec<(String, String)>,
+    ) -> Row {
+        let mut row: Row = vec![
+            ("position", self.at.to_string().into()),
+            ("kind", "entry".into()),
+            ("state", self.state.name().into()),
+            ("stream", stream.into()),
+            ("seq", seq.into()),
+            ("tenant", tenant.into()),
+            ("timestamp", Cell::Time(timestamp)),
+            ("labels", self.streams.labels(stream).into()),
+        ];
+        if self.args.no_lines {
+            row.push(("line_bytes", Cell::Count(line.len() as u64)));
+        } else {
+            row.push(("line", Cell::Line(line)));
+            row.push(("metadata", Cell::Pairs(metadata)));
+        }
+        row.push(("log", self.log.into()));
+        row
+    }
+}
+
+type Emit<'a> = dyn FnMut(Row) -> Result<bool, InspectError> + 'a;
+
+/// An Entries record on its way to the output. What does not decode is left out here: `verify` tells it.
+struct Dump<'a> {
+    args: &'a DumpArgs,
+    streams: &'a Streams,
+    view: &'a SegmentView<'a>,
+    record: &'a RecordScan,
+    at: Position,
+    state: State,
+}
+
+impl Dump<'_> {
+    /// Returns whether to go on. With `once`, lines that were shown, or that blocks show, are left out.
+    fn entries(&self, mut once: Option<&mut Once<'_>>, emit: &mut Emit<'_>) -> Result<bool, InspectError> {
         let head = &self.record.head;
         let Ok(tables) = Tables::decode(head.tables(self.view.file, self.record.offset)) else { return Ok(true) };
         let wanted = |row: &TableRow| self.args.wants_stream(self.streams, row.stream, tables.tenant);
@@ -236,6 +367,7 @@ impl Dump<'_> {
         }
         let Ok(raw) = decompress_body(head, head.body(self.view.file, self.record.offset)) else { return Ok(true) };
         let Ok(body) = BodyView::new(&raw) else { return Ok(true) };
+        let shown = Shown { args: self.args, streams: self.streams, log: "wal", at: self.at, state: self.state };
         let mut start = 0;
         for row in &tables.rows {
             let part = body.part(start, row);
@@ -244,34 +376,19 @@ impl Dump<'_> {
             if !wanted(row) {
                 continue;
             }
-            for (seq, entry) in (0u64..).zip(part.map_while(Result::ok)) {
-                let seq = row.first_seq.saturating_add(seq);
-                if self.args.wants_entry(&entry) && !emit(self.entry(&tables, row.stream, seq, &entry, &body))? {
+            let whole = row.first_seq..row.end_seq();
+            let fresh = once.as_deref_mut().map_or_else(|| vec![whole], |once| once.seqs(row));
+            for (seq, entry) in (row.first_seq..).zip(part.map_while(Result::ok)) {
+                if !fresh.iter().any(|r| r.contains(&seq)) || !self.args.wants_entry(entry.timestamp, entry.line) {
+                    continue;
+                }
+                let (line, pairs) = (entry.line.to_vec(), metadata(&entry, &body));
+                if !emit(shown.entry(row.stream, Some(seq), tables.tenant, entry.timestamp, line, pairs))? {
                     return Ok(false);
                 }
             }
         }
         Ok(true)
-    }
-
-    fn entry(&self, tables: &Tables<'_>, stream: u64, seq: u64, entry: &EntryView<'_>, body: &BodyView<'_>) -> Row {
-        let mut row: Row = vec![
-            ("position", self.at.to_string().into()),
-            ("kind", "entry".into()),
-            ("state", self.state.name().into()),
-            ("stream", stream.into()),
-            ("seq", seq.into()),
-            ("tenant", tables.tenant.into()),
-            ("timestamp", Cell::Time(entry.timestamp)),
-            ("labels", self.streams.labels(stream).into()),
-        ];
-        if self.args.no_lines {
-            row.push(("line_bytes", Cell::Count(entry.line.len() as u64)));
-        } else {
-            row.push(("line", Cell::Line(entry.line.to_vec())));
-            row.push(("metadata", Cell::Pairs(metadata(entry, body))));
-        }
-        row
     }
 }
 

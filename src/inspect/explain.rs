@@ -9,9 +9,9 @@ use crate::wal::format::{
     FIRST_GROUP, GROUP_HEADER_LEN, HeaderError, Kind, RECORD_HEAD_LEN, SECOND_HEADER, SEGMENT_HEADER_LEN,
     SegmentHeader, VERSION,
 };
+use crate::wal::{BlockTables, LogKind, decompress_body, file_number, scan_segment, segment_name};
 use crate::wal::{BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Footer, Gap, Open, RecordHead, Retiring};
 use crate::wal::{SegmentScan, SeriesDef, Tables, decode_control};
-use crate::wal::{decompress_body, scan_segment, segment_name};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -72,7 +72,9 @@ fn path_of(place: &Place, dir: &Path) -> Result<PathBuf, InspectError> {
     if path.exists() || place.file.contains('/') {
         return Ok(path);
     }
-    Ok(Log::open(dir)?.dir.join(path))
+    let log = Log::open(dir)?;
+    let of_blocks = file_number(LogKind::Blocks, &place.file).is_some();
+    Ok(if of_blocks { log.blocks_dir } else { log.dir }.join(path))
 }
 
 /// One field: where its bytes lie and what they mean.
@@ -263,6 +265,9 @@ fn record_fields(file: &[u8], at: u64, scan: &SegmentScan) -> Explained {
         if kind == Kind::Entries as u64 {
             sound &= table_fields(&mut f, file, at, &head);
         }
+        if kind == Kind::Block as u64 {
+            sound &= block_fields(&mut f, file, at, &head);
+        }
         f.push("body", 0, format!("{body_len} bytes").into());
         if body_sound {
             sound &= body_fields(&mut f, &head, body);
@@ -311,6 +316,32 @@ fn table_fields(f: &mut Fields<'_>, file: &[u8], at: u64, head: &RecordHead) -> 
     }
     f.at = at + (RECORD_HEAD_LEN as u64) + u64::from(head.tables_len);
     more(f, tables.rows.len());
+    true
+}
+
+/// Tables of a block; `false` if they do not decode. Its symbols are counted only: they are metadata of lines.
+fn block_fields(f: &mut Fields<'_>, file: &[u8], at: u64, head: &RecordHead) -> bool {
+    let tables = match BlockTables::decode(head.tables(file, at)) {
+        Ok(tables) => tables,
+        Err(error) => {
+            f.note("tables", format!("do not decode: {error}"));
+            return false;
+        }
+    };
+    f.number("stream", 8);
+    f.number("chunk", 8);
+    f.number("first_seq", 8);
+    f.number("end_seq", 8);
+    for name in ["min_timestamp", "max_timestamp", "newest_timestamp", "last_timestamp"] {
+        f.named(name, 8, |ns| rfc3339(ns as i64));
+    }
+    f.push("last_hash", 16, format!("{:032x}", tables.last_hash).into());
+    f.number("uncompressed_size", 8);
+    f.number("lines", 4);
+    f.named("block_crc", 4, |crc| format!("{crc:08x}"));
+    f.number("encoding", 4);
+    f.number("symbols", 4);
+    f.at = at + (RECORD_HEAD_LEN as u64) + u64::from(head.tables_len);
     true
 }
 

@@ -6,12 +6,14 @@
 //! and groups that came behind the cut meanwhile are left out. So a group is never seen without those before it.
 //! The group at the cut may be half written; it lies above the durable end, where nothing is damage.
 
+use super::blocks::{self, Blocks};
 use super::error::InspectError;
 use super::progress::Progress;
 use crate::fs::{Fs, Map, RealFs};
 use crate::wal::format::{FIRST_GROUP, FLAG_SKIPPABLE, HeaderError, Kind};
 use crate::wal::{
-    Damage, GroupScan, Plan, RecordScan, SegmentScan, Summary, Tables, plan, scan_segment, segment_name, segment_number,
+    Damage, GroupScan, LogKind, Plan, RecordScan, SegmentScan, SeriesDef, Summary, Tables, file_number, plan,
+    scan_segment, segment_name, segment_number,
 };
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -44,7 +46,7 @@ impl SegmentFile {
 /// What a segment held when the log was listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// A valid header and only zeros: prepared for use.
+    /// A valid header and nothing behind it but zeros or the bytes of a retired segment: prepared for use.
     Prepared,
     /// The newest segment with content: valid groups at or behind this offset came later and are left out.
     Newest(u64),
@@ -63,6 +65,10 @@ pub struct Log {
     pub unfinished: Vec<(String, u64)>,
     /// Identity of the data directory, from the newest usable segment.
     pub volume: Option<Uuid>,
+    /// Directory of the block log.
+    pub blocks_dir: PathBuf,
+    /// Segments of the block log by number, with their bytes; none if the directory is not there.
+    pub block_files: Vec<(u64, u64)>,
 }
 
 impl Log {
@@ -71,8 +77,17 @@ impl Log {
     /// # Errors
     /// The directory cannot be read or holds no log; a segment is of a newer version.
     pub fn open(dir: &Path) -> Result<Self, InspectError> {
-        let dir = locate(dir)?;
-        let mut log = Self { segments: Vec::new(), unfinished: Vec::new(), volume: None, dir };
+        let (dir, blocks_dir) = locate(dir)?;
+        let mut log = Self {
+            segments: Vec::new(),
+            unfinished: Vec::new(),
+            volume: None,
+            dir,
+            blocks_dir,
+            block_files: Vec::new(),
+        };
+        // Before the write-ahead log, whose newest record tells of what was retired: a file that vanishes meanwhile is known.
+        log.list_blocks()?;
         for entry in RealFs.list(&log.dir).map_err(InspectError::io("list", &log.dir))? {
             if let Some(number) = segment_number(&entry.name) {
                 log.segments.push(SegmentFile { number, len: entry.len, content: Content::Full });
@@ -83,6 +98,22 @@ impl Log {
         log.segments.sort_by_key(|s| s.number);
         log.find_newest()?;
         Ok(log)
+    }
+
+    fn list_blocks(&mut self) -> Result<(), InspectError> {
+        let entries = match RealFs.list(&self.blocks_dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            listed => listed.map_err(InspectError::io("list", &self.blocks_dir))?,
+        };
+        for entry in entries {
+            if let Some(number) = file_number(LogKind::Blocks, &entry.name) {
+                self.block_files.push((number, entry.len));
+            } else if entry.name.ends_with(".blk.tmp") {
+                self.unfinished.push((entry.name, entry.len));
+            }
+        }
+        self.block_files.sort_unstable();
+        Ok(())
     }
 
     /// Goes from the newest file to the newest segment with content. A segment that is seen empty here is empty for
@@ -128,7 +159,7 @@ impl Log {
         let Some(file) = read_file(&self.dir, segment.number)? else { return Ok(None) };
         let scan = match scan_segment(&file) {
             Ok(mut scan) => {
-                drop_old_bytes(&mut scan);
+                leave_old_bytes(&mut scan);
                 if let Content::Newest(cut) = segment.content {
                     let late = scan.groups.iter().position(|g| g.header.is_some() && g.offset >= cut);
                     scan.groups.truncate(late.unwrap_or(usize::MAX));
@@ -150,18 +181,19 @@ struct ReadSegment {
     scan: Result<SegmentScan, HeaderError>,
 }
 
-/// Behind the last group of a segment that was used before lie the groups of the old segment, which prove nothing here.
-fn drop_old_bytes(scan: &mut SegmentScan) {
-    if scan.header.recycled {
-        let groups = scan.groups.iter().rposition(|g| g.header.is_some() || !g.records.is_empty());
-        scan.groups.truncate(groups.map_or(0, |last| last + 1));
+/// In a segment that was used before, bytes behind the last group and record are those of the old one.
+fn leave_old_bytes(scan: &mut SegmentScan) {
+    let old = |g: &GroupScan| g.header.is_none() && g.records.is_empty();
+    while scan.header.recycled && scan.groups.last().is_some_and(old) {
+        scan.groups.pop();
     }
 }
 
-fn locate(dir: &Path) -> Result<PathBuf, InspectError> {
+/// The directories of both logs.
+fn locate(dir: &Path) -> Result<(PathBuf, PathBuf), InspectError> {
     let wal = dir.join("wal");
     match std::fs::metadata(&wal) {
-        Ok(metadata) if metadata.is_dir() => return Ok(wal),
+        Ok(metadata) if metadata.is_dir() => return Ok((wal, dir.join("blocks"))),
         Err(e) if e.kind() != io::ErrorKind::NotFound && e.kind() != io::ErrorKind::NotADirectory => {
             return Err(InspectError::io("open", &wal)(e));
         }
@@ -169,7 +201,11 @@ fn locate(dir: &Path) -> Result<PathBuf, InspectError> {
     }
     let entries = RealFs.list(dir).map_err(InspectError::io("list", dir))?;
     let ours = |name: &str| segment_number(name).is_some() || name.ends_with(".wal.tmp");
-    if entries.iter().any(|e| ours(&e.name)) { Ok(dir.to_path_buf()) } else { Err(InspectError::NoLog(dir.into())) }
+    if entries.iter().any(|e| ours(&e.name)) {
+        Ok((dir.to_path_buf(), dir.join("..").join("blocks")))
+    } else {
+        Err(InspectError::NoLog(dir.into()))
+    }
 }
 
 /// A segment's bytes as they were under its name; `None` if it was removed or recycled.
@@ -200,6 +236,8 @@ fn content(scan: &SegmentScan) -> Content {
 /// Something that does not hold, beyond what the plan finds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
+    /// The log that it is in.
+    pub log: LogKind,
     /// Segment.
     pub segment: u64,
     /// Offset in it.
@@ -210,6 +248,13 @@ pub struct Problem {
     pub what: String,
 }
 
+impl Problem {
+    /// What it is sorted and known by: the block log comes last.
+    pub fn place(&self) -> (bool, u64, u64) {
+        (self.log == LogKind::Blocks, self.segment, self.offset)
+    }
+}
+
 /// What one segment holds, in numbers.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -217,7 +262,7 @@ pub struct Facts {
     pub number: u64,
     /// Bytes of the file.
     pub len: u64,
-    /// Content, as one word: `prepared`, `active`, `full`, `void` or `damaged` (its header is unusable).
+    /// Content, as one word: `prepared`, `active`, `full`, `void`, `retired` or `damaged` (its header is unusable).
     pub state: &'static str,
     /// Bytes up to the end of the last group.
     pub used: u64,
@@ -297,6 +342,8 @@ pub struct Judged {
     pub problems: Vec<Problem>,
     /// Identity of the data directory, from the newest usable segment.
     pub volume: Option<Uuid>,
+    /// The block log.
+    pub blocks: Blocks,
 }
 
 /// Reads and judges the log. Damage in a log that is being changed is believed only when it is seen again.
@@ -323,7 +370,14 @@ pub fn judge(dir: &Path, progress: &mut Progress) -> Result<Judged, InspectError
 /// `None` if a segment vanished.
 fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, InspectError> {
     let volume = log.volume;
-    let mut out = Judged { plan: Plan::default(), facts: Vec::new(), problems: Vec::new(), volume, log };
+    let mut out = Judged {
+        plan: Plan::default(),
+        facts: Vec::new(),
+        problems: Vec::new(),
+        volume,
+        blocks: Blocks::default(),
+        log,
+    };
     let mut summaries = Vec::new();
     let mut defined = HashSet::new();
     for segment in &out.log.segments {
@@ -338,7 +392,7 @@ fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, Inspe
             Err(error) => {
                 out.facts.push(Facts { damage: 1, ..Facts::bare(segment, "damaged") });
                 let (bytes, what) = (FIRST_GROUP.min(segment.len), error.to_string());
-                out.problems.push(Problem { segment: segment.number, offset: 0, bytes, what });
+                out.problems.push(Problem { log: LogKind::Wal, segment: segment.number, offset: 0, bytes, what });
                 summaries.push(Summary::unusable(segment.number));
                 continue;
             }
@@ -349,12 +403,12 @@ fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, Inspe
                 return Ok(None);
             }
             let what = format!("the file name says {}, the header {}", segment.number, scan.header.number);
-            out.problems.push(Problem { segment: segment.number, offset: 0, bytes: 64, what });
+            out.problems.push(Problem { log: LogKind::Wal, segment: segment.number, offset: 0, bytes: 64, what });
         }
         out.facts.push(Facts::of(segment, &scan, &file));
         if Some(scan.header.volume) != out.volume {
             let what = format!("the segment belongs to another data directory (volume {})", scan.header.volume);
-            out.problems.push(Problem { segment: segment.number, offset: 0, bytes: 64, what });
+            out.problems.push(Problem { log: LogKind::Wal, segment: segment.number, offset: 0, bytes: 64, what });
             continue;
         }
         refuse_unknown_kinds(segment.number, &scan)?;
@@ -364,8 +418,23 @@ fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, Inspe
         summaries.push(summary);
     }
     out.plan = plan(&summaries);
-    out.name_void_segments();
+    // What was given up may hold anything.
+    out.problems.retain(|p| !out.plan.retired.contains(&p.segment));
+    out.name_states();
+    let Some(blocks) = blocks::judge(&out.log, &out.plan, out.volume)? else { return Ok(None) };
+    out.blocks = blocks;
+    for definition in &out.blocks.definitions {
+        define(&mut out.plan, definition);
+    }
     Ok(Some(out))
+}
+
+/// Of several definitions of a stream, the one that knows the highest seq stays.
+fn define(plan: &mut Plan, definition: &SeriesDef) {
+    let known = plan.definitions.entry(definition.id).or_insert_with(|| definition.clone());
+    if known.next_seq < definition.next_seq {
+        *known = definition.clone();
+    }
 }
 
 fn refuse_unknown_kinds(segment: u64, scan: &SegmentScan) -> Result<(), InspectError> {
@@ -440,12 +509,14 @@ pub enum Step<'a> {
 impl Judged {
     /// Nothing acknowledged is damaged or missing.
     pub fn is_sound(&self) -> bool {
-        self.plan.loss.is_empty() && self.problems.is_empty()
+        self.plan.loss.is_empty() && self.problems.is_empty() && self.blocks.is_sound()
     }
 
-    /// Damage below the durable end: segment, bytes and what does not hold. In the order of the log, once each.
+    /// Damage below the durable end and in the block log: segment, bytes and what does not hold. In the order of the logs,
+    /// once each.
     pub fn damage(&self) -> Vec<Problem> {
         let found = |(segment, d): &(u64, Damage)| Problem {
+            log: LogKind::Wal,
             segment: *segment,
             offset: d.bytes.start,
             bytes: d.bytes.end.saturating_sub(d.bytes.start),
@@ -455,7 +526,8 @@ impl Judged {
         let known: HashSet<(u64, u64)> = out.iter().map(|p| (p.segment, p.offset)).collect();
         let planned = self.plan.loss.damage.iter().map(found);
         out.extend(planned.filter(|p| !known.contains(&(p.segment, p.offset))));
-        out.sort_by_key(|p| (p.segment, p.offset));
+        out.extend(self.blocks.problems.iter().cloned());
+        out.sort_by_key(Problem::place);
         out
     }
 
@@ -464,11 +536,14 @@ impl Judged {
         self.facts.iter().filter(|f| f.state != "prepared")
     }
 
-    fn name_void_segments(&mut self) {
-        for facts in self.facts.iter_mut().filter(|f| matches!(f.state, "active" | "full")) {
-            if !self.plan.replay.iter().any(|(number, _)| *number == facts.number) {
-                facts.state = "void";
-            }
+    fn name_states(&mut self) {
+        for facts in &mut self.facts {
+            let replayed = self.plan.replay.iter().any(|(number, _)| *number == facts.number);
+            facts.state = match facts.state {
+                _ if self.plan.retired.contains(&facts.number) => "retired",
+                "active" | "full" if !replayed => "void",
+                state => state,
+            };
         }
     }
 

@@ -5,6 +5,7 @@
 //! server may use it again meanwhile. A log is read twice: once to judge it as recovery would ([`log::judge`]), and once
 //! more for what a command shows ([`log::Judged::walk`]).
 
+pub mod blocks;
 pub mod cli;
 pub mod command;
 pub mod dump;
@@ -13,6 +14,7 @@ pub mod explain;
 pub mod log;
 pub mod output;
 mod progress;
+pub mod ranges;
 mod selector;
 mod seqs;
 pub mod stats;
@@ -127,7 +129,7 @@ fn next(command: &str, dir: &Path) -> String {
 fn after_damage(command: &Command, judged: &Judged, dir: &Path) -> String {
     match judged.damage().first() {
         Some(first) if matches!(command, Command::Verify) => {
-            next(&format!("explain {}", cli::position(first.segment, first.offset)), dir)
+            next(&format!("explain {}", cli::place(first.log, first.segment, first.offset)), dir)
         }
         _ if matches!(command, Command::Verify) => next("ls", dir),
         _ => next("verify", dir),

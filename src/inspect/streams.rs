@@ -1,9 +1,11 @@
 //! `streams`: every stream with its figures. Memory grows with the streams, not with the log.
 
-use super::command::{Context, Streams};
+use super::blocks::KnownBlock;
+use super::command::{Context, Once, Streams};
 use super::error::InspectError;
 use super::log::{Judged, SegmentView, State, Step};
 use super::output::{Cell, Shape};
+use super::ranges::count;
 use super::selector::Selector;
 use crate::wal::format::Kind;
 use crate::wal::{BodyView, RecordScan, Tables, decompress_body};
@@ -41,9 +43,20 @@ struct Figures {
     times: Option<(i64, i64)>,
     out_of_order: u64,
     next_seq: u64,
+    block_lines: u64,
 }
 
 impl Figures {
+    /// A block is sorted, so it tells nothing of the order of arrival within it.
+    fn block(&mut self, block: &KnownBlock) {
+        self.lines += block.lines;
+        self.block_lines += block.lines;
+        self.bytes += block.raw;
+        self.next_seq = self.next_seq.max(block.seqs.end);
+        let (first, last) = self.times.unwrap_or(block.times);
+        self.times = Some((first.min(block.times.0), last.max(block.times.1)));
+    }
+
     fn entry(&mut self, timestamp: i64) {
         if self.times.is_some_and(|(_, last)| timestamp < last) {
             self.out_of_order += 1;
@@ -61,6 +74,15 @@ pub fn run<W: Write>(choice: &Choice<'_>, judged: &Judged, context: &mut Context
     let streams = Streams::of(judged);
     let selected = |id: u64| choice.selector.is_none_or(|s| streams.get(id).is_some_and(|d| s.matches(&d.labels)));
     let mut figures: HashMap<u64, Figures> = HashMap::new();
+    let mut once = Once::new(judged);
+    for block in judged.blocks.counting().filter(|b| selected(b.stream)) {
+        let owner = streams.tenant(block.stream).unwrap_or_default();
+        if choice.tenant.is_none_or(|wanted| wanted == owner) {
+            let f = figures.entry(block.stream).or_default();
+            f.tenant = owner;
+            f.block(block);
+        }
+    }
     judged.walk(
         |_| true,
         &mut context.progress,
@@ -68,7 +90,7 @@ pub fn run<W: Write>(choice: &Choice<'_>, judged: &Judged, context: &mut Context
             let Step::Segment(view) = step else { return Ok(true) };
             let durable = view.records().filter(|(_, r, state)| *state == State::Durable && r.body_is_sound);
             for (_, record, _) in durable.filter(|(_, r, _)| r.head.known_kind() == Some(Kind::Entries)) {
-                count(view, record, choice.tenant, &selected, &mut figures);
+                add(view, record, choice.tenant, &selected, &mut once, &mut figures);
             }
             Ok(true)
         },
@@ -84,6 +106,7 @@ pub fn run<W: Write>(choice: &Choice<'_>, judged: &Judged, context: &mut Context
                 ("stream", id.into()),
                 ("tenant", f.tenant.into()),
                 ("lines", f.lines.into()),
+                ("block_lines", f.block_lines.into()),
                 ("bytes", Cell::Size(f.bytes)),
                 ("out_of_order", f.out_of_order.into()),
                 ("next_seq", f.next_seq.into()),
@@ -97,11 +120,12 @@ pub fn run<W: Write>(choice: &Choice<'_>, judged: &Judged, context: &mut Context
     print().map_err(InspectError::Output)
 }
 
-fn count(
+fn add(
     view: &SegmentView<'_>,
     record: &RecordScan,
     tenant: Option<&str>,
     selected: &dyn Fn(u64) -> bool,
+    once: &mut Once<'_>,
     figures: &mut HashMap<u64, Figures>,
 ) {
     let head = &record.head;
@@ -122,9 +146,13 @@ fn count(
         if f.tenant.is_empty() {
             f.tenant = tables.tenant.to_string();
         }
-        f.lines += u64::from(row.count);
-        f.bytes += u64::from(row.part_len);
-        f.next_seq = f.next_seq.max(row.first_seq.saturating_add(row.count.into()));
-        part.into_iter().flatten().map_while(Result::ok).for_each(|e| f.entry(e.timestamp));
+        let fresh = once.seqs(row);
+        let lines = count(&fresh);
+        f.lines += lines;
+        f.bytes += (u64::from(row.part_len) * lines).checked_div(row.count.into()).unwrap_or(0);
+        f.next_seq = f.next_seq.max(row.end_seq());
+        let entries = (row.first_seq..).zip(part.into_iter().flatten().map_while(Result::ok));
+        let given = entries.filter(|(seq, _)| fresh.iter().any(|r| r.contains(seq)));
+        given.for_each(|(_, e)| f.entry(e.timestamp));
     }
 }

@@ -1,25 +1,33 @@
 //! `verify`: every checksum, position and seq of the log, and what is missing, by stream.
 
-use super::command::{Context, Streams};
+use super::blocks::{BlockView, read_block};
+use super::command::{Context, Once, Streams};
 use super::dump::Position;
 use super::error::InspectError;
 use super::log::{Judged, Problem, SegmentView, State, Step};
 use super::output::{Cell, Row, Shape};
 use super::seqs::Seqs;
 use crate::codec::crc32;
-use crate::wal::format::Kind;
-use crate::wal::{BodyError, BodyView, GroupScan, Open, RecordScan, SeriesDef, Tables, decode_control};
-use crate::wal::{decompress_body, segment_name};
+use crate::wal::format::{FLAG_CARRIED, Kind};
+use crate::wal::{
+    BodyError, BodyView, Footer, GroupScan, LogKind, Open, RecordScan, SeriesDef, Tables, decode_control,
+};
+use crate::wal::{decompress_body, file_name, segment_name};
+use std::collections::HashSet;
 use std::io::Write;
 
 /// What was checked and found beyond the judgement.
-struct Check {
+struct Check<'a> {
     seqs: Seqs,
+    once: Once<'a>,
     problems: Vec<Problem>,
+    known: HashSet<(bool, u64, u64)>,
     groups: u64,
     records: u64,
     lines: u64,
     bytes: u64,
+    blocks: u64,
+    block_lines: u64,
     /// The segment before, for the digest in the next Open.
     previous: Option<Chain>,
 }
@@ -49,11 +57,15 @@ impl Chain {
 pub fn run<W: Write>(judged: &Judged, context: &mut Context<W>) -> Result<bool, InspectError> {
     let mut check = Check {
         seqs: Seqs::new(judged.plan.first_lsn == 0, &judged.plan.gaps),
+        once: Once::new(judged),
+        known: judged.damage().iter().map(Problem::place).collect(),
         problems: judged.damage(),
         groups: 0,
         records: 0,
         lines: 0,
         bytes: 0,
+        blocks: 0,
+        block_lines: judged.blocks.counting().map(|b| b.lines).sum(),
         previous: None,
     };
     judged.walk(
@@ -70,10 +82,14 @@ pub fn run<W: Write>(judged: &Judged, context: &mut Context<W>) -> Result<bool, 
             Ok(true)
         },
     )?;
+    judged.blocks.walk(&judged.log, |view| {
+        check.block_segment(view);
+        Ok(true)
+    })?;
     check.report(judged, context).map_err(InspectError::Output)
 }
 
-impl Check {
+impl Check<'_> {
     fn segment(&mut self, view: &SegmentView<'_>) {
         for (_, record, state) in view.records() {
             self.records += 1;
@@ -81,7 +97,7 @@ impl Check {
             let decoded = self.record(view, record, state);
             if let (Err(error), State::Durable) = (decoded, state) {
                 let what = format!("{} record: {error}", record.head.known_kind().map_or("unknown", Kind::name));
-                self.problem(view.number, record.offset, record.head.len.into(), what);
+                self.problem(LogKind::Wal, view.number, record.offset, record.head.len.into(), what);
             }
         }
         self.groups += view.scan.groups.len() as u64;
@@ -89,9 +105,50 @@ impl Check {
         self.previous = Some(Chain::of(view));
     }
 
-    fn problem(&mut self, segment: u64, offset: u64, bytes: u64, what: String) {
-        if !self.problems.iter().any(|p| (p.segment, p.offset) == (segment, offset)) {
-            self.problems.push(Problem { segment, offset, bytes, what });
+    fn problem(&mut self, log: LogKind, segment: u64, offset: u64, bytes: u64, what: String) {
+        let problem = Problem { log, segment, offset, bytes, what };
+        if self.known.insert(problem.place()) {
+            self.problems.push(problem);
+        }
+    }
+
+    /// Every block, and the footer against the records before it.
+    fn block_segment(&mut self, view: &BlockView<'_>) {
+        let number = view.synced.segment;
+        let mut footer = None;
+        let mut found = Footer::default();
+        for record in view.records() {
+            let (head, at) = (&record.head, record.offset);
+            self.bytes += u64::from(head.len);
+            match head.known_kind() {
+                Some(Kind::Block) if record.body_is_sound => {
+                    self.blocks += 1;
+                    found.blocks.push((at, head.len, head.tables(view.file, at).to_vec()));
+                    if let Err(error) = read_block(record, view.file) {
+                        self.problem(LogKind::Blocks, number, at, head.len.into(), format!("block: {error}"));
+                    }
+                }
+                Some(Kind::Series) if record.body_is_sound => {
+                    let definitions = decode_control::<Vec<SeriesDef>>(head, head.body(view.file, at));
+                    found.definitions.extend(definitions.unwrap_or_default());
+                }
+                Some(Kind::Footer) if record.body_is_sound => {
+                    footer = decode_control::<Footer>(head, head.body(view.file, at)).ok().map(|f| (at, head.len, f));
+                }
+                _ => {}
+            }
+        }
+        // Damage before it is told already, and a footer that is not read is told by the judgement.
+        let damaged = self.known.iter().any(|(blocks, segment, _)| *blocks && *segment == number);
+        match footer {
+            Some((at, len, footer)) if footer != found && !damaged => {
+                self.problem(LogKind::Blocks, number, at, len.into(), "the footer tells of other records".to_string());
+            }
+            None if view.synced.footer != 0 && !damaged => {
+                let what = "no footer lies where the write-ahead log says".to_string();
+                self.problem(LogKind::Blocks, number, view.synced.footer, 0, what);
+            }
+            _ => {}
         }
     }
 
@@ -107,7 +164,7 @@ impl Check {
         let in_order = with_lsn().zip(0u64..).all(|(r, i)| r.head.lsn.checked_sub(header.first_lsn) == Some(i));
         if !counts || !in_order {
             let what = "the group holds other records than its header says".to_string();
-            self.problem(view.number, group.offset, group.end - group.offset, what);
+            self.problem(LogKind::Wal, view.number, group.offset, group.end - group.offset, what);
         }
     }
 
@@ -119,7 +176,7 @@ impl Check {
             Some(Kind::Series) => {
                 let definitions: Vec<SeriesDef> = decode_control(head, head.body(view.file, at))?;
                 if state == State::Durable {
-                    definitions.iter().for_each(|d| self.seqs.defined(d.id, d.next_seq));
+                    definitions.iter().for_each(|d| self.seqs.defined(d.id, d.next_seq, d.settled_seq));
                 }
                 Ok(())
             }
@@ -145,12 +202,16 @@ impl Check {
             return body;
         }
         let sound = record.body_is_sound && body.is_ok();
-        self.lines += if sound { tables.lines() } else { 0 };
         for row in &tables.rows {
-            let seqs = row.first_seq..row.first_seq.saturating_add(row.count.into());
-            if let Some(twice) = self.seqs.entries(row.stream, seqs, sound) {
+            let seqs = row.first_seq..row.end_seq();
+            if sound {
+                self.lines += self.once.lines(row);
+            }
+            if head.flags & FLAG_CARRIED != 0 {
+                self.seqs.carried(row.stream, seqs, sound);
+            } else if let Some(twice) = self.seqs.entries(row.stream, seqs, sound) {
                 let what = format!("stream {} has seqs {} to {} twice", row.stream, twice.start, twice.end);
-                self.problem(view.number, record.offset, head.len.into(), what);
+                self.problem(LogKind::Wal, view.number, record.offset, head.len.into(), what);
             }
         }
         body
@@ -160,21 +221,23 @@ impl Check {
     /// that a whole group was replaced.
     fn digest(&mut self, segment: u64, offset: u64, open: &Open) {
         let (Some(told), Some(chain)) = (open.previous, &self.previous) else { return };
-        if told.segment != chain.segment || self.problems.iter().any(|p| p.segment == chain.segment) {
+        if told.segment != chain.segment
+            || self.problems.iter().any(|p| p.log == LogKind::Wal && p.segment == chain.segment)
+        {
             return;
         }
         let found = chain.ends.iter().rev().find(|(end, _)| *end <= told.end_offset).map_or(0, |(_, d)| *d);
         if found != told.digest {
             let what = format!("segment {} does not hold the groups that were written to it", chain.segment);
-            self.problem(segment, offset, 0, what);
+            self.problem(LogKind::Wal, segment, offset, 0, what);
         }
     }
 
     fn report<W: Write>(mut self, judged: &Judged, context: &mut Context<W>) -> std::io::Result<bool> {
         let (plan, printer) = (&judged.plan, &mut context.printer);
         let streams = Streams::of(judged);
-        self.problems.sort_by_key(|p| (p.segment, p.offset));
-        let missing = self.seqs.missing();
+        self.problems.sort_by_key(Problem::place);
+        let missing = self.seqs.missing(&judged.blocks);
         let attributed: u64 = missing.iter().map(|(_, r)| r.end - r.start).sum();
         let lost = plan.loss.lines.max(attributed);
         let sound = judged.is_sound() && self.problems.is_empty() && missing.is_empty();
@@ -185,7 +248,10 @@ impl Check {
             ("groups", self.groups.into()),
             ("records", self.records.into()),
             ("bytes", Cell::Size(self.bytes)),
-            ("lines", self.lines.into()),
+            ("lines", Cell::Count(self.lines + self.block_lines)),
+            ("block_segments", Cell::Count(judged.blocks.facts.len() as u64)),
+            ("blocks", self.blocks.into()),
+            ("block_lines", self.block_lines.into()),
             ("first_lsn", plan.first_lsn.into()),
             ("durable_lsn", plan.durable_lsn.into()),
             ("tail_records", Cell::Count(plan.tail.len() as u64)),
@@ -200,6 +266,7 @@ impl Check {
         ])?;
         section(printer, "damage", self.problems.iter().map(damage_row))?;
         section(printer, "missing_segments", plan.loss.missing_segments.iter().map(missing_segment_row))?;
+        section(printer, "missing_block_segments", judged.blocks.missing.iter().map(missing_block_row))?;
         let ranges = |r: &std::ops::Range<u64>| -> Row { vec![("first", r.start.into()), ("end", r.end.into())] };
         section(printer, "missing_lsns", plan.loss.lsns.iter().map(ranges))?;
         let missing_row = |(id, seqs): &(u64, std::ops::Range<u64>)| -> Row {
@@ -232,12 +299,16 @@ fn damage_row(p: &Problem) -> Row {
         ("position", Position { segment: p.segment, offset: p.offset }.to_string().into()),
         ("bytes", Cell::Size(p.bytes)),
         ("what", p.what.as_str().into()),
-        ("file", segment_name(p.segment).into()),
+        ("file", file_name(p.log, p.segment).into()),
     ]
 }
 
 fn missing_segment_row(number: &u64) -> Row {
     vec![("segment", (*number).into()), ("file", segment_name(*number).into())]
+}
+
+fn missing_block_row(number: &u64) -> Row {
+    vec![("segment", (*number).into()), ("file", file_name(LogKind::Blocks, *number).into())]
 }
 
 /// A CRC holds for what was written; this checks that it can also be read.

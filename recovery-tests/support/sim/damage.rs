@@ -209,8 +209,7 @@ impl Log {
             return Err(format!("{} lines are lost silently", found.lost.len()));
         }
         // Where the beginning of the log is lost, nothing tells how many lines were in it.
-        let first = self.segments.first().map_or(0, |s| s.number);
-        let beginning = number == first && bytes.start < 8192 + 4096;
+        let beginning = number == found.plan.first_live_segment && bytes.start < 8192 + 4096;
         if !beginning && !cut && told.lines != found.lost.len() as u64 {
             return Err(format!("{} lines are lost, {} are told", found.lost.len(), told.lines));
         }
