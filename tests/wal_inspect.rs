@@ -867,6 +867,8 @@ mod blocks {
             data_dir: dir.to_path_buf(),
             wal_dir: dir.join("wal"),
             blocks_dir: dir.join("blocks"),
+            quarantine_dir: dir.join("quarantine"),
+            refuse_damage: false,
             wal_max_size: 4 << 20,
             blocks_max_size: 1 << 30,
             require_data: false,
