@@ -596,8 +596,8 @@ fn strange_segments(ls: &Value) -> Vec<String> {
     let segments = ls["segments"].as_array().unwrap();
     let mut strange: Vec<String> = segments.iter().filter(|s| s["damage"] != 0).map(Value::to_string).collect();
     let states: Vec<&str> = segments.iter().map(|s| s["state"].as_str().unwrap()).collect();
-    // Full ones, one that is written, and prepared ones.
-    let rest = states.iter().skip_while(|s| **s == "full").skip(1);
+    // Retired and full ones, one that is written, and prepared ones.
+    let rest = states.iter().skip_while(|s| matches!(**s, "retired" | "full")).skip(1);
     if !states.contains(&"active") || rest.clone().any(|s| *s != "prepared") {
         strange.push(states.join(" "));
     }
@@ -1178,7 +1178,7 @@ fn long_work_on_a_terminal_shows_a_bar_and_leaves_nothing_of_it() {
     let slowly = |args: &str, more: &str| {
         let run = format!("{} -d {} {args}", env!("CARGO_BIN_EXE_wal-inspect"), data.path().display());
         format!(
-            "{run} {more} & p=$!; while kill -STOP $p 2>/dev/null; do sleep 0.2; kill -CONT $p; sleep 0.005; done; wait $p"
+            "{run} {more} & p=$!; while kill -STOP $p 2>/dev/null; do sleep 0.5; kill -CONT $p; sleep 0.005; done; wait $p"
         )
     };
     for (args, first) in [("summary", "directory"), ("verify", "directory"), ("ls", "segments")] {
