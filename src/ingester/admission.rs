@@ -49,14 +49,18 @@ impl Ingester<Live> {
             loop {
                 let sealed = state.heads_sealed.notified();
                 if !state.heads_full() {
-                    return state.in_flight.clone().acquire_many_owned(permits).await;
+                    return state.in_flight.clone().acquire_many_owned(permits).await.map_err(|_| Unavailable::Stopped);
+                }
+                // A full disk is told at once: nothing moves until there is space.
+                if let Some(why) = self.log.blocks.starved() {
+                    return Err(Unavailable::DiskFull(why));
                 }
                 sealed.await;
             }
         };
         match tokio::time::timeout(state.config.queue_timeout, wait).await {
             Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_closed)) => Err(refusal(&Unavailable::Stopped)),
+            Ok(Err(why)) => Err(refusal(&why)),
             Err(_elapsed) => Err(refusal(&Unavailable::QueueFull)),
         }
     }
@@ -214,6 +218,10 @@ impl Ingester<Live> {
     pub fn refuses(&self) -> Option<String> {
         if let Some(why) = self.log.wal.unavailable() {
             return Some(why.to_string());
+        }
+        let starved = self.log.blocks.starved().filter(|_| self.state.heads_full());
+        if let Some(why) = starved {
+            return Some(Unavailable::DiskFull(why).to_string());
         }
         let store = self.log.blocks.store();
         store.is_full().then(|| {

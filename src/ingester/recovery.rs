@@ -161,7 +161,7 @@ impl Ingester<NilRecord> {
             progress.done.fetch_add(len, Ordering::Relaxed);
             state.metrics.replay_bytes.add(i64::try_from(len).unwrap_or(i64::MAX));
         })?;
-        replay.finish();
+        replay.finish(!recovered.has_forgotten());
         let mut report = replay.report;
         report.segments = recovered.segments;
         report.bytes = recovered.bytes;
@@ -435,11 +435,10 @@ impl Replay<'_> {
         }
     }
 
-    /// Lines up the streams with the log's end, and lets new entries go to them.
-    fn finish(&mut self) {
+    /// Lines up the streams with the log's end, and lets new entries go to them with `admits`: after damage, seqs at a
+    /// stream's end may have been used by lost records, and its labels go on under a new id.
+    fn finish(&mut self, admits: bool) {
         self.report.streams = self.streams.len() as u64;
-        // After damage, seqs at a stream's end may have been used by lost records: its labels go on under a new id.
-        let admits = self.plan.loss.lsns.is_empty();
         let mut lost: AHashMap<u64, u64> = AHashMap::new();
         for (id, _, end) in self.plan.gaps.iter().flat_map(|g| &g.seqs) {
             let known = lost.entry(*id).or_default();
@@ -505,7 +504,7 @@ impl IngesterMetrics {
         self.replay_active.set(0);
         self.replay_seconds.set(report.seconds);
         self.recovered_streams.inc_by(report.streams);
-        self.recovered_entries.inc_by(report.lines);
+        self.recovered_entries.inc_by(report.lines + report.block_lines);
         self.recovered_bytes.inc_by(report.line_bytes);
         self.corruptions.with_label_values(&["segment"]).inc_by(report.damaged_places as u64);
         self.lost_lines.inc_by(report.lost_lines);

@@ -134,6 +134,13 @@ impl BlockSink<Sealing> for Sealed {
         }
         state.heads_shrank(freed);
     }
+
+    fn starved(&mut self) {
+        if let Some(state) = self.0.upgrade() {
+            // Who waits for room in the heads does not wait for a full disk.
+            state.heads_shrank(0);
+        }
+    }
 }
 
 /// Many small heads can fill the budget without one of them reaching the block size: the largest and longest idle are sealed

@@ -404,3 +404,24 @@ async fn a_damaged_block_is_made_again_from_the_log_and_told_to_a_query() {
     assert_eq!((report.damaged_places, report.lost_lines), (1, 0), "{report:?}");
     assert!(read(&ingester) == before, "the log still has the lines of the damaged block");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_outlive_a_write_ahead_log_that_is_gone() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (ingester, _) = start(config(tmp.path()), Overrides::default());
+    load(&ingester, 0, 200).await;
+    while ingester.state.stream(1).unwrap().has_frozen() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    ingester.stop();
+    drop(ingester);
+    std::fs::remove_dir_all(tmp.path().join("wal")).unwrap();
+    for from in [1000, 2000] {
+        let (ingester, report) = start(config(tmp.path()), Overrides::default());
+        let found = read(&ingester)["{app=\"busy\"}"].iter().filter(|e| e.timestamp < 200).count();
+        assert!(found > 150 && report.block_lines > 150, "{found} lines: {report:?}");
+        load(&ingester, from, 20).await;
+        assert_eq!(read(&ingester)["{app=\"busy\"}"].len() - found, from as usize / 50);
+        ingester.stop();
+    }
+}

@@ -247,6 +247,7 @@ fn tell(config: &Config, report: &RecoveryReport) {
         segments = report.segments,
         streams = report.streams,
         lines = report.lines,
+        block_lines = report.block_lines,
         seconds = format!("{:.3}", report.seconds),
         "recovered the write-ahead log"
     );

@@ -73,6 +73,9 @@ pub struct BlockAppend<P> {
 pub trait BlockSink<P>: Send + 'static {
     /// These are durable, and the write-ahead log says so.
     fn synced(&mut self, blocks: Vec<(BlockPlace, P)>);
+
+    /// There is no space for blocks: [`BlockLog::starved`] says why until there is some.
+    fn starved(&mut self) {}
 }
 
 /// The part of the write-ahead log that the block log needs.
@@ -241,6 +244,8 @@ struct Queue<P> {
     state: Mutex<QueueState<P>>,
     wake: Condvar,
     stopping: AtomicBool,
+    /// Why there is no space for what waits.
+    starved: Mutex<Option<String>>,
 }
 
 struct QueueState<P> {
@@ -252,8 +257,12 @@ struct QueueState<P> {
 impl<P: Send + 'static> BlockLog<P> {
     pub(super) fn start(writer: BlockWriter, wal: Arc<dyn Decide>, sink: impl BlockSink<P>) -> Self {
         let state = QueueState { blocks: VecDeque::new(), bytes: 0, since: None };
-        let queue =
-            Arc::new(Queue { state: Mutex::new(state), wake: Condvar::new(), stopping: AtomicBool::new(false) });
+        let queue = Arc::new(Queue {
+            state: Mutex::new(state),
+            wake: Condvar::new(),
+            stopping: AtomicBool::new(false),
+            starved: Mutex::new(None),
+        });
         let store = writer.store.clone();
         let run = Run { queue: queue.clone(), writer, wal, sink };
         let thread = spawn_critical("blocks", move || run.run());
@@ -268,6 +277,11 @@ impl<P: Send + 'static> BlockLog<P> {
         state.blocks.push_back(block);
         drop(state);
         self.queue.wake.notify_one();
+    }
+
+    /// Why blocks cannot be written, as long as there is no space for them. It is looked for every 250 ms.
+    pub fn starved(&self) -> Option<String> {
+        self.queue.starved.lock().clone()
     }
 
     /// The segments.
@@ -366,8 +380,13 @@ impl<P: Send + 'static, S: BlockSink<P>> Run<P, S> {
     fn write(&mut self, group: &[BlockAppend<P>]) -> Option<Vec<BlockPlace>> {
         loop {
             match self.writer.write(group) {
-                Ok(places) => return Some(places),
-                Err(LogError::NoSpace(_) | LogError::Full(_)) => {
+                Ok(places) => {
+                    *self.queue.starved.lock() = None;
+                    return Some(places);
+                }
+                Err(error @ (LogError::NoSpace(_) | LogError::Full(_))) => {
+                    *self.queue.starved.lock() = Some(error.to_string());
+                    self.sink.starved();
                     if !self.queue.pause() {
                         return None;
                     }
@@ -585,6 +604,8 @@ pub(super) struct RecoveredBlocks {
     next_segment: u64,
     /// Files that hold nothing that counts.
     unlisted: Vec<u64>,
+    /// Segments that no record names and that count all the same.
+    pub adopted: Vec<BlocksSynced>,
     temporary: Vec<String>,
     pub found: FoundBlocks,
 }
@@ -613,6 +634,7 @@ impl RecoveredBlocks {
             active: None,
             next_segment,
             unlisted: Vec::new(),
+            adopted: Vec::new(),
             temporary,
             found: FoundBlocks::default(),
         };
@@ -627,6 +649,16 @@ impl RecoveredBlocks {
             if uncertain && !retired(number) {
                 // The record that names it may be lost. What it holds is sound where its checksums hold.
                 out.segment(BlocksSynced { segment: number, end: u64::MAX, footer: 0 }, false)?;
+                let blocks = out.found.blocks.iter().filter(|b| b.place.segment == number);
+                match blocks.map(|b| b.place.offset + u64::from(b.place.len)).max() {
+                    Some(end) => {
+                        let end = align_up(end, GROUP_ALIGN);
+                        out.adopted.push(BlocksSynced { segment: number, end, footer: 0 });
+                    }
+                    None if out.store.holds(number) => out.unlisted.push(number),
+                    // Without its header nothing can be proved, not even that it holds nothing.
+                    None => {}
+                }
             } else {
                 out.unlisted.push(number);
             }

@@ -350,6 +350,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Stream ids may have been given that nothing shows any more.
+    pub(super) fn skip_ids(&mut self) {
+        self.next_stream_id = self.next_stream_id.saturating_add(ID_SKIP);
+    }
+
     /// Takes a definition in; of several, the one that knows the highest seq.
     pub(super) fn define(&mut self, definition: &SeriesDef) {
         let known = self.definitions.entry(definition.id).or_insert_with(|| definition.clone());
@@ -424,7 +429,8 @@ fn find_decisions(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
     out.retired_blocks = used.iter().flat_map(|s| &s.retiring).flat_map(|r| r.blocks.iter().copied()).collect();
     ends.retain(|number, _| !out.retired_blocks.contains(number));
     out.blocks = ends.into_values().collect();
-    out.blocks_are_uncertain = !out.loss.is_empty();
+    // A write-ahead log that holds nothing is no proof that there are no blocks: it may be the wrong directory.
+    out.blocks_are_uncertain = !out.loss.is_empty() || live.is_empty();
     for l in live {
         let s = l.summary;
         out.contents.push(Contents {
@@ -590,7 +596,7 @@ fn settle_ends(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
     let told = used.iter().filter_map(|s| s.open.as_ref()).map(|o| o.next_stream_id);
     out.next_stream_id = seen.chain(told).max().unwrap_or(1).max(1);
     if !out.loss.lsns.is_empty() {
-        out.next_stream_id = out.next_stream_id.saturating_add(ID_SKIP);
+        out.skip_ids();
     }
     let durable = out.durable_lsn;
     out.previous = live.iter().rev().find_map(|l| {

@@ -98,6 +98,9 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
         // They may name streams of the tail, too.
         plan = plan_with(&summaries, &blocks.found.definitions);
     }
+    if !blocks.adopted.is_empty() {
+        plan.skip_ids();
+    }
     Ok(Recovered { plan, blocks, bytes, segments: summaries.iter().filter(|s| !s.is_empty()).count(), options })
 }
 
@@ -169,6 +172,11 @@ impl Recovered {
 
     pub(super) fn segment_path(&self, number: u64) -> std::path::PathBuf {
         self.options.dir.join(segment_name(number))
+    }
+
+    /// May seqs and stream ids have been given that nothing shows any more? Then none of the known ones goes on.
+    pub fn has_forgotten(&self) -> bool {
+        !self.plan.loss.lsns.is_empty() || !self.blocks.adopted.is_empty()
     }
 
     /// What was found of the block log.
@@ -248,10 +256,12 @@ impl Recovered {
                 return Err(RecoverError::Tail(error.to_string()));
             }
         }
-        if !plan.loss.lsns.is_empty() {
-            let settled = writer.write_decisions(&[Decision::Gap(plan.loss.gap())]);
-            // Without space for it the next start finds the loss again, which is no reason not to start.
-            if let Err(error @ LogError::Fatal(_)) = settled {
+        // One group: that a loss is settled must not hide, at the next start, the segments that count because of it.
+        let mut decisions: Vec<Decision> = blocks.adopted.iter().copied().map(Decision::BlocksSynced).collect();
+        decisions.extend((!plan.loss.lsns.is_empty()).then(|| Decision::Gap(plan.loss.gap())));
+        if !decisions.is_empty() {
+            // Without space for it the next start finds the same again, which is no reason not to start.
+            if let Err(error @ LogError::Fatal(_)) = writer.write_decisions(&decisions) {
                 writer.supply.stop();
                 return Err(RecoverError::Tail(error.to_string()));
             }

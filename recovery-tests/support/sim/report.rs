@@ -21,10 +21,6 @@ impl Counts {
             *self.0.lock().entry(what).or_default() += n as u64;
         }
     }
-
-    pub fn get(&self, what: &str) -> u64 {
-        self.0.lock().get(what).copied().unwrap_or(0)
-    }
 }
 
 /// One layer at work.

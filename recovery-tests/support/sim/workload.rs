@@ -95,6 +95,7 @@ impl Workload {
 #[derive(Debug)]
 pub enum Stop {
     /// The log failed for good, or could not be opened: what a fault may cause. Only a start can follow.
+    #[allow(dead_code, reason = "shown when a run is debugged")]
     Ended(String),
     /// This machine was too slow for the timing of the run: it must be repeated.
     Disturbed,
@@ -146,7 +147,7 @@ struct Room {
 
 struct Open {
     wal: Arc<Wal<usize>>,
-    blocks: BlockLog<usize>,
+    _blocks: BlockLog<usize>,
     results: Arc<Results>,
     streams: BTreeMap<u64, Arc<StreamLog>>,
     next_stream_id: Arc<std::sync::atomic::AtomicU64>,
@@ -218,7 +219,7 @@ impl Run {
         let (wal, blocks) = opened.map_err(ended)?;
         let room = Room { defined: HashMap::new(), inode: usize::MAX };
         let streams = streams.into_iter().map(|(id, s)| (id, s.0)).collect();
-        self.open = Some(Open { wal, blocks, results, streams, next_stream_id, room });
+        self.open = Some(Open { wal, _blocks: blocks, results, streams, next_stream_id, room });
         self.disk.settle();
         self.disk.set_mode(Mode::Quiet);
         self.untold = false;

@@ -57,6 +57,7 @@ fn sample(key: &Key) -> &'static str {
         ("server.log_format", _) => "json",
         ("ingester.chunk_encoding", _) | ("ingester.wal.compression", _) => "none",
         ("ingester.wal.sync", _) => "os",
+        ("ingester.wal.on_damage", "choice") => "refuse",
         (_, "choice") => "RequireAndVerifyClientCert",
         (_, "number") => "3",
         (_, "fraction") => "0.5",
