@@ -173,7 +173,7 @@ pub fn write_all_at(file: &dyn File, mut offset: u64, mut bytes: &[u8]) -> io::R
 /// # Errors
 /// The first error of [`File::write_at`].
 pub fn zero_fill(file: &dyn File, len: u64) -> io::Result<()> {
-    const ZEROS: [u8; 65536] = [0; 65536];
+    static ZEROS: [u8; 65536] = [0; 65536];
     let mut at = 0;
     while at < len {
         let n = (len - at).min(ZEROS.len() as u64);

@@ -325,8 +325,8 @@ fn try_start(config: IngesterConfig) -> Result<Replayed, StartError> {
 fn damage(file: &Path, kind: Kind, n: usize) {
     let mut bytes = std::fs::read(file).unwrap();
     let scan = scan_segment(&bytes).unwrap();
-    let records = scan.groups.iter().flat_map(|g| &g.records).filter(|r| r.head.known_kind() == Some(kind));
-    let record = records.skip(n).next().unwrap_or_else(|| panic!("no {kind:?} record {n}"));
+    let mut records = scan.groups.iter().flat_map(|g| &g.records).filter(|r| r.head.known_kind() == Some(kind));
+    let record = records.nth(n).unwrap_or_else(|| panic!("no {kind:?} record {n}"));
     let at = record.offset + u64::from(record.head.len) - u64::from(record.head.body_len) / 2 - 1;
     bytes[at as usize] ^= 4;
     std::fs::write(file, bytes).unwrap();

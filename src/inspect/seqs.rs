@@ -135,6 +135,7 @@ fn is_explained(hole: &Range<u64>, known: &Known, held: &Ranges) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, and one is a list too")]
 mod tests {
     use super::*;
 

@@ -69,13 +69,11 @@ impl ProcessStatus {
             notes.push(weaker);
         }
         notes.extend(self.damage_note());
-        if let Some(report) = &*self.report.lock() {
-            if report.unresolved > 0 {
-                notes.push(format!(
-                    "{} records at the end of the log were cut before or within 50 ms of their ack",
-                    report.unresolved
-                ));
-            }
+        let unresolved = self.report.lock().as_ref().map_or(0, |r| r.unresolved);
+        if unresolved > 0 {
+            notes.push(format!(
+                "{unresolved} records at the end of the log were cut before or within 50 ms of their ack"
+            ));
         }
         notes
     }

@@ -277,7 +277,7 @@ impl Change {
 fn changes(log: &Log, every_bit: u64) -> impl Iterator<Item = Change> {
     let bits = log.live.iter().flat_map(move |(n, r)| {
         let long = r.end - r.start > 8192;
-        let wanted = move |at: &u64| !long || *at % every_bit == 0;
+        let wanted = move |at: &u64| !long || at.is_multiple_of(every_bit);
         r.clone().filter(wanted).flat_map(move |at| (0..8).map(move |bit| Change::Bit(*n, at, bit)))
     });
     let ranges = log.segments.iter().flat_map(move |s| {
@@ -310,7 +310,7 @@ fn changes(log: &Log, every_bit: u64) -> impl Iterator<Item = Change> {
     let cuts = log.segments.iter().flat_map(move |s| {
         let wanted = move |at: &u64| {
             let live = log.live.iter().any(|(n, r)| *n == s.number && r.contains(at) && r.end - r.start <= 8192);
-            at % 512 == 0 || live
+            at.is_multiple_of(512) || live
         };
         (0..s.bytes.len() as u64).filter(wanted).map(move |at| Change::Cut(s.number, at))
     });

@@ -139,7 +139,7 @@ impl States<'_> {
         let Some(every) = self.depth.every.get(self.level).filter(|n| **n > 0) else { return };
         // What has nothing to recover is recovered too, now and then: the next push is what can go wrong.
         let every = if found.has_tail || found.leftovers { *every } else { every * 32 };
-        if self.layer.only.is_none() && mix(&[self.workload.seed, image_coin(image, at)]) % every != 0 {
+        if self.layer.only.is_none() && !mix(&[self.workload.seed, image_coin(image, at)]).is_multiple_of(every) {
             return;
         }
         for _ in 0..REPEATS {
@@ -199,7 +199,8 @@ pub fn faults(layer: &Layer, workload: &Workload, depth: &Depth, every: u64) {
             for for_ever in [false, true] {
                 let coin = mix(&[workload.seed, at as u64, i as u64, u64::from(for_ever)]);
                 let path = format!("fault/{at}/{i}/{}", u8::from(for_ever));
-                let wanted = if layer.only.is_some() { layer.wants(|| path.clone()) } else { coin % every == 0 };
+                let wanted =
+                    if layer.only.is_some() { layer.wants(|| path.clone()) } else { coin.is_multiple_of(every) };
                 if wanted && !layer.enough() {
                     one_fault(layer, workload, depth, Fault { at, failure, for_ever }, &path);
                 }
@@ -224,7 +225,7 @@ fn one_fault(layer: &Layer, workload: &Workload, depth: &Depth, fault: Fault, pa
         None => {
             played.run.disk.fail(None);
             // Looking for space again takes a quarter of a second.
-            if mix(&[workload.seed, fault.at as u64]) % 4 == 0 {
+            if mix(&[workload.seed, fault.at as u64]).is_multiple_of(4) {
                 layer.counts.add("resumptions", 1);
                 if !played.run.resumes() {
                     wrong("the log does not go on although the disk is healthy again".into());
