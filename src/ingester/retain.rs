@@ -289,6 +289,8 @@ fn still_needed(state: &State, store: &BlockStore, hold: &Hold) -> bool {
         Hold::Closed(c) => state.stream(c.stream).is_some_and(|s| s.awaits_flush(c.chunk)),
         // As long as a segment of the block log holds blocks of it. Entries of it in the write-ahead log are older than this
         // decision, so they are gone with this segment.
+        // A copy that is on its way may become such a block.
+        Hold::Flushed(_) if state.moving.load(Ordering::Acquire) > 0 => true,
         Hold::Flushed(c) => {
             state.stream(c.stream).is_some_and(|s| s.flushed_into(c.chunk).iter().any(|segment| store.holds(*segment)))
         }

@@ -269,7 +269,8 @@ impl<P: Send + 'static> BlockLog<P> {
         Self { store, queue, thread: Mutex::new(Some(thread)) }
     }
 
-    /// Hands a block over; the sink gets it when it counts. Bounded by its callers: each stream has one block on its way.
+    /// Hands a block over; the sink gets it when it counts. Bounded by its callers: a block on its way
+    /// is a head that still counts in the heads' budget, or lives in a segment that is mostly dead.
     pub fn append(&self, block: BlockAppend<P>) {
         let mut state = self.queue.state.lock();
         state.bytes += block.data.len();
