@@ -20,6 +20,15 @@ pub trait File: Send + Sync {
     /// As `pwrite(2)`. What the file holds in the written range is unknown then.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize>;
 
+    /// Writes some zeros at an offset and returns how many, at least one if `len` is not 0. They need not stay in the page
+    /// cache, because nobody reads them: writing past it spares copying each byte.
+    ///
+    /// # Errors
+    /// As [`File::write_at`].
+    fn write_zeros_at(&self, offset: u64, len: u64) -> io::Result<usize> {
+        self.write_at(offset, zeros(len))
+    }
+
     /// Reads some bytes at an offset and returns how many; 0 at the end of the file.
     ///
     /// # Errors
@@ -168,17 +177,29 @@ pub fn write_all_at(file: &dyn File, mut offset: u64, mut bytes: &[u8]) -> io::R
     Ok(())
 }
 
-/// Writes zeros from the beginning up to `len`.
+/// Aligned for writes past the page cache.
+#[repr(align(4096))]
+struct Zeros([u8; 256 << 10]);
+
+/// As many zeros as asked for, or fewer.
+fn zeros(len: u64) -> &'static [u8] {
+    static ZEROS: Zeros = Zeros([0; _]);
+    let len = usize::try_from(len).unwrap_or(usize::MAX).min(ZEROS.0.len());
+    ZEROS.0.get(..len).unwrap_or_default()
+}
+
+/// Writes zeros from one offset up to another; repeats short writes and interrupted calls.
 ///
 /// # Errors
-/// The first error of [`File::write_at`].
-pub fn zero_fill(file: &dyn File, len: u64) -> io::Result<()> {
-    static ZEROS: [u8; 65536] = [0; 65536];
-    let mut at = 0;
-    while at < len {
-        let n = (len - at).min(ZEROS.len() as u64);
-        write_all_at(file, at, ZEROS.get(..n as usize).unwrap_or_default())?;
-        at += n;
+/// The first error of [`File::write_zeros_at`]; a write of 0 bytes is `WriteZero`.
+pub fn zero_fill(file: &dyn File, mut at: u64, end: u64) -> io::Result<()> {
+    while at < end {
+        match file.write_zeros_at(at, end - at) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => at += n as u64,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-use super::{DirEntry, File, Fs, Lock, LockError, Space, zero_fill};
+use super::{DirEntry, File, Fs, Lock, LockError, Space, zero_fill, zeros};
 use rustix::fs::{self as rfs, FlockOperation, Mode, OFlags};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,11 +13,39 @@ const DIR_MODE: u32 = 0o750;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealFs;
 
+/// What a write past the page cache must be a multiple of, at most, on the devices that there are.
+const DIRECT_ALIGN: usize = 4096;
+
 struct RealFile(OwnedFd);
+
+impl RealFile {
+    /// A write past the page cache; `None` if the file system or the device takes none.
+    fn write_direct(&self, offset: u64, bytes: &[u8]) -> io::Result<Option<usize>> {
+        let flags = rfs::fcntl_getfl(&self.0)?;
+        if rfs::fcntl_setfl(&self.0, flags | OFlags::DIRECT).is_err() {
+            return Ok(None);
+        }
+        let written = rustix::io::pwrite(&self.0, bytes, offset);
+        rfs::fcntl_setfl(&self.0, flags)?;
+        match written {
+            Err(rustix::io::Errno::INVAL) => Ok(None),
+            written => Ok(Some(written?)),
+        }
+    }
+}
 
 impl File for RealFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         Ok(rustix::io::pwrite(&self.0, bytes, offset)?)
+    }
+
+    fn write_zeros_at(&self, offset: u64, len: u64) -> io::Result<usize> {
+        let zeros = zeros(len);
+        let aligned = offset.is_multiple_of(DIRECT_ALIGN as u64) && zeros.len().is_multiple_of(DIRECT_ALIGN);
+        match if aligned { self.write_direct(offset, zeros)? } else { None } {
+            Some(written) => Ok(written),
+            None => self.write_at(offset, zeros),
+        }
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
@@ -34,7 +62,7 @@ impl File for RealFile {
 
     fn allocate(&self, len: u64) -> io::Result<()> {
         match rfs::fallocate(&self.0, rfs::FallocateFlags::empty(), 0, len) {
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => zero_fill(self, len),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => zero_fill(self, 0, len),
             outcome => Ok(outcome?),
         }
     }
@@ -169,6 +197,21 @@ mod tests {
         assert_eq!(mode(&dir.join("f")) & !0o640, 0);
         assert_eq!(mode(&dir) & !0o750, 0);
         assert!(RealFs.create_new(&dir.join("f")).is_err());
+    }
+
+    #[test]
+    fn zeros_replace_bytes_wherever_they_begin() {
+        let tmp = tempfile::tempdir().unwrap();
+        let file = RealFs.create_new(&tmp.path().join("f")).unwrap();
+        for (from, to) in [(0, 1 << 20), (4096, 4096 * 3), (100, 5000), (8192, 300_000)] {
+            write_all_at(&*file, 0, &vec![7; 1 << 20]).unwrap();
+            zero_fill(&*file, from, to).unwrap();
+            let mut now = vec![1; (1 << 20) + 1];
+            assert_eq!(read_full_at(&*file, 0, &mut now).unwrap(), 1 << 20);
+            for (at, byte) in (0..1u64 << 20).zip(now) {
+                assert_eq!(byte == 0, (from..to).contains(&at), "at {at} of {from}..{to}");
+            }
+        }
     }
 
     #[test]
