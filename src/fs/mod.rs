@@ -20,13 +20,13 @@ pub trait File: Send + Sync {
     /// As `pwrite(2)`. What the file holds in the written range is unknown then.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Writes some zeros at an offset and returns how many, at least one if `len` is not 0. They need not stay in the page
-    /// cache, because nobody reads them: writing past it spares copying each byte.
+    /// As [`File::write_at`], for bytes that nobody reads soon: where the file system can, they go past the page cache, which
+    /// spares the kernel's copy. Offset and length should be multiples of 4096.
     ///
     /// # Errors
     /// As [`File::write_at`].
-    fn write_zeros_at(&self, offset: u64, len: u64) -> io::Result<usize> {
-        self.write_at(offset, zeros(len))
+    fn write_uncached_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.write_at(offset, bytes)
     }
 
     /// Reads some bytes at an offset and returns how many; 0 at the end of the file.
@@ -162,9 +162,21 @@ pub trait Fs: Send + Sync {
 ///
 /// # Errors
 /// The first error of [`File::write_at`]; a write of 0 bytes is `WriteZero`.
-pub fn write_all_at(file: &dyn File, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+pub fn write_all_at(file: &dyn File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    repeat(offset, bytes, |at, rest| file.write_at(at, rest))
+}
+
+/// As [`write_all_at`], with [`File::write_uncached_at`].
+///
+/// # Errors
+/// As [`write_all_at`].
+pub fn write_all_uncached_at(file: &dyn File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    repeat(offset, bytes, |at, rest| file.write_uncached_at(at, rest))
+}
+
+fn repeat(mut offset: u64, mut bytes: &[u8], write: impl Fn(u64, &[u8]) -> io::Result<usize>) -> io::Result<()> {
     while !bytes.is_empty() {
-        match file.write_at(offset, bytes) {
+        match write(offset, bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(n) => {
                 offset += n as u64;
@@ -177,29 +189,18 @@ pub fn write_all_at(file: &dyn File, mut offset: u64, mut bytes: &[u8]) -> io::R
     Ok(())
 }
 
-/// Aligned for writes past the page cache.
-#[repr(align(4096))]
-struct Zeros([u8; 256 << 10]);
-
-/// As many zeros as asked for, or fewer.
-fn zeros(len: u64) -> &'static [u8] {
-    static ZEROS: Zeros = Zeros([0; _]);
-    let len = usize::try_from(len).unwrap_or(usize::MAX).min(ZEROS.0.len());
-    ZEROS.0.get(..len).unwrap_or_default()
-}
-
-/// Writes zeros from one offset up to another; repeats short writes and interrupted calls.
+/// Writes zeros from one offset up to another.
 ///
 /// # Errors
-/// The first error of [`File::write_zeros_at`]; a write of 0 bytes is `WriteZero`.
+/// As [`write_all_at`].
 pub fn zero_fill(file: &dyn File, mut at: u64, end: u64) -> io::Result<()> {
+    #[repr(align(4096))]
+    struct Zeros([u8; 256 << 10]);
+    static ZEROS: Zeros = Zeros([0; _]);
     while at < end {
-        match file.write_zeros_at(at, end - at) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => at += n as u64,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
+        let len = (end - at).min(ZEROS.0.len() as u64);
+        write_all_uncached_at(file, at, ZEROS.0.get(..len as usize).unwrap_or_default())?;
+        at += len;
     }
     Ok(())
 }
