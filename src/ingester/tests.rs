@@ -34,6 +34,7 @@ fn config(dir: &Path) -> IngesterConfig {
         sync_min_utilization: 0.1,
         max_returned_stream_errors: 10,
         heads_budget: 64 << 20,
+        metadata_budget: 64 << 20,
         cluster: Cluster { ingesters: 1, replication_factor: 1 },
         threads: 2,
     }
@@ -424,4 +425,43 @@ async fn blocks_outlive_a_write_ahead_log_that_is_gone() {
         assert_eq!(read(&ingester)["{app=\"busy\"}"].len() - found, from as usize / 50);
         ingester.stop();
     }
+}
+
+#[tokio::test]
+async fn streams_and_blocks_stay_within_their_part_of_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = IngesterConfig { metadata_budget: 200 << 10, chunk_block_size: 64, ..config(dir.path()) };
+    let (ingester, _) = start(config.clone(), Overrides::default());
+    let mut refused = None;
+    let mut kept = 0;
+    for i in 0..1000 {
+        match store(&ingester, &[(&[("n", &i.to_string())], &[(1, "first")])]).await {
+            Ok(()) if refused.is_none() => kept += 1,
+            Ok(()) => panic!("stream {i} is taken after one was refused"),
+            Err(e) => refused = Some(e),
+        }
+    }
+    let why = refused.expect("memory is bounded").to_string();
+    assert!(why.contains("ingester.memory_budget"), "{why}");
+    assert!((50..500).contains(&kept), "{kept} streams");
+    // Those that are there go on, until their blocks take the rest.
+    let mut taken = 1;
+    let why = loop {
+        match store(&ingester, &[(&[("n", "0")], &[(taken + 1, &format!("{taken:0>80}"))])]).await {
+            Ok(()) => taken += 1,
+            Err(e) => break e,
+        }
+        assert!(taken < 5000, "blocks take no memory");
+    };
+    assert_eq!(why.status, 503, "{why}");
+    assert!(why.to_string().contains("ingester.memory_budget"), "{why}");
+    assert!(taken > 20, "{taken} lines");
+    drop(ingester);
+    // What is there is there, whatever it takes; a larger budget goes on.
+    let (ingester, report) = start(config.clone(), Overrides::default());
+    assert_eq!(report.lines + report.block_lines, kept + taken as u64 - 1);
+    assert!(store(&ingester, &[(&[("n", "0")], &[(99_999, "more")])]).await.is_err());
+    drop(ingester);
+    let (ingester, _) = start(IngesterConfig { metadata_budget: 64 << 20, ..config }, Overrides::default());
+    store(&ingester, &[(&[("n", "new")], &[(1, "first")])]).await.unwrap();
 }
