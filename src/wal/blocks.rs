@@ -492,6 +492,7 @@ impl BlockWriter {
             return Err(LogError::of_write(error));
         }
         active.file.sync_data().map_err(LogError::Fatal)?;
+        segment::in_place(&*active.file, &self.store.path(active.header.number)).map_err(LogError::Fatal)?;
         active.at = end;
         active.defined.extend(new.keys());
         active.footer.definitions.extend(new.into_values());
