@@ -150,6 +150,8 @@ struct Call {
     name: String,
     role: Role,
     path: String,
+    /// With the result.
+    arguments: String,
     injected: bool,
     ok: bool,
     /// Opens a file for reading only.
@@ -182,6 +184,7 @@ fn parse(trace: &str, data: &str) -> Vec<Call> {
             role: Role::of(path),
             path: path.trim_start_matches('/').to_string(),
             injected: arguments.contains("(INJECTED)") || arguments.ends_with(" = ?"),
+            arguments: arguments.to_string(),
             reads: arguments.contains("O_RDONLY") && !arguments.contains("O_DIRECTORY"),
             ok: !arguments.contains(" = -1 ") && !arguments.ends_with(" = ?"),
         });
@@ -547,6 +550,91 @@ fn every_call_of_the_durable_path_fails_and_is_the_last() {
     ];
     figures("system_calls", started, &counts);
     assert!(failures.is_empty(), "{} sites failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+impl Call {
+    /// Where a `pwrite64` begins and ends.
+    fn range(&self) -> (u64, u64) {
+        let text = self.arguments.rsplit_once(')').map_or("", |(text, _)| text);
+        let mut numbers = text.rsplit(", ").map(|n| n.parse::<u64>().unwrap_or_else(|_| panic!("{}", self.arguments)));
+        let (offset, len) = (numbers.next().unwrap(), numbers.next().unwrap());
+        (offset, offset + len)
+    }
+}
+
+/// A group begins on a block of its own behind all others, so no sector with acknowledged bytes is ever written again; and
+/// the descriptor that filled a file is the one that logs, so that no error of a write-back goes to another one.
+#[test]
+fn no_sector_is_written_again_and_no_segment_opened_again() {
+    if !may_trace() {
+        return skip("strace is not installed, or may not trace");
+    }
+    let ran = run(Scenario::Fresh, &Base::make(), CALLS, None, None).unwrap();
+    assert_eq!(ran.status.code(), Some(0), "{}", ran.log);
+    let mut ends: BTreeMap<&str, u64> = BTreeMap::new();
+    let logged = |c: &&Call| c.name == "pwrite64" && matches!(c.role, Role::Wal | Role::Blk);
+    for call in ran.calls.iter().filter(logged) {
+        let (start, end) = call.range();
+        let last = ends.entry(&call.path).or_default();
+        assert!(start >= *last && start.is_multiple_of(4096), "{}: {start} after {last}", call.path);
+        *last = end;
+    }
+    assert!(ends.len() > 6, "only {} segments were written", ends.len());
+    let opened: Vec<_> =
+        ran.calls.iter().filter(|c| c.name.starts_with("open") && c.role == Role::Wal).map(|c| &c.arguments).collect();
+    assert!(opened.is_empty(), "{opened:?}");
+}
+
+/// Signals interrupt writes: they are made again.
+#[test]
+fn interrupted_writes_are_made_again() {
+    if !may_trace() {
+        return skip("strace is not installed, or may not trace");
+    }
+    let base = Base::make();
+    for role in [Role::Wal, Role::WalTmp, Role::Blk, Role::BlkTmp] {
+        let ran = run(Scenario::Fresh, &base, "pwrite64", Some(role), Some(("error=EINTR:when=2+3", false))).unwrap();
+        assert_eq!(ran.status.code(), Some(0), "{}", ran.log);
+        assert!(ran.calls.iter().filter(|c| c.injected).count() > 1, "{role:?}: nothing was interrupted");
+        assert!(ran.client.pushes.iter().all(|p| p.status == Some(204)), "{role:?}: a push was refused");
+        ran.client.ledger.check(&mut Server::start(ran.dir.path(), CONFIG, &[]).http());
+    }
+}
+
+/// Blocks whose disk fails to read are missing in an answer only with a warning, or the answer is an error.
+#[test]
+fn blocks_that_cannot_be_read_are_never_missing_silently() {
+    if !may_trace() {
+        return skip("strace is not installed, or may not trace");
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    let data = tmp.path().join("data");
+    let mut wrapper: Vec<String> =
+        ["strace", "-D", "-f", "--seccomp-bpf", "-e", "trace=pread64", "-e", "inject=pread64:error=EIO", "-o"]
+            .map(String::from)
+            .into();
+    wrapper.push(tmp.path().join("trace").display().to_string());
+    for path in Role::Blk.paths(&data) {
+        wrapper.extend(["-P".into(), path.display().to_string()]);
+    }
+    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+    let mut server = Server::spawn_under(&wrapper, tmp.path(), CONFIG, &[]);
+    server.wait_for("/loki/api/v1/labels");
+    let (mut http, mut client) = (server.http(), Client::default());
+    script(&mut http, &mut client, 20);
+    let target = format!(
+        "/loki/api/v1/query_range?query={}&start=0&end=4000000000000000000&limit=1000",
+        server::encode("{s=~\".+\"}")
+    );
+    let (status, body) = http.get(&target).unwrap();
+    let body = String::from_utf8_lossy(&body).into_owned();
+    let shown = client.ledger.acked.iter().filter(|line| body.contains(line.as_str())).count();
+    println!("{status}, {shown} of {} lines, warnings: {}", client.ledger.acked.len(), body.contains("\"warnings\""));
+    assert!(shown < client.ledger.acked.len(), "no block was read: nothing is tested");
+    assert!(status >= 500 || body.contains("\"warnings\""), "{status} without a warning");
+    assert_eq!(client.push(&mut http, 100), Some(204), "pushes do not need blocks");
+    server.kill();
+    client.ledger.check(&mut Server::start(tmp.path(), CONFIG, &[]).http());
 }
 
 /// Resident memory of a process in bytes.

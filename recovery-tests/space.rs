@@ -1,4 +1,5 @@
-//! Disks that are really full: small file systems, mounted for the test. A full disk is a state, not a crash.
+//! Disks that are really full: small file systems, mounted for the test. A full disk is a state, not a crash. And other
+//! limits of the system: file sizes, descriptors, memory, time to run.
 
 #[path = "support/faults.rs"]
 mod faults;
@@ -367,6 +368,78 @@ fn a_data_directory_that_is_replaced_ends_the_process() {
     });
     std::fs::remove_dir_all(&data).unwrap();
     std::fs::rename(&away, &data).unwrap();
+    let server = start_serving(tmp.path(), SMALL);
+    client.ledger.check(&mut server.http());
+    assert_eq!(server.terminate(), Some(0));
+}
+
+/// Stopped as a virtual machine is that moves: nothing is acknowledged meanwhile, and afterwards everything goes on.
+#[test]
+fn a_process_that_is_stopped_for_a_while_goes_on() {
+    let pause = Duration::from_secs(if faults::is_full() { 30 } else { 3 });
+    let tmp = tempfile::tempdir().unwrap();
+    let server = start_serving(tmp.path(), SMALL);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let clients: Vec<Client> = std::thread::scope(|scope| {
+        let run = |n: i64| {
+            let (mut http, mut client) = (server.http(), Client::from(n * 1_000_000));
+            http.timeout = Duration::from_secs(90);
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                client.push(&mut http, 5000);
+            }
+            client
+        };
+        let clients: Vec<_> = (0..4).map(|n| scope.spawn(move || run(n))).collect();
+        std::thread::sleep(Duration::from_millis(300));
+        server.signal("STOP");
+        let from = faults::now();
+        std::thread::sleep(pause);
+        let until = faults::now();
+        server.signal("CONT");
+        std::thread::sleep(Duration::from_millis(500));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let clients: Vec<Client> = clients.into_iter().map(|c| c.join().unwrap()).collect();
+        // What was on its way to the client when the process was stopped arrives within a moment.
+        let during = |p: &faults::Pushed| p.status == Some(204) && p.answered > from + 0.2 && p.answered < until;
+        assert!(!clients.iter().flat_map(|c| &c.pushes).any(during), "a stopped process has acknowledged something");
+        assert!(clients.iter().all(|c| c.pushes.last().is_some_and(|p| p.status == Some(204) && p.answered > until)));
+        clients
+    });
+    let mut all = server::Ledger::default();
+    clients.into_iter().for_each(|c| all.merge(c.ledger));
+    all.check(&mut server.http());
+    server.kill();
+    all.check(&mut start_serving(tmp.path(), SMALL).http());
+}
+
+/// Memory that is not given ends the process or a request, and nothing that was acknowledged.
+#[test]
+fn a_process_that_gets_no_memory_loses_nothing() {
+    if !has("prlimit") {
+        return skip("prlimit is not installed");
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    let mut client = Client::default();
+    let mut ended = 0;
+    for more in [0, 1, 3, 8, 20, 50] {
+        let mut server = start_serving(tmp.path(), SMALL);
+        let mut http = server.http();
+        client.ledger.check(&mut http);
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let size = status.lines().find_map(|l| l.strip_prefix("VmSize:")).unwrap().trim().trim_end_matches(" kB");
+        let limit = size.parse::<u64>().unwrap() * 1024 + (more << 20);
+        prlimit(&server, &format!("--as={limit}:"));
+        let lost = (0..60).any(|_| client.push(&mut http, 200_000).is_none());
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while lost && server.ended().is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        println!("{more} MB more: connection lost: {lost}, ended: {:?}", server.ended());
+        ended += usize::from(server.ended().is_some());
+        server.kill_in_place();
+    }
+    println!("{ended} of 6 processes ended for lack of memory; {} acknowledged", client.ledger.acked.len());
+    assert!(ended > 0, "memory was never short");
     let server = start_serving(tmp.path(), SMALL);
     client.ledger.check(&mut server.http());
     assert_eq!(server.terminate(), Some(0));
