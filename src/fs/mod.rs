@@ -55,6 +55,14 @@ pub trait File: Send + Sync {
     /// As `fallocate(2)`, or as [`File::write_at`].
     fn allocate(&self, len: u64) -> io::Result<()>;
 
+    /// Does this path name the file, and not another one or none? In memory nobody takes a name away from under us.
+    ///
+    /// # Errors
+    /// As `stat(2)`, other than that nothing is there.
+    fn is_at(&self, _path: &Path) -> io::Result<bool> {
+        Ok(true)
+    }
+
     /// Drops clean cached pages, so that the next read comes from the disk (`POSIX_FADV_DONTNEED`).
     ///
     /// # Errors

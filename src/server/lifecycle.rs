@@ -37,6 +37,8 @@ use tracing::{error, info, warn};
 pub const EXIT_POISONED: i32 = 74;
 /// Exit code after a second SIGTERM or SIGINT.
 const EXIT_AT_ONCE: i32 = 143;
+/// As `signal(7)` has it for Linux on x86, ARM and RISC-V.
+const SIGXFSZ: i32 = 25;
 
 /// Runs the server until SIGTERM or SIGINT.
 ///
@@ -48,6 +50,8 @@ pub async fn run(config: Config, telemetry: Telemetry) -> Result<()> {
     }
     let server = Server::build(config, telemetry)?;
     let stop = stop_signal()?;
+    // A write beyond RLIMIT_FSIZE is to fail like one to a full disk. Without a handler its signal ends the process.
+    let _beyond_the_file_size = signal(SignalKind::from_raw(SIGXFSZ))?;
     server.serve(stop).await
 }
 

@@ -491,6 +491,7 @@ impl BlockWriter {
             return Err(LogError::of_write(error));
         }
         active.file.sync_data().map_err(LogError::Fatal)?;
+        segment::in_place(&*active.file, &self.store.path(active.header.number)).map_err(LogError::Fatal)?;
         active.at = end;
         active.defined.extend(new.keys());
         active.footer.definitions.extend(new.into_values());
@@ -546,7 +547,8 @@ impl BlockWriter {
         let (fs, dir, number) = (&*self.store.fs, &self.store.options.dir, self.next_segment);
         let made = segment::prepare_blocks(fs, dir, self.store.volume, number, len);
         self.next_segment += 1;
-        let Prepared { header, file } = made.map_err(LogError::of_write)?;
+        // Whatever failed, nothing that counts depends on the file: it is discarded, and tried again.
+        let Prepared { header, file } = made.map_err(|e| LogError::NoSpace(e.to_string()))?;
         self.store.opened(header);
         self.active = Some(Active::new(header, file));
         Ok(())

@@ -68,6 +68,19 @@ pub(super) fn prepare_blocks(
     })
 }
 
+/// Is the segment still found under its name? What is durable in a file that no start will find is as good as lost: the
+/// data directory was unmounted, moved away or replaced while the log was open.
+pub(super) fn in_place(file: &dyn File, path: &Path) -> io::Result<()> {
+    if file.is_at(path)? {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "{} is not the open segment any more: the data directory was unmounted, moved or replaced; put it back and start \
+         again",
+        path.display()
+    )))
+}
+
 /// Makes a segment from one that was retired. Its bytes stay: under a new salt they prove nothing.
 pub(super) fn recycle(
     fs: &dyn Fs,

@@ -691,6 +691,8 @@ impl Writer {
         let timer = self.options.metrics.sync_seconds.start_timer();
         active.file.sync_data().map_err(LogError::Fatal)?;
         timer.observe_duration();
+        let path = self.options.dir.join(segment::segment_name(active.header.number));
+        segment::in_place(&*active.file, &path).map_err(LogError::Fatal)?;
         active.dirty = false;
         self.durable_lsn = self.next_lsn;
         self.last_sync = Instant::now();
