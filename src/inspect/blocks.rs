@@ -11,7 +11,7 @@ use crate::fs::Map;
 use crate::model::LogEntry;
 use crate::wal::format::{FIRST_GROUP, HeaderError, Kind};
 use crate::wal::{
-    BlockPlace, BlockTables, BlocksSynced, Footer, Hold, LogKind, Plan, RecordScan, SegmentScan, SeriesDef,
+    BlockPlace, BlockTables, BlocksSynced, Footer, Hold, LogKind, Part, Plan, RecordScan, SegmentScan, SeriesDef,
     decode_control, file_name, scan_segment,
 };
 use bytes::Bytes;
@@ -268,8 +268,11 @@ impl Blocks {
                 facts.state = "damaged";
             }
             Ok(scan) => {
+                if let Some(copy) = scan.bad_header.clone() {
+                    self.problem(number, copy, Part::Header.to_string());
+                }
                 if synced.end != u64::MAX && len < synced.end {
-                    self.problem(number, len..synced.end, "end of the file is missing");
+                    self.problem(number, len..synced.end, Part::Cut.to_string());
                 }
                 self.records(&BlockView { synced, file, scan: &scan }, &mut facts);
             }
@@ -284,7 +287,7 @@ impl Blocks {
         // Behind an end that nobody knows lies what a crash has left.
         let certain = view.synced.end != u64::MAX;
         for damage in view.scan.groups.iter().flat_map(|g| &g.damage).filter(|_| certain) {
-            self.problem(number, damage.bytes.clone(), damage.what);
+            self.problem(number, damage.bytes.clone(), damage.part.to_string());
         }
         for record in view.records() {
             let (head, at) = (record.head, record.offset);

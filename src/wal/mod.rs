@@ -17,6 +17,7 @@ mod segment;
 mod supply;
 #[cfg(test)]
 mod tests;
+mod verdict;
 mod writer;
 
 pub use blocks::{
@@ -36,4 +37,5 @@ pub use repair::{RecoverError, Recovered, ReplaySegment, recover};
 pub use retention::{Contents, Hold, Retention};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_segment};
 pub use segment::{file_name, file_number, segment_name, segment_number};
+pub use verdict::{Cost, Finding, Part, Place, Then, Verdict, verdict};
 pub use writer::{Append, Applied, Decision, Sink, StreamLog, SyncMode, Unavailable, Wal, WalOptions, spawn_critical};

@@ -3,6 +3,7 @@
 use super::format::LogKind;
 use super::repair::Recovered;
 use super::segment::file_name;
+use super::verdict::Part;
 use crate::fs::{Fs, read_full_at, replace_durably};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -132,13 +133,13 @@ impl Recovered {
             }),
         };
         for number in &plan.loss.missing_segments {
-            add("wal", *number, 0, "the segment is missing".to_string());
+            add("wal", *number, 0, Part::Missing.to_string());
         }
         for (segment, d) in &plan.loss.damage {
-            add("wal", *segment, salt(*segment), format!("bytes {}..{}: {}", d.bytes.start, d.bytes.end, d.what));
+            add("wal", *segment, salt(*segment), d.to_string());
         }
-        for (segment, what) in &self.blocks().damage {
-            add("blocks", *segment, self.block_store().salt(*segment).unwrap_or(0), what.clone());
+        for (segment, d) in &self.blocks().damage {
+            add("blocks", *segment, self.block_store().salt(*segment).unwrap_or(0), d.to_string());
         }
         let labels = |id: u64| {
             let definition = plan.definitions.get(&id);
