@@ -14,6 +14,7 @@ use crate::wal::{
     BlockPlace, BlockTables, BlocksSynced, Footer, Hold, LogKind, Part, Plan, RecordScan, SegmentScan, SeriesDef,
     decode_control, file_name, scan_segment,
 };
+use ahash::AHashMap;
 use bytes::Bytes;
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -212,6 +213,16 @@ impl Blocks {
     /// Is a line with this seq in a block that counts, or in the object store?
     pub fn settles(&self, stream: u64, seq: u64) -> bool {
         [&self.held, &self.flushed].iter().any(|of| of.get(&stream).is_some_and(|r| r.contains(seq)))
+    }
+
+    /// Seqs by stream that blocks hold that count, or the object store.
+    pub fn settled(&self) -> AHashMap<u64, Ranges> {
+        let mut out: AHashMap<u64, Ranges> = AHashMap::new();
+        for (stream, ranges) in self.held.iter().chain(&self.flushed) {
+            let known = out.entry(*stream).or_default();
+            ranges.iter().for_each(|r| known.insert(r.clone()));
+        }
+        out
     }
 
     /// The seqs that are neither in a block that counts nor in the object store.

@@ -268,10 +268,14 @@ pub struct Loss {
     pub damage: Vec<(u64, Damage)>,
     /// LSNs below the durable end that no sound record has.
     pub lsns: Vec<Range<u64>>,
-    /// Their lines, exactly, by the totals in the group headers.
+    /// Lines that are nowhere else.
     pub lines: u64,
+    /// Lines that the lost records had, exactly, by the totals in the group headers.
+    pub logged: u64,
     /// Stream, first seq and count, where the table of a lost record survives.
     pub streams: Vec<TableRow>,
+    /// Of these, stream and seqs that are nowhere else.
+    pub seqs: Vec<(u64, Range<u64>)>,
     /// Segments that should be there and are not.
     pub missing_segments: Vec<u64>,
     /// Wall clock of the last group before the first lost LSN and of the first one after the last, in nanoseconds since the
@@ -285,7 +289,7 @@ impl Loss {
         Gap {
             lsns: self.lsns.iter().map(|r| (r.start, r.end)).collect(),
             seqs: self.streams.iter().map(|r| (r.stream, r.first_seq, r.end_seq())).collect(),
-            lines: self.lines,
+            lines: self.logged,
         }
     }
 
@@ -335,6 +339,8 @@ pub struct Plan {
     pub retired_blocks: HashSet<u64>,
     /// A decision may be lost, so segments of the block log that no record names are live too.
     pub blocks_are_uncertain: bool,
+    /// Damage hides records that nothing counts: LSNs, seqs and stream ids may have been given that nothing shows any more.
+    pub forgets: bool,
     /// Salts of the segments whose headers are sound.
     pub salts: HashMap<u64, u64>,
     /// What each live segment of the write-ahead log holds.
@@ -430,7 +436,7 @@ fn find_decisions(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
     ends.retain(|number, _| !out.retired_blocks.contains(number));
     out.blocks = ends.into_values().collect();
     // A write-ahead log that holds nothing is no proof that there are no blocks: it may be the wrong directory.
-    out.blocks_are_uncertain |= live.is_empty();
+    out.blocks_are_uncertain = out.forgets || live.is_empty();
     for l in live {
         let s = l.summary;
         out.contents.push(Contents {
@@ -604,7 +610,7 @@ fn find_losses(live: &[Live<'_>], judge: &Judge, out: &mut Plan) {
         let in_bounds = l.summary.lines.iter().filter(|(r, _)| r.start < end);
         surviving_lines += in_bounds.map(|(_, n)| n).sum::<u64>();
         for (d, judged) in judge.segment(l).filter(|(_, judged)| judged.finding == Finding::Damage) {
-            out.blocks_are_uncertain |= judged.every_file;
+            out.forgets |= judged.every_file;
             out.loss.damage.push((l.summary.number, d));
         }
         let broken = l.summary.broken.iter().filter(|(lsn, _)| *lsn < end);
@@ -616,8 +622,8 @@ fn find_losses(live: &[Live<'_>], judge: &Judge, out: &mut Plan) {
     covered.sort_by_key(|r| r.start);
     out.loss.lsns = missing(out.first_lsn..durable, covered.into_iter());
     let missing_file = |n: &u64| judge.part(Part::Missing, *n, Place::Durable).every_file;
-    out.blocks_are_uncertain |= out.loss.missing_segments.iter().any(missing_file);
-    out.blocks_are_uncertain |= judge.hidden(&out.loss.lsns, &known_broken);
+    out.forgets |= out.loss.missing_segments.iter().any(missing_file);
+    out.forgets |= judge.hidden(&out.loss.lsns, &known_broken);
     let start_lines = live.first().and_then(|l| l.summary.open.as_ref()).map_or(0, |o| o.total_lines);
     out.lines = total_lines(live, durable).max(start_lines + surviving_lines);
     if let (Some(first), Some(last)) = (out.loss.lsns.first(), out.loss.lsns.last()) {
@@ -629,7 +635,9 @@ fn find_losses(live: &[Live<'_>], judge: &Judge, out: &mut Plan) {
         // What a Gap has settled is lost for good, and was told.
         let settled = out.gaps.iter().filter(|g| g.lsns.first().is_none_or(|(first, _)| *first >= out.first_lsn));
         let settled: u64 = settled.map(|g| g.lines).sum();
-        out.loss.lines = (out.lines - start_lines - surviving_lines).saturating_sub(settled);
+        out.loss.logged = (out.lines - start_lines - surviving_lines).saturating_sub(settled);
+        out.loss.lines = out.loss.logged;
+        out.loss.seqs = out.loss.streams.iter().map(|r| (r.stream, r.first_seq..r.end_seq())).collect();
     }
 }
 
@@ -645,7 +653,7 @@ fn settle_ends(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
     let seen = used.iter().map(|s| s.max_stream_id.saturating_add(1));
     let told = used.iter().filter_map(|s| s.open.as_ref()).map(|o| o.next_stream_id);
     out.next_stream_id = seen.chain(told).max().unwrap_or(1).max(1);
-    if !out.loss.lsns.is_empty() {
+    if !out.loss.lsns.is_empty() || out.forgets {
         out.skip_ids();
     }
     let durable = out.durable_lsn;
