@@ -553,13 +553,20 @@ mod whole {
         lines: BTreeSet<String>,
         /// Lines of the flushed chunk.
         flushed: BTreeSet<String>,
+        /// The oldest block segment as it was before anything was flushed.
+        retired: Vec<u8>,
     }
 
     /// Three WAL segments and as many of blocks; `big` is in blocks but for its last lines, `cold` has a line in each push, `once`
     /// has one line, and so one definition.
     fn sample() -> &'static Sample {
         static SAMPLE: OnceLock<Sample> = OnceLock::new();
-        SAMPLE.get_or_init(|| {
+        SAMPLE.get_or_init(|| make(1))
+    }
+
+    /// With this many chunks flushed, at most.
+    fn make(flushed_chunks: usize) -> Sample {
+        {
             let dir = tempfile::tempdir().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let (ingester, _) = start(dir.path());
@@ -569,20 +576,32 @@ mod whole {
                     push(&ingester, &runtime, &[("once", 0..1)]);
                 }
             }
-            let chunk = ingester.closed_chunks().into_iter().next().expect("a closed chunk");
-            ingester.settle(&chunk, "acme/1").unwrap();
-            let flushed = chunk.seqs().map(|n| line("big", n)).collect();
-            drop(chunk);
+            let mut flushed = BTreeSet::new();
+            let retired = fs::read(path(dir.path(), LogKind::Blocks, 1)).unwrap();
+            for _ in 0..flushed_chunks {
+                // The oldest of each stream.
+                let Some(chunk) = ingester.closed_chunks().into_iter().next() else { break };
+                ingester.settle(&chunk, "acme/1").unwrap();
+                flushed.extend(chunk.seqs().map(|n| line("big", n)));
+            }
+            assert!(!flushed.is_empty());
             push(&ingester, &runtime, &[("big", 4000..4001), ("cold", 4000..4001)]);
-            std::thread::sleep(Duration::from_millis(500));
+            let oldest = path(dir.path(), LogKind::Blocks, 1);
+            for _ in 0..500 {
+                std::thread::sleep(Duration::from_millis(20));
+                if flushed_chunks == 1 || !oldest.exists() {
+                    break;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(300));
             let lines: BTreeSet<String> = read(&ingester).into_keys().collect();
             ingester.stop();
             drop(ingester);
             assert_eq!(lines.len() + BTreeSet::len(&flushed), 4001 + 201 + 1);
             assert!(numbers(dir.path(), LogKind::Wal).len() >= 3, "{:?}", numbers(dir.path(), LogKind::Wal));
-            assert!(numbers(dir.path(), LogKind::Blocks).len() >= 2);
-            Sample { dir, lines, flushed }
-        })
+            assert!(flushed_chunks > 1 || numbers(dir.path(), LogKind::Blocks).len() >= 2);
+            Sample { dir, lines, flushed, retired }
+        }
     }
 
     fn copy(from: &Path) -> tempfile::TempDir {
@@ -644,8 +663,7 @@ mod whole {
     }
 
     /// Starts on damaged files, twice, and compares what must be the same.
-    fn outcome(what: &str, dir: &Path) -> After {
-        let sample = sample();
+    fn outcome(sample: &Sample, what: &str, dir: &Path) -> After {
         let (code, told) = verify(dir);
         let refused = replay(IngesterConfig { refuse_damage: true, ..config(dir) });
         assert!(matches!(refused, Err(StartError::Damaged { .. })), "{what}: on_damage: refuse starts");
@@ -712,7 +730,7 @@ mod whole {
                         assert_eq!(verify(dir.path()).0, 1, "{what}");
                         continue;
                     }
-                    let after = outcome(&what, dir.path());
+                    let after = outcome(sample, &what, dir.path());
                     let cold = if kind == Kind::Entries { 1 } else { 0 };
                     assert_eq!(lines("cold", &after.missing), cold, "{what}");
                     assert!(after.missing.len() <= 21, "{what}: {:?}", after.missing);
@@ -750,7 +768,7 @@ mod whole {
         };
         let dir = copy(sample.dir.path());
         flip(&path(dir.path(), log, number), offset + u64::from(head.len) - 1);
-        let after = outcome("Series of once", dir.path());
+        let after = outcome(sample, "Series of once", dir.path());
         assert_eq!((after.report.lost_lines, after.report.unattributed_lines), (0, 1), "{:?}", after.report);
         assert_eq!(after.missing, BTreeSet::from(["once 0 ".to_string()]));
         let kept = fs::read_dir(dir.path().join("quarantine")).unwrap().flatten();
@@ -773,7 +791,7 @@ mod whole {
                     let dir = copy(sample.dir.path());
                     copies.iter().for_each(|at| flip(&path(dir.path(), log, number), at + 40));
                     if copies.len() == 1 {
-                        let after = outcome(&what, dir.path());
+                        let after = outcome(sample, &what, dir.path());
                         assert_eq!((after.missing.len(), after.again.len()), (0, 0), "{what}");
                         continue;
                     }
@@ -821,5 +839,76 @@ mod whole {
             let (ingester, report) = start(dir.path());
             assert_eq!((report.damaged_places, read(&ingester).len()), (0, sample.lines.len()), "{says}");
         }
+    }
+
+    /// The record that gave up a block segment is damaged: nothing that is needed is removed, and nothing that was given up
+    /// comes back, whether its file is still there or not.
+    #[test]
+    fn a_damaged_retiring_removes_nothing_and_brings_nothing_back() {
+        let gone = make(usize::MAX);
+        let (log, number, offset, head) = records(gone.dir.path(), Kind::Retiring)[0];
+        let retired = path(gone.dir.path(), LogKind::Blocks, 1);
+        assert!(!retired.exists());
+        let at = offset + u64::from(head.len) - 1;
+        let dir = copy(gone.dir.path());
+        flip(&path(dir.path(), log, number), at);
+        let after = outcome(&gone, "Retiring, done", dir.path());
+        assert_eq!((after.missing.len(), after.again.len()), (0, 0));
+        // The crash came before the file was removed.
+        let dir = copy(gone.dir.path());
+        flip(&path(dir.path(), log, number), at);
+        fs::write(path(dir.path(), LogKind::Blocks, 1), &gone.retired).unwrap();
+        let after = outcome(&gone, "Retiring, not done", dir.path());
+        assert_eq!((after.missing.len(), after.again.len()), (0, 0));
+    }
+
+    #[test]
+    fn group_headers_missing_files_and_cut_files_are_told_and_counted() {
+        let sample = sample();
+        for log in [LogKind::Wal, LogKind::Blocks] {
+            let all = numbers(sample.dir.path(), log);
+            let middle = all[all.len() / 2];
+            let file = fs::read(path(sample.dir.path(), log, middle)).unwrap();
+            let groups = scan_segment(&file).unwrap().groups;
+            let with_records: Vec<u64> = groups.iter().filter(|g| !g.records.is_empty()).map(|g| g.offset).collect();
+            let damages: [(&str, &dyn Fn(&Path)); 4] = [
+                ("group header of the first group", &|file| flip(file, with_records[0] + 20)),
+                ("group header in the middle", &|file| flip(file, with_records[with_records.len() / 2] + 20)),
+                ("the file", &|file| fs::remove_file(file).unwrap()),
+                ("its end", &|file| {
+                    let bytes = fs::read(file).unwrap();
+                    fs::write(file, &bytes[..300_000]).unwrap();
+                }),
+            ];
+            for (part, damage) in damages {
+                if log == LogKind::Blocks && (part.contains("group") || part.contains("end")) {
+                    // Its footer tells of it, or is gone with the end and the segment is read.
+                    continue;
+                }
+                let what = format!("{part} of {log:?} segment {middle}");
+                let dir = copy(sample.dir.path());
+                damage(&path(dir.path(), log, middle));
+                let after = outcome(sample, &what, dir.path());
+                assert_eq!(after.again.len(), 0, "{what}");
+                if part.contains("header") {
+                    assert_eq!(after.missing.len(), 0, "{what}: records prove themselves");
+                }
+            }
+        }
+    }
+
+    /// A Gap that is damaged no longer settles its loss: it is told once more, with the same count.
+    #[test]
+    fn a_damaged_gap_tells_its_loss_again() {
+        let sample = sample();
+        let dir = copy(sample.dir.path());
+        let (log, number, offset, _) = records(dir.path(), Kind::Entries)[50];
+        flip(&path(dir.path(), log, number), offset + 9);
+        let first = outcome(sample, "the first time", dir.path());
+        assert_eq!((first.report.lost_lines, first.missing.len()), (1, 1));
+        let (log, number, offset, head) = records(dir.path(), Kind::Gap)[0];
+        flip(&path(dir.path(), log, number), offset + u64::from(head.len) - 1);
+        let again = outcome(sample, "the second time", dir.path());
+        assert_eq!((again.report.lost_lines, again.missing), (1, first.missing));
     }
 }
