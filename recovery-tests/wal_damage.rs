@@ -433,3 +433,482 @@ fn a_line_with_the_bytes_of_the_log_is_never_taken_for_the_log() {
         log.check(*number, damaged, &log.with(*number, &file));
     }
 }
+
+/// Damage to the files of an ingester with blocks, a flushed chunk, several segments of both logs. What a start finds is
+/// compared with the contract and with `wal-inspect verify`; the start after it finds nothing new.
+mod whole {
+    use prometheus::{CounterVec, Opts, Registry};
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::sync::{Arc, OnceLock};
+    use std::time::Duration;
+    use timberline::chunk::{Encoding, Selection, select_readable};
+    use timberline::fs::RealFs;
+    use timberline::ingester::{
+        Cluster, Ingester, IngesterConfig, IngesterMetrics, Live, Progress, RecoveryReport, Replayed, StartError,
+    };
+    use timberline::model::{Entry, LabelSet, Overrides, Push, PushStream, Span, Tenant};
+    use timberline::wal::*;
+
+    fn config(dir: &Path) -> IngesterConfig {
+        IngesterConfig {
+            fs: Arc::new(RealFs),
+            data_dir: dir.to_path_buf(),
+            wal_dir: dir.join("wal"),
+            blocks_dir: dir.join("blocks"),
+            quarantine_dir: dir.join("quarantine"),
+            refuse_damage: false,
+            wal_max_size: 64 << 20,
+            blocks_max_size: 1 << 30,
+            require_data: false,
+            segment_size: 1 << 20,
+            sync: SyncMode::Always,
+            wal_codec: Codec::Snappy,
+            queue_bytes: 8 << 20,
+            queue_timeout: Duration::from_secs(10),
+            chunk_block_size: 32 << 10,
+            chunk_target_size: 256 << 10,
+            chunk_encoding: Encoding::Snappy,
+            max_chunk_age: Duration::from_secs(7200),
+            sync_period: Duration::ZERO,
+            sync_min_utilization: 0.1,
+            max_returned_stream_errors: 10,
+            heads_budget: 64 << 20,
+            metadata_budget: 1 << 30,
+            cluster: Cluster { ingesters: 1, replication_factor: 1 },
+            threads: 1,
+        }
+    }
+
+    fn replay(config: IngesterConfig) -> Result<Replayed, StartError> {
+        let labels = ["reason", "tenant", "retention_hours", "policy", "format"];
+        let counter = |name: &str| CounterVec::new(Opts::new(name, name), &labels).unwrap();
+        let metrics = IngesterMetrics::new(&Registry::new(), (counter("a"), counter("b"))).unwrap();
+        Ingester::replay(config, Arc::new(Overrides::default()), metrics, &Progress::default())
+    }
+
+    fn start(dir: &Path) -> (Ingester<Live>, RecoveryReport) {
+        let replayed = replay(config(dir)).unwrap();
+        let report = replayed.report.clone();
+        (replayed.go_live(Box::new(|e| panic!("poisoned: {e}"))).unwrap(), report)
+    }
+
+    fn tenant() -> Tenant {
+        Tenant::new("acme").unwrap()
+    }
+
+    /// A line of `big` is about 600 bytes that hardly compress.
+    fn line(app: &str, n: u64) -> String {
+        let mut x = n * 2 + 88_172_645_463_325_253;
+        let mut line = format!("{app} {n} ");
+        while line.len() < 600 && app == "big" {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            line += &format!("{x:016x}");
+        }
+        line
+    }
+
+    type Wanted = [(&'static str, std::ops::Range<u64>)];
+
+    fn push(ingester: &Ingester<Live>, runtime: &tokio::runtime::Runtime, streams: &Wanted) {
+        let mut out = Push::default();
+        for (app, numbers) in streams {
+            let first = out.entries.len() as u32;
+            for n in numbers.clone() {
+                let (at, text) = (out.arena.len(), line(app, n));
+                out.arena.extend_from_slice(text.as_bytes());
+                out.entries.push(Entry { timestamp: n as i64, line: Span::new(at, text.len()), metadata: 0..0 });
+            }
+            let labels = Arc::new(LabelSet::new([("app", *app)]));
+            out.streams.push(PushStream { labels, token: 0, entries: first..out.entries.len() as u32 });
+        }
+        let all: Vec<u32> = (0..out.streams.len() as u32).collect();
+        let out = Arc::new(out);
+        // Refused above the stream's rate: nothing of it was stored.
+        while let Err(e) = runtime.block_on(ingester.push(&tenant(), out.clone(), &all)) {
+            assert_eq!(e.status, 429, "{e:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Every line that is there, and how often.
+    fn read<L>(ingester: &Ingester<L>) -> BTreeMap<String, usize> {
+        let all = Selection { start: i64::MIN, end: i64::MAX, forward: true, limit: usize::MAX };
+        let mut out = BTreeMap::new();
+        for s in ingester.streams(&tenant(), &[], i64::MIN, i64::MAX) {
+            for e in select_readable(&s.parts(all.start, all.end), &all, &mut |_, _| true, &mut Vec::new()) {
+                *out.entry(String::from_utf8_lossy(&e.line).into_owned()).or_default() += 1;
+            }
+        }
+        out
+    }
+
+    struct Sample {
+        dir: tempfile::TempDir,
+        /// Lines that are not in the object store.
+        lines: BTreeSet<String>,
+        /// Lines of the flushed chunk.
+        flushed: BTreeSet<String>,
+        /// The oldest block segment as it was before anything was flushed.
+        retired: Vec<u8>,
+    }
+
+    /// Three WAL segments and as many of blocks; `big` is in blocks but for its last lines, `cold` has a line in each push, `once`
+    /// has one line, and so one definition.
+    fn sample() -> &'static Sample {
+        static SAMPLE: OnceLock<Sample> = OnceLock::new();
+        SAMPLE.get_or_init(|| make(1))
+    }
+
+    /// With this many chunks flushed, at most.
+    fn make(flushed_chunks: usize) -> Sample {
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let (ingester, _) = start(dir.path());
+            for from in (0..4000).step_by(20) {
+                push(&ingester, &runtime, &[("big", from..from + 20), ("cold", from..from + 1)]);
+                if from == 2400 {
+                    push(&ingester, &runtime, &[("once", 0..1)]);
+                }
+            }
+            let mut flushed = BTreeSet::new();
+            let retired = fs::read(path(dir.path(), LogKind::Blocks, 1)).unwrap();
+            for _ in 0..flushed_chunks {
+                // The oldest of each stream.
+                let Some(chunk) = ingester.closed_chunks().into_iter().next() else { break };
+                ingester.settle(&chunk, "acme/1").unwrap();
+                flushed.extend(chunk.seqs().map(|n| line("big", n)));
+            }
+            assert!(!flushed.is_empty());
+            push(&ingester, &runtime, &[("big", 4000..4001), ("cold", 4000..4001)]);
+            let oldest = path(dir.path(), LogKind::Blocks, 1);
+            for _ in 0..500 {
+                std::thread::sleep(Duration::from_millis(20));
+                if flushed_chunks == 1 || !oldest.exists() {
+                    break;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            let lines: BTreeSet<String> = read(&ingester).into_keys().collect();
+            ingester.stop();
+            drop(ingester);
+            assert_eq!(lines.len() + BTreeSet::len(&flushed), 4001 + 201 + 1);
+            assert!(numbers(dir.path(), LogKind::Wal).len() >= 3, "{:?}", numbers(dir.path(), LogKind::Wal));
+            assert!(flushed_chunks > 1 || numbers(dir.path(), LogKind::Blocks).len() >= 2);
+            Sample { dir, lines, flushed, retired }
+        }
+    }
+
+    fn copy(from: &Path) -> tempfile::TempDir {
+        let to = tempfile::tempdir().unwrap();
+        for part in [".", "wal", "blocks"] {
+            fs::create_dir_all(to.path().join(part)).unwrap();
+            for file in fs::read_dir(from.join(part)).unwrap().flatten().filter(|f| f.path().is_file()) {
+                fs::copy(file.path(), to.path().join(part).join(file.file_name())).unwrap();
+            }
+        }
+        to
+    }
+
+    fn path(dir: &Path, log: LogKind, number: u64) -> PathBuf {
+        dir.join(if log == LogKind::Wal { "wal" } else { "blocks" }).join(file_name(log, number))
+    }
+
+    /// Segments that hold something.
+    fn numbers(dir: &Path, log: LogKind) -> Vec<u64> {
+        let files = fs::read_dir(path(dir, log, 0).parent().unwrap()).unwrap().flatten();
+        let number = |f: fs::DirEntry| file_number(log, &f.file_name().to_string_lossy());
+        let holds = |n: &u64| scan_segment(&fs::read(path(dir, log, *n)).unwrap()).is_ok_and(|s| !s.is_prepared());
+        let mut out: Vec<u64> = files.filter_map(number).filter(holds).collect();
+        out.sort_unstable();
+        out
+    }
+
+    fn flip(file: &Path, at: u64) {
+        let mut bytes = fs::read(file).unwrap();
+        bytes[at as usize] ^= 4;
+        fs::write(file, bytes).unwrap();
+    }
+
+    /// All records of a kind: log, segment, offset, head.
+    fn records(dir: &Path, kind: Kind) -> Vec<(LogKind, u64, u64, RecordHead)> {
+        let mut out = Vec::new();
+        for log in [LogKind::Wal, LogKind::Blocks] {
+            for number in numbers(dir, log) {
+                let scan = scan_segment(&fs::read(path(dir, log, number)).unwrap()).unwrap();
+                let all = scan.groups.iter().flat_map(|g| &g.records).filter(|r| r.head.known_kind() == Some(kind));
+                out.extend(all.map(|r| (log, number, r.offset, r.head)));
+            }
+        }
+        out
+    }
+
+    fn verify(dir: &Path) -> (i32, serde_json::Value) {
+        let mut inspect = Command::new(env!("CARGO_BIN_EXE_wal-inspect"));
+        let output = inspect.arg("-d").arg(dir).args(["verify", "-o", "json"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let parsed = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text} {output:?}"));
+        (output.status.code().unwrap(), parsed)
+    }
+
+    struct After {
+        report: RecoveryReport,
+        missing: BTreeSet<String>,
+        again: BTreeSet<String>,
+    }
+
+    /// Starts on damaged files, twice, and compares what must be the same.
+    fn outcome(sample: &Sample, what: &str, dir: &Path) -> After {
+        let (code, told) = verify(dir);
+        let refused = replay(IngesterConfig { refuse_damage: true, ..config(dir) });
+        assert!(matches!(refused, Err(StartError::Damaged { .. })), "{what}: on_damage: refuse starts");
+        drop(refused);
+        let (ingester, report) = start(dir);
+        let found = read(&ingester);
+        ingester.stop();
+        drop(ingester);
+        assert!(found.values().all(|n| *n == 1), "{what}: a line twice");
+        let invented = found.keys().find(|l| !sample.lines.contains(*l) && !sample.flushed.contains(*l));
+        assert_eq!(invented, None, "{what}: a line that nobody sent");
+        let missing: BTreeSet<String> = sample.lines.iter().filter(|l| !found.contains_key(*l)).cloned().collect();
+        let again = found.into_keys().filter(|l| sample.flushed.contains(l)).collect();
+        assert!(report.damaged_places > 0, "{what}: not told: {report:?}");
+        assert_eq!(code, 1, "{what}: verify finds nothing");
+        let counted = report.lost_lines + report.unattributed_lines;
+        assert_eq!(counted, missing.len() as u64, "{what}: {report:?}, missing {missing:?}");
+        assert_eq!(told["verify"]["lost_lines"], report.lost_lines, "{what}: {report:?}: {told}");
+        let kept = Quarantine::read(&RealFs, &dir.join("quarantine")).unwrap();
+        assert!(!kept.unread.is_empty(), "{what}: no report");
+        let (ingester, next) = start(dir);
+        assert_eq!((next.damaged_places, next.lost_lines), (0, 0), "{what}: told again: {next:?}");
+        let same = read(&ingester);
+        assert_eq!(same.len(), sample.lines.len() - missing.len() + BTreeSet::len(&again), "{what}: the next start");
+        ingester.stop();
+        After { report, missing, again }
+    }
+
+    fn ends<T: Copy>(all: &[T]) -> Vec<T> {
+        let mut at = vec![0, all.len() / 2, all.len() - 1];
+        at.dedup();
+        at.into_iter().map(|i| all[i]).collect()
+    }
+
+    /// First, middle and last record of every kind, in the body and in the head. Lines of `big` are in blocks as well, so nothing
+    /// of them is lost; a push loses its line of `cold`.
+    #[test]
+    fn a_damaged_record_of_any_kind_costs_what_the_table_says() {
+        let sample = sample();
+        let lines = |app: &str, set: &BTreeSet<String>| set.iter().filter(|l| l.starts_with(app)).count();
+        let kinds = [
+            Kind::Series,
+            Kind::Entries,
+            Kind::Open,
+            Kind::BlocksSynced,
+            Kind::ChunkClosed,
+            Kind::ChunkFlushed,
+            Kind::Block,
+            Kind::Footer,
+        ];
+        for kind in kinds {
+            let all = records(sample.dir.path(), kind);
+            assert!(!all.is_empty(), "no {kind:?}");
+            for (log, number, offset, head) in ends(&all) {
+                for at in [offset + u64::from(head.len) - u64::from(head.body_len) / 2 - 1, offset + 9] {
+                    let what = format!("{kind:?} in {log:?} segment {number}, byte {at} of the record at {offset}");
+                    let dir = copy(sample.dir.path());
+                    flip(&path(dir.path(), log, number), at);
+                    let footer = |f: &BlocksSynced| f.footer > 0;
+                    let blocks = plan_of(dir.path()).blocks;
+                    let has_footer = blocks.iter().any(|b| b.segment == number && footer(b));
+                    if log == LogKind::Blocks && kind != Kind::Footer && has_footer {
+                        // The footer tells of it, so it is read by who needs it.
+                        assert_eq!(verify(dir.path()).0, 1, "{what}");
+                        continue;
+                    }
+                    let after = outcome(sample, &what, dir.path());
+                    let cold = if kind == Kind::Entries { 1 } else { 0 };
+                    assert_eq!(lines("cold", &after.missing), cold, "{what}");
+                    assert!(after.missing.len() <= 21, "{what}: {:?}", after.missing);
+                    let twice = if kind == Kind::ChunkFlushed { sample.flushed.len() } else { 0 };
+                    assert_eq!(after.again.len(), twice, "{what}");
+                    if kind != Kind::Series {
+                        assert_eq!(after.report.unattributed_lines, 0, "{what}");
+                    }
+                }
+            }
+        }
+    }
+
+    fn plan_of(dir: &Path) -> Plan {
+        let files = numbers(dir, LogKind::Wal);
+        let summary = |n: &u64| {
+            let file = fs::read(path(dir, LogKind::Wal, *n)).unwrap();
+            Summary::of(*n, &scan_segment(&file).unwrap(), &file)
+        };
+        plan(&files.iter().map(summary).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn lines_without_any_definition_of_their_stream_are_counted_and_kept() {
+        let sample = sample();
+        // `once` has the only definition of its stream in a Series of its own.
+        let alone = |(log, number, offset, head): &(LogKind, u64, u64, RecordHead)| {
+            let file = fs::read(path(sample.dir.path(), *log, *number)).unwrap();
+            let defined: Vec<SeriesDef> = decode_control(head, head.body(&file, *offset)).unwrap();
+            defined.iter().any(|d| d.labels.iter().any(|(_, v)| v == "once"))
+        };
+        let all = records(sample.dir.path(), Kind::Series);
+        let [(log, number, offset, head)] = all.into_iter().filter(alone).collect::<Vec<_>>()[..] else {
+            panic!("the only definition")
+        };
+        let dir = copy(sample.dir.path());
+        flip(&path(dir.path(), log, number), offset + u64::from(head.len) - 1);
+        let after = outcome(sample, "Series of once", dir.path());
+        assert_eq!((after.report.lost_lines, after.report.unattributed_lines), (0, 1), "{:?}", after.report);
+        assert_eq!(after.missing, BTreeSet::from(["once 0 ".to_string()]));
+        let kept = fs::read_dir(dir.path().join("quarantine")).unwrap().flatten();
+        let bytes: Vec<Vec<u8>> = kept
+            .filter(|f| f.path().extension().is_some_and(|e| e == "wal"))
+            .map(|f| fs::read(f.path()).unwrap())
+            .collect();
+        assert_eq!(bytes.len(), 1, "the segment with its line");
+    }
+
+    #[test]
+    fn one_copy_of_a_segment_header_serves_and_is_told_and_both_cost_the_segment() {
+        let sample = sample();
+        for log in [LogKind::Wal, LogKind::Blocks] {
+            let numbers = numbers(sample.dir.path(), log);
+            let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
+            for number in ends(&numbers) {
+                for copies in [&[0u64][..], &[4096], &[0, 4096]] {
+                    let what = format!("header copies {copies:?} of {log:?} segment {number}");
+                    let dir = copy(sample.dir.path());
+                    copies.iter().for_each(|at| flip(&path(dir.path(), log, number), at + 40));
+                    if copies.len() == 1 {
+                        let after = outcome(sample, &what, dir.path());
+                        assert_eq!((after.missing.len(), after.again.len()), (0, 0), "{what}");
+                        continue;
+                    }
+                    // What is lost is found to be lost, and nothing else.
+                    let (ingester, report) = start(dir.path());
+                    assert!(report.damaged_places > 0, "{what}");
+                    let found = read(&ingester);
+                    let missing = sample.lines.iter().filter(|l| !found.contains_key(*l)).count() as u64;
+                    assert!(found.values().all(|n| *n == 1), "{what}");
+                    match log {
+                        // Nothing else tells what the oldest and the newest segment held.
+                        LogKind::Wal if [first, last].contains(&number) => assert!(missing <= 2000, "{what}"),
+                        LogKind::Wal => assert_eq!(report.lost_lines, missing, "{what}: {report:?}"),
+                        LogKind::Blocks => assert_eq!(missing, 0, "{what}: the write-ahead log has all of it"),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_identity_that_does_not_hold_refuses_and_changes_nothing() {
+        let sample = sample();
+        let identity = |dir: &Path| dir.join("identity");
+        let other = tempfile::tempdir().unwrap();
+        start(other.path()).0.stop();
+        let files = |dir: &Path| -> BTreeMap<PathBuf, Vec<u8>> {
+            let all = [".", "wal", "blocks"].map(|part| fs::read_dir(dir.join(part)).unwrap().flatten());
+            let all = all.into_iter().flatten().map(|f| f.path()).filter(|p| p.is_file() && !p.ends_with("LOCK"));
+            all.map(|p| (p.clone(), fs::read(p).unwrap())).collect()
+        };
+        let damages: [(&str, &dyn Fn(&Path)); 3] = [
+            ("is gone", &|dir| fs::remove_file(identity(dir)).unwrap()),
+            ("is damaged", &|dir| flip(&identity(dir), 30)),
+            ("belongs to another volume", &|dir| assert!(fs::copy(identity(other.path()), identity(dir)).unwrap() > 0)),
+        ];
+        for (says, damage) in damages {
+            let dir = copy(sample.dir.path());
+            damage(dir.path());
+            let before = files(dir.path());
+            let error = replay(config(dir.path())).err().unwrap().to_string();
+            assert!(error.contains(says), "{says}: {error}");
+            assert!(files(dir.path()) == before, "{says}: something was changed");
+            fs::copy(identity(sample.dir.path()), identity(dir.path())).unwrap();
+            let (ingester, report) = start(dir.path());
+            assert_eq!((report.damaged_places, read(&ingester).len()), (0, sample.lines.len()), "{says}");
+        }
+    }
+
+    /// The record that gave up a block segment is damaged: nothing that is needed is removed, and nothing that was given up
+    /// comes back, whether its file is still there or not.
+    #[test]
+    fn a_damaged_retiring_removes_nothing_and_brings_nothing_back() {
+        let gone = make(usize::MAX);
+        let (log, number, offset, head) = records(gone.dir.path(), Kind::Retiring)[0];
+        let retired = path(gone.dir.path(), LogKind::Blocks, 1);
+        assert!(!retired.exists());
+        let at = offset + u64::from(head.len) - 1;
+        let dir = copy(gone.dir.path());
+        flip(&path(dir.path(), log, number), at);
+        let after = outcome(&gone, "Retiring, done", dir.path());
+        assert_eq!((after.missing.len(), after.again.len()), (0, 0));
+        // The crash came before the file was removed.
+        let dir = copy(gone.dir.path());
+        flip(&path(dir.path(), log, number), at);
+        fs::write(path(dir.path(), LogKind::Blocks, 1), &gone.retired).unwrap();
+        let after = outcome(&gone, "Retiring, not done", dir.path());
+        assert_eq!((after.missing.len(), after.again.len()), (0, 0));
+    }
+
+    #[test]
+    fn group_headers_missing_files_and_cut_files_are_told_and_counted() {
+        let sample = sample();
+        for log in [LogKind::Wal, LogKind::Blocks] {
+            let all = numbers(sample.dir.path(), log);
+            let middle = all[all.len() / 2];
+            let file = fs::read(path(sample.dir.path(), log, middle)).unwrap();
+            let groups = scan_segment(&file).unwrap().groups;
+            let with_records: Vec<u64> = groups.iter().filter(|g| !g.records.is_empty()).map(|g| g.offset).collect();
+            let damages: [(&str, &dyn Fn(&Path)); 4] = [
+                ("group header of the first group", &|file| flip(file, with_records[0] + 20)),
+                ("group header in the middle", &|file| flip(file, with_records[with_records.len() / 2] + 20)),
+                ("the file", &|file| fs::remove_file(file).unwrap()),
+                ("its end", &|file| {
+                    let bytes = fs::read(file).unwrap();
+                    fs::write(file, &bytes[..300_000]).unwrap();
+                }),
+            ];
+            for (part, damage) in damages {
+                if log == LogKind::Blocks && (part.contains("group") || part.contains("end")) {
+                    // Its footer tells of it, or is gone with the end and the segment is read.
+                    continue;
+                }
+                let what = format!("{part} of {log:?} segment {middle}");
+                let dir = copy(sample.dir.path());
+                damage(&path(dir.path(), log, middle));
+                let after = outcome(sample, &what, dir.path());
+                assert_eq!(after.again.len(), 0, "{what}");
+                if part.contains("header") {
+                    assert_eq!(after.missing.len(), 0, "{what}: records prove themselves");
+                }
+            }
+        }
+    }
+
+    /// A Gap that is damaged no longer settles its loss: it is told once more, with the same count.
+    #[test]
+    fn a_damaged_gap_tells_its_loss_again() {
+        let sample = sample();
+        let dir = copy(sample.dir.path());
+        let (log, number, offset, _) = records(dir.path(), Kind::Entries)[50];
+        flip(&path(dir.path(), log, number), offset + 9);
+        let first = outcome(sample, "the first time", dir.path());
+        assert_eq!((first.report.lost_lines, first.missing.len()), (1, 1));
+        let (log, number, offset, head) = records(dir.path(), Kind::Gap)[0];
+        flip(&path(dir.path(), log, number), offset + u64::from(head.len) - 1);
+        let again = outcome(sample, "the second time", dir.path());
+        assert_eq!((again.report.lost_lines, again.missing), (1, first.missing));
+    }
+}

@@ -308,7 +308,7 @@ fn a_flipped_byte_in_a_body_costs_its_record_and_is_told_by_stream() {
     assert_eq!(verify["verify"]["verdict"], "damaged");
     assert_eq!(verify["damage"].as_array().unwrap().len(), 1);
     assert_eq!(verify["damage"][0]["position"], format!("1:{record}"));
-    assert_eq!(verify["damage"][0]["what"], "record body");
+    assert_eq!(verify["damage"][0]["what"], "record body (entries)");
     assert_eq!((&verify["verify"]["lost_lines"], &verify["verify"]["lost_lines_unattributed"]), (&5.into(), &0.into()));
     let missing: Vec<_> = verify["missing"].as_array().unwrap().iter().collect();
     let ranges: Vec<_> = missing.iter().map(|m| (&m["stream"], &m["first_seq"], &m["end_seq"])).collect();

@@ -3,6 +3,7 @@
 use super::IngesterConfig;
 use crate::codec::crc32;
 use crate::fs::{Fs, Lock, LockError, read_full_at, replace_durably};
+use crate::wal::{LogKind, file_number};
 use std::io;
 use std::path::Path;
 use uuid::Uuid;
@@ -30,6 +31,11 @@ pub enum DataDirError {
     /// `identity` is damaged.
     #[error("{0}/identity is damaged ({1}): restore it from a backup; it names the volume that the log belongs to")]
     Damaged(String, String),
+    /// `identity` is gone, and segments are there.
+    #[error(
+        "{0}/identity is gone and {0} holds segments: restore it from a backup; it names the volume that the log belongs to"
+    )]
+    Gone(String),
     /// Made by a newer Timberline.
     #[error("{0} has format version {1}, this program reads version {FORMAT_VERSION}: use the newer program")]
     Version(String, u32),
@@ -65,6 +71,7 @@ impl DataDir {
         })?;
         let identity = match read(fs, &dir.join("identity")).map_err(failed)? {
             Some(bytes) => parse(&bytes).map_err(|why| DataDirError::Damaged(shown(), why))?,
+            None if holds_segments(config).map_err(failed)? => return Err(DataDirError::Gone(shown())),
             None => create(fs, &dir.join("identity")).map_err(failed)?,
         };
         if identity.format_version > FORMAT_VERSION {
@@ -74,6 +81,21 @@ impl DataDir {
         fs.create_dir_all(&config.blocks_dir).map_err(failed)?;
         Ok(Self { identity, _lock: lock })
     }
+}
+
+/// Does either log hold a segment? With a new identity it would be another volume's.
+fn holds_segments(config: &IngesterConfig) -> io::Result<bool> {
+    for dir in [&config.wal_dir, &config.blocks_dir] {
+        let entries = match config.fs.list(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            listed => listed?,
+        };
+        let segment = |name: &str| [LogKind::Wal, LogKind::Blocks].iter().any(|log| file_number(*log, name).is_some());
+        if entries.iter().any(|e| segment(&e.name)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn read(fs: &dyn Fs, path: &Path) -> io::Result<Option<Vec<u8>>> {

@@ -170,7 +170,7 @@ impl Ingester<NilRecord> {
         state.next_stream_id.store(recovered.plan.next_stream_id, Ordering::SeqCst);
         let quarantine = Quarantine::read(&*config.fs, &config.quarantine_dir).unwrap_or_default();
         let damage = quarantine.news(recovered.damage_reports());
-        report.note(&recovered.plan, &damage, recovered.blocks().bytes);
+        report.note(&recovered, &damage);
         if config.refuse_damage && !damage.is_empty() {
             return Err(StartError::Damaged { lost: report.lost_lines, places: report.losses.join("; ") });
         }
@@ -496,15 +496,16 @@ fn apply_shard(state: &State, batch: &[Part<'_>], bodies: &[Body], shard: usize,
 }
 
 impl RecoveryReport {
-    fn note(&mut self, plan: &Plan, damage: &[DamageReport], block_bytes: u64) {
+    fn note(&mut self, recovered: &Recovered, damage: &[DamageReport]) {
+        let plan = &recovered.plan;
         self.damaged_places = damage.iter().map(|r| r.places.len()).sum();
-        self.lost_lines = plan.loss.lines;
+        self.lost_lines = recovered.lost_lines(damage);
         self.unresolved = plan.unresolved.iter().map(|r| r.end - r.start).sum();
         let place = |r: &DamageReport, p: &String| format!("{} segment {}: {p}", r.log, r.segment);
         let places = damage.iter().flat_map(|r| r.places.iter().map(move |p| place(r, p)));
         let lsns = plan.loss.lsns.iter().map(|Range { start, end }| format!("LSN {start}..{end}"));
         self.losses = places.chain(lsns).take(10).collect();
-        self.block_bytes = block_bytes;
+        self.block_bytes = recovered.blocks().bytes;
     }
 }
 

@@ -11,9 +11,10 @@ use crate::fs::Map;
 use crate::model::LogEntry;
 use crate::wal::format::{FIRST_GROUP, HeaderError, Kind};
 use crate::wal::{
-    BlockPlace, BlockTables, BlocksSynced, Footer, Hold, LogKind, Plan, RecordScan, SegmentScan, SeriesDef,
+    BlockPlace, BlockTables, BlocksSynced, Footer, Hold, LogKind, Part, Plan, RecordScan, SegmentScan, SeriesDef,
     decode_control, file_name, scan_segment,
 };
+use ahash::AHashMap;
 use bytes::Bytes;
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -214,6 +215,16 @@ impl Blocks {
         [&self.held, &self.flushed].iter().any(|of| of.get(&stream).is_some_and(|r| r.contains(seq)))
     }
 
+    /// Seqs by stream that blocks hold that count, or the object store.
+    pub fn settled(&self) -> AHashMap<u64, Ranges> {
+        let mut out: AHashMap<u64, Ranges> = AHashMap::new();
+        for (stream, ranges) in self.held.iter().chain(&self.flushed) {
+            let known = out.entry(*stream).or_default();
+            ranges.iter().for_each(|r| known.insert(r.clone()));
+        }
+        out
+    }
+
     /// The seqs that are neither in a block that counts nor in the object store.
     pub fn unsettled(&self, stream: u64, seqs: &Range<u64>) -> Vec<Range<u64>> {
         let without = |of: &HashMap<u64, Ranges>, seqs: &Range<u64>| match of.get(&stream) {
@@ -268,8 +279,11 @@ impl Blocks {
                 facts.state = "damaged";
             }
             Ok(scan) => {
+                if let Some(copy) = scan.bad_header.clone() {
+                    self.problem(number, copy, Part::Header.to_string());
+                }
                 if synced.end != u64::MAX && len < synced.end {
-                    self.problem(number, len..synced.end, "end of the file is missing");
+                    self.problem(number, len..synced.end, Part::Cut.to_string());
                 }
                 self.records(&BlockView { synced, file, scan: &scan }, &mut facts);
             }
@@ -284,7 +298,7 @@ impl Blocks {
         // Behind an end that nobody knows lies what a crash has left.
         let certain = view.synced.end != u64::MAX;
         for damage in view.scan.groups.iter().flat_map(|g| &g.damage).filter(|_| certain) {
-            self.problem(number, damage.bytes.clone(), damage.what);
+            self.problem(number, damage.bytes.clone(), damage.part.to_string());
         }
         for record in view.records() {
             let (head, at) = (record.head, record.offset);

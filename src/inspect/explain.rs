@@ -10,7 +10,7 @@ use crate::wal::format::{
     SegmentHeader, VERSION,
 };
 use crate::wal::{BlockTables, LogKind, decompress_body, file_number, scan_segment, segment_name};
-use crate::wal::{BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Footer, Gap, Open, RecordHead, Retiring};
+use crate::wal::{BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Footer, Gap, Open, Part, RecordHead, Retiring};
 use crate::wal::{SegmentScan, SeriesDef, Tables, decode_control};
 use std::io::{self, Write};
 use std::ops::Range;
@@ -134,8 +134,8 @@ fn explain(file: &[u8], offset: u64, path: &Path) -> Result<Explained, InspectEr
         return Ok(record_fields(file, record.offset, &scan));
     }
     if let Some(damage) = group.damage.iter().find(|d| d.bytes.contains(&offset)) {
-        return Ok(match damage.what {
-            "group header" => group_header(file, damage.bytes.start, &scan.header),
+        return Ok(match damage.part {
+            Part::GroupHeader => group_header(file, damage.bytes.start, &scan.header),
             _ => record_fields(file, damage.bytes.start, &scan),
         });
     }

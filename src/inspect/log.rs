@@ -520,7 +520,7 @@ impl Judged {
             segment: *segment,
             offset: d.bytes.start,
             bytes: d.bytes.end.saturating_sub(d.bytes.start),
-            what: d.what.to_string(),
+            what: d.part.to_string(),
         };
         let mut out: Vec<Problem> = self.problems.clone();
         let known: HashSet<(u64, u64)> = out.iter().map(|p| (p.segment, p.offset)).collect();

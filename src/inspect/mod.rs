@@ -14,7 +14,6 @@ pub mod explain;
 pub mod log;
 pub mod output;
 mod progress;
-pub mod ranges;
 mod selector;
 mod seqs;
 pub mod stats;
@@ -27,6 +26,7 @@ pub use progress::Progress;
 pub use selector::{Selector, SelectorError};
 
 use crate::fs::exit_on_map_fault;
+use crate::wal::ranges;
 use clap::Parser;
 use cli::{Cli, Command, When};
 use command::Context;

@@ -10,7 +10,7 @@ use super::seqs::Seqs;
 use crate::codec::crc32;
 use crate::wal::format::{FLAG_CARRIED, Kind};
 use crate::wal::{
-    BodyError, BodyView, Footer, GroupScan, LogKind, Open, RecordScan, SeriesDef, Tables, decode_control,
+    BodyError, BodyView, Footer, GroupScan, LogKind, Open, RecordScan, SeriesDef, Survivors, Tables, decode_control,
 };
 use crate::wal::{decompress_body, file_name, segment_name};
 use std::collections::HashSet;
@@ -19,6 +19,7 @@ use std::io::Write;
 /// What was checked and found beyond the judgement.
 struct Check<'a> {
     seqs: Seqs,
+    survivors: Survivors,
     once: Once<'a>,
     problems: Vec<Problem>,
     known: HashSet<(bool, u64, u64)>,
@@ -57,6 +58,7 @@ impl Chain {
 pub fn run<W: Write>(judged: &Judged, context: &mut Context<W>) -> Result<bool, InspectError> {
     let mut check = Check {
         seqs: Seqs::new(judged.plan.first_lsn == 0, &judged.plan.gaps),
+        survivors: Survivors::new(&judged.plan),
         once: Once::new(judged),
         known: judged.damage().iter().map(Problem::place).collect(),
         problems: judged.damage(),
@@ -175,8 +177,9 @@ impl Check<'_> {
             _ if !record.body_is_sound => Ok(()),
             Some(Kind::Series) => {
                 let definitions: Vec<SeriesDef> = decode_control(head, head.body(view.file, at))?;
-                if state == State::Durable {
-                    definitions.iter().for_each(|d| self.seqs.defined(d.id, d.next_seq, d.settled_seq));
+                for d in definitions.iter().filter(|_| state == State::Durable) {
+                    self.seqs.defined(d.id, d.next_seq, d.settled_seq);
+                    self.survivors.defined(head.lsn, d.id, d.next_seq);
                 }
                 Ok(())
             }
@@ -206,6 +209,7 @@ impl Check<'_> {
             let seqs = row.first_seq..row.end_seq();
             if sound {
                 self.lines += self.once.lines(row);
+                self.survivors.entries(head.lsn, head.flags & FLAG_CARRIED != 0, row);
             }
             if head.flags & FLAG_CARRIED != 0 {
                 self.seqs.carried(row.stream, seqs, sound);
@@ -239,7 +243,9 @@ impl Check<'_> {
         self.problems.sort_by_key(Problem::place);
         let missing = self.seqs.missing(&judged.blocks);
         let attributed: u64 = missing.iter().map(|(_, r)| r.end - r.start).sum();
-        let lost = plan.loss.lines.max(attributed);
+        let mut loss = plan.loss.clone();
+        self.survivors.settle(&mut loss, &judged.blocks.settled());
+        let lost = loss.lines.max(attributed);
         let sound = judged.is_sound() && self.problems.is_empty() && missing.is_empty();
         printer.section("verify", Shape::One)?;
         printer.row(&vec![

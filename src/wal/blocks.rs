@@ -4,11 +4,14 @@
 //! does a block count: what lies behind the durable end is written over after a restart.
 
 use super::format::{
-    FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, Kind, LogKind, RECORD_HEAD_LEN, RecordHead, SegmentHeader,
+    FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, HeaderError, Kind, LogKind, RECORD_HEAD_LEN, RecordHead,
+    SegmentHeader,
 };
 use super::group::GroupBuilder;
 use super::record::{BlockTables, BlocksSynced, ChunkClosed, Footer, decode_control};
+use super::scan::Damage;
 use super::segment::{self, Prepared};
+use super::verdict::{Finding, Part, Place, verdict};
 use super::writer::{Decision, LogError, StreamLog, Unavailable, Wal, WalOptions, spawn_critical};
 use crate::codec::{align_up, crc32};
 use crate::fs::{File, Fs, read_full_at, write_all_at, write_all_uncached_at};
@@ -17,6 +20,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -589,10 +593,10 @@ pub struct FoundBlock {
 pub struct FoundBlocks {
     /// Sound blocks, in the order of the log.
     pub blocks: Vec<FoundBlock>,
-    /// Damage: segment and what is wrong there.
-    pub damage: Vec<(u64, String)>,
-    /// Blocks whose bytes are damaged: what they held, unless the write-ahead log still has it.
-    pub damaged: Vec<BlockTables>,
+    /// Damage, by segment.
+    pub damage: Vec<(u64, Damage)>,
+    /// Blocks whose bytes are damaged: segment, place, and what they held, unless it is in another place.
+    pub damaged: Vec<(u64, Range<u64>, BlockTables)>,
     /// Bytes of all segments.
     pub bytes: u64,
     /// Definitions of streams.
@@ -642,7 +646,7 @@ impl RecoveredBlocks {
         };
         for synced in live {
             if files.binary_search(&synced.segment).is_err() {
-                out.found.damage.push((synced.segment, "the segment is missing".into()));
+                out.judge(&synced, Part::Missing, 0..synced.end, true);
                 continue;
             }
             out.segment(*synced, Some(synced.segment) == newest)?;
@@ -668,6 +672,14 @@ impl RecoveredBlocks {
         Ok(out)
     }
 
+    /// Notes what does not hold, if it counts.
+    fn judge(&mut self, synced: &BlocksSynced, part: Part, bytes: Range<u64>, elsewhere: bool) {
+        let place = if synced.end == u64::MAX { Place::Unnamed } else { Place::Durable };
+        if verdict(part, place, elsewhere, false).finding == Finding::Damage {
+            self.found.damage.push((synced.segment, Damage { bytes, part }));
+        }
+    }
+
     fn segment(&mut self, synced: BlocksSynced, newest: bool) -> io::Result<()> {
         let path = self.store.path(synced.segment);
         let file = self.store.fs.open(&path, newest)?;
@@ -676,39 +688,46 @@ impl RecoveredBlocks {
         file.drop_cache()?;
         let mut start = vec![0; FIRST_GROUP as usize];
         let read = read_full_at(&*file, 0, &mut start)?;
-        let header = SegmentHeader::decode(start.get(..read).unwrap_or_default());
-        let ours =
-            |h: &SegmentHeader| (h.number, h.log, h.volume) == (synced.segment, LogKind::Blocks, self.store.volume);
-        let Some(header) = header.ok().filter(ours) else {
-            self.found
-                .damage
-                .push((synced.segment, "the segment header is damaged, or that of another segment".into()));
-            return Ok(());
+        start.truncate(read);
+        let header = match SegmentHeader::decode(&start) {
+            Ok(header) => header,
+            Err(e @ HeaderError::Version(_)) => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
+            Err(HeaderError::NotASegment | HeaderError::Damaged) => {
+                self.judge(&synced, Part::Header, 0..FIRST_GROUP, false);
+                return Ok(());
+            }
         };
+        if (header.number, header.log, header.volume) != (synced.segment, LogKind::Blocks, self.store.volume) {
+            self.judge(&synced, Part::Name, 0..FIRST_GROUP, false);
+            return Ok(());
+        }
+        if let Some(copy) = SegmentHeader::damaged_copy(&start) {
+            self.judge(&synced, Part::Header, copy, true);
+        }
         self.store.opened(header);
         self.found.bytes += header.file_len;
         let footer = match synced.footer {
             0 => None,
-            at => {
-                let footer = read_footer(&*file, &header, at, synced.end)?;
-                if footer.is_none() {
-                    self.found
-                        .damage
-                        .push((synced.segment, format!("the footer at {at} is damaged: blocks are read instead")));
-                }
-                footer
-            }
+            at => read_footer(&*file, &header, at, synced.end)?,
         };
         let footer = match footer {
             Some(footer) => footer,
-            None => self.scan(&*file, &header, synced.end)?,
+            None => {
+                if synced.footer > 0 {
+                    self.judge(&synced, Part::Record(Kind::Footer), synced.footer..synced.end, false);
+                }
+                self.scan(&*file, &header, &synced)?
+            }
         };
         let mut used = 0;
         for (offset, len, tables) in &footer.blocks {
             let place = BlockPlace { segment: header.number, offset: *offset, len: *len };
             match BlockTables::decode(tables) {
                 Ok(tables) => self.found.blocks.push(FoundBlock { place, tables }),
-                Err(e) => self.found.damage.push((header.number, format!("block at {offset}: {e}"))),
+                Err(_) => {
+                    let bytes = *offset..offset + u64::from(*len);
+                    self.judge(&synced, Part::Record(Kind::Block), bytes, false);
+                }
             }
             used += u64::from(*len);
         }
@@ -729,31 +748,36 @@ impl RecoveredBlocks {
     }
 
     /// Reads a segment up to its durable end, and makes its footer.
-    fn scan(&mut self, file: &dyn File, header: &SegmentHeader, end: u64) -> io::Result<Footer> {
-        let end = end.min(header.file_len);
+    fn scan(&mut self, file: &dyn File, header: &SegmentHeader, synced: &BlocksSynced) -> io::Result<Footer> {
+        let end = synced.end.min(header.file_len);
         let mut bytes = vec![0; usize::try_from(end).unwrap_or(usize::MAX)];
         let read = read_full_at(file, 0, &mut bytes)?;
         bytes.truncate(read);
         if (read as u64) < end {
-            self.found.damage.push((header.number, format!("bytes {read}..{end} of the file are missing")));
+            self.judge(synced, Part::Cut, read as u64..end, true);
         }
         let mut footer = Footer::default();
         let Ok(scan) = super::scan::scan_segment(&bytes) else { return Ok(footer) };
         for group in &scan.groups {
-            let places = group.damage.iter().map(|d| format!("bytes {}..{}: {}", d.bytes.start, d.bytes.end, d.what));
-            self.found.damage.extend(places.map(|what| (header.number, what)));
+            // The footer is judged already.
+            let before_footer = |d: &&Damage| synced.footer == 0 || d.bytes.start < synced.footer;
+            for d in group.damage.iter().filter(before_footer) {
+                self.judge(synced, d.part, d.bytes.clone(), false);
+            }
             for record in &group.records {
                 let (head, offset) = (record.head, record.offset);
+                let place = offset..offset + u64::from(head.len);
                 match (head.known_kind(), record.body_is_sound) {
                     (Some(Kind::Block), true) => {
                         footer.blocks.push((offset, head.len, head.tables(&bytes, offset).to_vec()));
                     }
                     (Some(Kind::Block), false) => {
-                        self.found.damaged.extend(BlockTables::decode(head.tables(&bytes, offset)));
+                        let tables = BlockTables::decode(head.tables(&bytes, offset)).ok();
+                        self.found.damaged.extend(tables.map(|t| (header.number, place, t)));
                     }
                     (Some(Kind::Series), true) => match decode_control(&head, head.body(&bytes, offset)) {
                         Ok(definitions) => footer.definitions.extend::<Vec<_>>(definitions),
-                        Err(e) => self.found.damage.push((header.number, e.to_string())),
+                        Err(_) => self.judge(synced, Part::Record(Kind::Series), place, false),
                     },
                     _ => {}
                 }

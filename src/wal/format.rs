@@ -5,6 +5,7 @@
 //! taken for a structure.
 
 use crate::codec::{Cursor, DecodeError, align_up, crc32};
+use std::ops::Range;
 use uuid::Uuid;
 
 /// First bytes of every segment of the write-ahead log.
@@ -122,6 +123,18 @@ impl SegmentHeader {
             }
         }
         Err(worst)
+    }
+
+    /// The copy that does not hold where the other one does.
+    pub fn damaged_copy(file: &[u8]) -> Option<Range<u64>> {
+        let place = |offset: u64| offset..offset + SEGMENT_HEADER_LEN as u64;
+        let copy = |offset: u64| file.get(offset as usize..)?.first_chunk::<SEGMENT_HEADER_LEN>();
+        let holds = |offset: u64| copy(offset).is_some_and(|c| Self::decode_copy(c, offset).is_ok());
+        match (holds(0), holds(SECOND_HEADER)) {
+            (false, true) => Some(place(0)),
+            (true, false) => Some(place(SECOND_HEADER)),
+            _ => None,
+        }
     }
 
     fn decode_copy(copy: &[u8; SEGMENT_HEADER_LEN], offset: u64) -> Result<Self, HeaderError> {

@@ -9,14 +9,17 @@ mod group;
 mod metrics;
 mod plan;
 mod quarantine;
+pub mod ranges;
 mod record;
 mod repair;
 mod retention;
 mod scan;
 mod segment;
 mod supply;
+mod survivors;
 #[cfg(test)]
 mod tests;
+mod verdict;
 mod writer;
 
 pub use blocks::{
@@ -36,4 +39,6 @@ pub use repair::{RecoverError, Recovered, ReplaySegment, recover};
 pub use retention::{Contents, Hold, Retention};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_segment};
 pub use segment::{file_name, file_number, segment_name, segment_number};
+pub use survivors::{LostBlock, Survivors};
+pub use verdict::{Cost, Finding, Part, Place, Then, Verdict, verdict};
 pub use writer::{Append, Applied, Decision, Sink, StreamLog, SyncMode, Unavailable, Wal, WalOptions, spawn_critical};

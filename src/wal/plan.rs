@@ -5,6 +5,7 @@ use super::group::chain_digest;
 use super::record::{BlocksSynced, Gap, Open, Previous, Retiring, SeriesDef, TableRow, Tables, decode_control};
 use super::retention::{Contents, Hold};
 use super::scan::{Damage, GroupScan, RecordScan, SegmentScan};
+use super::verdict::{Finding, Part, Place, Verdict, verdict};
 use ahash::AHashMap;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -38,9 +39,6 @@ pub struct Summary {
     /// Sound Entries records with lines that were in the log before.
     carried: Vec<RecordRef>,
     damage: Vec<Damage>,
-    /// Bytes that are missing at the end: never a torn write, files are filled before use. What they held, if
-    /// anything, is not known.
-    cut: Option<Damage>,
     /// The first group is there with every record that its header counts.
     first_group_is_whole: bool,
     /// A kind of record that this program does not know and may not skip.
@@ -76,7 +74,7 @@ pub struct RecordRef {
 impl Summary {
     /// A segment whose header is unusable.
     pub fn unusable(number: u64) -> Self {
-        let damage = vec![Damage { bytes: 0..FIRST_GROUP, what: "segment header" }];
+        let damage = vec![Damage { bytes: 0..FIRST_GROUP, part: Part::Header }];
         Self { header: None, damage, ..Self::empty(number) }
     }
 
@@ -97,7 +95,6 @@ impl Summary {
             holds: Vec::new(),
             carried: Vec::new(),
             damage: Vec::new(),
-            cut: None,
             first_group_is_whole: false,
             unknown_kind: None,
             max_stream_id: 0,
@@ -108,20 +105,21 @@ impl Summary {
     /// Sums a scan up. `number` is the one in the file's name, `file` are the bytes that were scanned.
     pub fn of(number: u64, scan: &SegmentScan, file: &[u8]) -> Self {
         if (scan.header.number, scan.header.log) != (number, LogKind::Wal) {
-            let damage = vec![Damage { bytes: 0..FIRST_GROUP, what: "segment under the name of another one" }];
+            let damage = vec![Damage { bytes: 0..FIRST_GROUP, part: Part::Name }];
             return Self { damage, ..Self::empty(number) };
         }
         let mut out = Self { header: Some(scan.header), ..Self::empty(number) };
         if scan.is_prepared() {
             return out;
         }
+        out.damage.extend(scan.bad_header.clone().map(|bytes| Damage { bytes, part: Part::Header }));
         let durable = scan.groups.iter().filter_map(|g| g.header).map(|h| h.durable_lsn).max().unwrap_or(0);
         for group in &scan.groups {
             out.group(group, file, durable);
         }
         if scan.missing > 0 {
             let end = scan.header.file_len;
-            out.cut = Some(Damage { bytes: end - scan.missing..end, what: "end of the file is missing" });
+            out.damage.push(Damage { bytes: end - scan.missing..end, part: Part::Cut });
         }
         out.first_group_is_whole = scan.groups.first().is_some_and(|g| {
             g.offset == FIRST_GROUP
@@ -133,7 +131,7 @@ impl Summary {
 
     /// Holds no group and no remains of one.
     pub fn is_empty(&self) -> bool {
-        self.groups.is_empty() && self.lsns.is_empty() && self.damage.is_empty() && self.cut.is_none()
+        self.groups.is_empty() && self.lsns.is_empty() && self.damage.is_empty()
     }
 
     fn group(&mut self, group: &GroupScan, file: &[u8], durable: u64) {
@@ -143,7 +141,7 @@ impl Summary {
             let Some(n) = self.record(record, file, durable) else {
                 self.damage.push(Damage {
                     bytes: record.offset..record.offset + u64::from(record.head.len),
-                    what: "record that does not decode",
+                    part: Part::record(record.head.known_kind()),
                 });
                 continue;
             };
@@ -245,9 +243,9 @@ impl Summary {
     /// A segment with durable content and without anything where its first group was: zeros, which scan as nothing.
     fn lost_first_group(&self, durable: u64) -> Option<Damage> {
         let lost = self.open.is_none() && self.first_lsn().is_some_and(|first| first < durable);
-        let told = self.damage.iter().any(|d| d.bytes.start < FIRST_GROUP + GROUP_ALIGN);
         let bytes = FIRST_GROUP..FIRST_GROUP + GROUP_ALIGN;
-        (lost && !told).then_some(Damage { bytes, what: "first group" })
+        let told = self.damage.iter().any(|d| bytes.contains(&d.bytes.start));
+        (lost && !told).then_some(Damage { bytes, part: Part::GroupHeader })
     }
 
     /// The oldest segment that is needed, as far as this one knows.
@@ -270,10 +268,14 @@ pub struct Loss {
     pub damage: Vec<(u64, Damage)>,
     /// LSNs below the durable end that no sound record has.
     pub lsns: Vec<Range<u64>>,
-    /// Their lines, exactly, by the totals in the group headers.
+    /// Lines that are nowhere else.
     pub lines: u64,
+    /// Lines that the lost records had, exactly, by the totals in the group headers.
+    pub logged: u64,
     /// Stream, first seq and count, where the table of a lost record survives.
     pub streams: Vec<TableRow>,
+    /// Of these, stream and seqs that are nowhere else.
+    pub seqs: Vec<(u64, Range<u64>)>,
     /// Segments that should be there and are not.
     pub missing_segments: Vec<u64>,
     /// Wall clock of the last group before the first lost LSN and of the first one after the last, in nanoseconds since the
@@ -287,7 +289,7 @@ impl Loss {
         Gap {
             lsns: self.lsns.iter().map(|r| (r.start, r.end)).collect(),
             seqs: self.streams.iter().map(|r| (r.stream, r.first_seq, r.end_seq())).collect(),
-            lines: self.lines,
+            lines: self.logged,
         }
     }
 
@@ -337,6 +339,8 @@ pub struct Plan {
     pub retired_blocks: HashSet<u64>,
     /// A decision may be lost, so segments of the block log that no record names are live too.
     pub blocks_are_uncertain: bool,
+    /// Damage hides records that nothing counts: LSNs, seqs and stream ids may have been given that nothing shows any more.
+    pub forgets: bool,
     /// Salts of the segments whose headers are sound.
     pub salts: HashMap<u64, u64>,
     /// What each live segment of the write-ahead log holds.
@@ -398,6 +402,8 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
     let opened = used.iter().filter_map(|s| s.open.as_ref()).filter_map(|o| o.previous).map(|p| p.end_lsn);
     out.durable_lsn = told.chain(opened).max().unwrap_or(0);
     let live = bounds(&used, out.durable_lsn, first_live, &mut out.loss);
+    let opened = used.iter().rev().find_map(|s| Some((s.number, s.open.as_ref()?.first_lsn)));
+    let judge = Judge { durable: out.durable_lsn, newest_open: opened };
     out.first_live_segment = live.first().map_or(0, |l| l.summary.number);
     out.first_lsn = live.first().and_then(|l| l.summary.first_lsn()).unwrap_or(out.durable_lsn);
     for l in &live {
@@ -405,7 +411,7 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
     }
     used.iter().flat_map(|s| &s.definitions).chain(elsewhere).for_each(|d| out.define(d));
     find_tail(&live, &mut out);
-    find_losses(&live, &mut out);
+    find_losses(&live, &judge, &mut out);
     settle_ends(&used, &live, &mut out);
     find_decisions(&used, &live, &mut out);
     out
@@ -430,7 +436,7 @@ fn find_decisions(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
     ends.retain(|number, _| !out.retired_blocks.contains(number));
     out.blocks = ends.into_values().collect();
     // A write-ahead log that holds nothing is no proof that there are no blocks: it may be the wrong directory.
-    out.blocks_are_uncertain = !out.loss.is_empty() || live.is_empty();
+    out.blocks_are_uncertain = out.forgets || live.is_empty();
     for l in live {
         let s = l.summary;
         out.contents.push(Contents {
@@ -455,6 +461,23 @@ struct Live<'a> {
 }
 
 impl Live<'_> {
+    /// What lies before this offset was synced: a group that begins at the durable end proves the bytes before it.
+    fn proved_end(&self, durable: u64) -> u64 {
+        let proved = self.groups().filter(|g| g.first_lsn <= durable);
+        proved.map(|g| if g.end_lsn <= durable { g.end } else { g.start }).max().unwrap_or(0)
+    }
+
+    /// Where these bytes lie, in the words of the decision table.
+    fn place(&self, at: u64, proved_end: u64) -> Place {
+        if self.summary.header.is_some() && at >= self.byte_end {
+            Place::Void
+        } else if self.summary.header.is_none() || self.byte_end < u64::MAX || at < proved_end {
+            Place::Durable
+        } else {
+            Place::Last
+        }
+    }
+
     fn groups(&self) -> impl Iterator<Item = &GroupSummary> {
         self.summary.groups.iter().filter(|g| g.end <= self.byte_end)
     }
@@ -540,8 +563,45 @@ fn is_copy(a: &RecordHead, b: &RecordHead) -> bool {
     (a.kind, a.len, a.body_crc) == (b.kind, b.len, b.body_crc)
 }
 
-fn find_losses(live: &[Live<'_>], out: &mut Plan) {
+/// Judges damage by the decision table.
+struct Judge {
+    /// Everything below was synced.
+    durable: u64,
+    /// The newest segment with a sound Open, and its first LSN: it names all files that were needed then.
+    newest_open: Option<(u64, u64)>,
+}
+
+impl Judge {
+    fn part(&self, part: Part, segment: u64, place: Place) -> Verdict {
+        verdict(part, place, self.newest_open.is_some_and(|(open, _)| segment < open), false)
+    }
+
+    /// What does not hold in a segment, with what follows.
+    fn segment<'a>(&self, l: &'a Live<'_>) -> impl Iterator<Item = (Damage, Verdict)> + use<'a, '_> {
+        let proved_end = l.proved_end(self.durable);
+        let headless = l.summary.lost_first_group(self.durable);
+        headless.into_iter().chain(l.summary.damage.iter().cloned()).map(move |d| {
+            let place = l.place(d.bytes.start, proved_end);
+            let judged = match (d.part, l.summary.header) {
+                // The other copy of the header.
+                (Part::Header, Some(_)) => verdict(Part::Header, place, true, false),
+                (part, _) => self.part(part, l.summary.number, place),
+            };
+            (d, judged)
+        })
+    }
+
+    /// Records of any kind that nothing shows, not even damaged bytes: zeros may hide a group.
+    fn hidden(&self, lsns: &[Range<u64>], broken: &HashSet<u64>) -> bool {
+        let first = self.newest_open.map_or(0, |(_, first)| first);
+        let newer = lsns.iter().flat_map(|r| r.start.max(first)..r.end).any(|lsn| !broken.contains(&lsn));
+        newer && verdict(Part::GroupHeader, Place::Durable, false, false).every_file
+    }
+}
+
+fn find_losses(live: &[Live<'_>], judge: &Judge, out: &mut Plan) {
     let durable = out.durable_lsn;
+    let mut known_broken = HashSet::new();
     let mut covered: Vec<Range<u64>> = Vec::new();
     let mut surviving_lines = 0;
     for l in live {
@@ -549,25 +609,21 @@ fn find_losses(live: &[Live<'_>], out: &mut Plan) {
         covered.extend(l.summary.lsns.iter().map(|r| r.start..r.end.min(end)).filter(|r| !r.is_empty()));
         let in_bounds = l.summary.lines.iter().filter(|(r, _)| r.start < end);
         surviving_lines += in_bounds.map(|(_, n)| n).sum::<u64>();
-        // A group that begins at the durable end proves the bytes before it.
-        let proved = l.groups().filter(|g| g.first_lsn <= durable);
-        let before_tail = proved.map(|g| if g.end_lsn <= durable { g.end } else { g.start }).max().unwrap_or(0);
-        // Bytes that a torn write left above the durable end are no damage.
-        let damage_end = if l.byte_end == u64::MAX { before_tail } else { l.byte_end };
-        // A file whose header is gone proves nothing: what it held is not known, so the file itself is the loss.
-        let damage_end = if l.summary.header.is_none() { u64::MAX } else { damage_end };
-        let damage = l.summary.damage.iter().filter(|d| d.bytes.start < damage_end);
-        let headless = l.summary.lost_first_group(durable);
-        out.loss.damage.extend(headless.map(|d| (l.summary.number, d)));
-        let cut = l.summary.cut.iter().filter(|d| d.bytes.start < l.byte_end);
-        out.loss.damage.extend(damage.chain(cut).map(|d| (l.summary.number, d.clone())));
+        for (d, judged) in judge.segment(l).filter(|(_, judged)| judged.finding == Finding::Damage) {
+            out.forgets |= judged.every_file;
+            out.loss.damage.push((l.summary.number, d));
+        }
         let broken = l.summary.broken.iter().filter(|(lsn, _)| *lsn < end);
+        known_broken.extend(broken.clone().map(|(lsn, _)| *lsn));
         out.loss.streams.extend(broken.flat_map(|(_, rows)| rows.iter().copied()));
         out.gaps.extend(l.summary.gaps.iter().cloned());
     }
     covered.extend(out.gaps.iter().flat_map(|g| g.lsns.iter().map(|(a, b)| *a..*b)));
     covered.sort_by_key(|r| r.start);
     out.loss.lsns = missing(out.first_lsn..durable, covered.into_iter());
+    let missing_file = |n: &u64| judge.part(Part::Missing, *n, Place::Durable).every_file;
+    out.forgets |= out.loss.missing_segments.iter().any(missing_file);
+    out.forgets |= judge.hidden(&out.loss.lsns, &known_broken);
     let start_lines = live.first().and_then(|l| l.summary.open.as_ref()).map_or(0, |o| o.total_lines);
     out.lines = total_lines(live, durable).max(start_lines + surviving_lines);
     if let (Some(first), Some(last)) = (out.loss.lsns.first(), out.loss.lsns.last()) {
@@ -579,7 +635,9 @@ fn find_losses(live: &[Live<'_>], out: &mut Plan) {
         // What a Gap has settled is lost for good, and was told.
         let settled = out.gaps.iter().filter(|g| g.lsns.first().is_none_or(|(first, _)| *first >= out.first_lsn));
         let settled: u64 = settled.map(|g| g.lines).sum();
-        out.loss.lines = (out.lines - start_lines - surviving_lines).saturating_sub(settled);
+        out.loss.logged = (out.lines - start_lines - surviving_lines).saturating_sub(settled);
+        out.loss.lines = out.loss.logged;
+        out.loss.seqs = out.loss.streams.iter().map(|r| (r.stream, r.first_seq..r.end_seq())).collect();
     }
 }
 
@@ -595,7 +653,7 @@ fn settle_ends(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
     let seen = used.iter().map(|s| s.max_stream_id.saturating_add(1));
     let told = used.iter().filter_map(|s| s.open.as_ref()).map(|o| o.next_stream_id);
     out.next_stream_id = seen.chain(told).max().unwrap_or(1).max(1);
-    if !out.loss.lsns.is_empty() {
+    if !out.loss.lsns.is_empty() || out.forgets {
         out.skip_ids();
     }
     let durable = out.durable_lsn;

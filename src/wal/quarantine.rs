@@ -1,8 +1,11 @@
 //! Damaged segments are kept: a hard link, which takes no space, and a report beside it. Only the operator deletes them.
 
-use super::format::LogKind;
+use super::format::{Kind, LogKind};
 use super::repair::Recovered;
+use super::scan::Damage;
 use super::segment::file_name;
+use super::survivors::LostBlock;
+use super::verdict::Part;
 use crate::fs::{Fs, read_full_at, replace_durably};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -132,28 +135,41 @@ impl Recovered {
             }),
         };
         for number in &plan.loss.missing_segments {
-            add("wal", *number, 0, "the segment is missing".to_string());
+            add("wal", *number, 0, Part::Missing.to_string());
         }
         for (segment, d) in &plan.loss.damage {
-            add("wal", *segment, salt(*segment), format!("bytes {}..{}: {}", d.bytes.start, d.bytes.end, d.what));
+            add("wal", *segment, salt(*segment), d.to_string());
         }
-        for (segment, what) in &self.blocks().damage {
-            add("blocks", *segment, self.block_store().salt(*segment).unwrap_or(0), what.clone());
+        for (segment, d) in &self.blocks().damage {
+            add("blocks", *segment, self.block_store().salt(*segment).unwrap_or(0), d.to_string());
         }
         let labels = |id: u64| {
             let definition = plan.definitions.get(&id);
             let labels = definition.map(|d| crate::model::LabelSet::new(d.labels.iter().map(|(n, v)| (&**n, &**v))));
             labels.map_or("unattributed".to_string(), |l| l.text().to_string())
         };
-        let streams = plan.loss.streams.iter().map(|r| (r.stream, labels(r.stream), r.first_seq, r.end_seq()));
+        let in_blocks = self.lost_blocks().iter().flat_map(|b| b.seqs.iter().map(|r| (b.stream, r.clone())));
+        let seqs = plan.loss.seqs.iter().cloned().chain(in_blocks);
+        let streams = seqs.map(|(stream, r)| (stream, labels(stream), r.start, r.end));
         let streams: Vec<_> = streams.collect();
+        let lines_missing = plan.loss.lines + self.lost_blocks().iter().map(|b| b.lines).sum::<u64>();
         for report in &mut out {
             report.lsns = plan.loss.lsns.iter().map(|r| (r.start, r.end)).collect();
-            report.lines_missing = plan.loss.lines;
+            report.lines_missing = lines_missing;
             report.streams = streams.clone();
             report.between = plan.loss.between;
         }
         out
+    }
+
+    /// Lines that are lost in the places that these reports name. Records that are lost are settled by a Gap, so only those
+    /// are counted that no start has counted before; a damaged block is damaged at each start.
+    pub fn lost_lines(&self, reports: &[DamageReport]) -> u64 {
+        let told = |b: &&LostBlock| {
+            let place = Damage { bytes: b.bytes.clone(), part: Part::Record(Kind::Block) }.to_string();
+            reports.iter().any(|r| r.log == "blocks" && r.segment == b.segment && r.places.contains(&place))
+        };
+        self.plan.loss.lines + self.lost_blocks().iter().filter(told).map(|b| b.lines).sum::<u64>()
     }
 
     /// Keeps the segments of these reports, and the reports. What does not fit is left out and told by the error; that is no

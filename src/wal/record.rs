@@ -750,7 +750,7 @@ pub struct Gap {
     pub lsns: Vec<(u64, u64)>,
     /// Ranges of seqs: stream id, first, end.
     pub seqs: Vec<(u64, u64, u64)>,
-    /// Acknowledged log lines that were lost with them.
+    /// Log lines that the lost records had; some may survive in blocks.
     pub lines: u64,
 }
 

@@ -10,6 +10,7 @@ use super::record::{
 use super::retention::Hold;
 use super::scan::scan_segment;
 use super::segment::{Prepared, segment_name, segment_number};
+use super::survivors::{LostBlock, Survivors, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
 use crate::fs::{File, read_full_at};
 use std::collections::BTreeMap;
@@ -62,6 +63,7 @@ pub struct ReplaySegment<'a> {
 pub struct Recovered {
     options: WalOptions,
     blocks: RecoveredBlocks,
+    lost_blocks: Vec<LostBlock>,
     /// What was found and what will be done.
     pub plan: Plan,
     /// Bytes of segments that hold something.
@@ -101,7 +103,26 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     if !blocks.adopted.is_empty() {
         plan.skip_ids();
     }
-    Ok(Recovered { plan, blocks, bytes, segments: summaries.iter().filter(|s| !s.is_empty()).count(), options })
+    let mut lost_blocks = Vec::new();
+    if !plan.loss.lsns.is_empty() || !blocks.found.damaged.is_empty() {
+        let mut survivors = Survivors::new(&plan);
+        for (number, _) in &plan.replay {
+            let file = reader.again(*number)?;
+            let Ok(scan) = scan_segment(file) else { continue };
+            survivors.segment(&plan, *number, &scan, file);
+        }
+        let held = held_by(&plan, &blocks.found);
+        survivors.settle(&mut plan.loss, &held);
+        lost_blocks = survivors.lost_blocks(&blocks.found, held);
+    }
+    Ok(Recovered {
+        plan,
+        blocks,
+        lost_blocks,
+        bytes,
+        segments: summaries.iter().filter(|s| !s.is_empty()).count(),
+        options,
+    })
 }
 
 fn summarize(options: &WalOptions, number: u64, file: &[u8]) -> Result<Summary, RecoverError> {
@@ -176,12 +197,17 @@ impl Recovered {
 
     /// May seqs and stream ids have been given that nothing shows any more? Then none of the known ones goes on.
     pub fn has_forgotten(&self) -> bool {
-        !self.plan.loss.lsns.is_empty() || !self.blocks.adopted.is_empty()
+        !self.plan.loss.lsns.is_empty() || self.plan.forgets || !self.blocks.adopted.is_empty()
     }
 
     /// What was found of the block log.
     pub fn blocks(&self) -> &FoundBlocks {
         &self.blocks.found
+    }
+
+    /// Blocks whose bytes were found damaged, and what is lost with each.
+    pub fn lost_blocks(&self) -> &[LostBlock] {
+        &self.lost_blocks
     }
 
     /// Reads blocks.

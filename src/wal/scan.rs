@@ -3,7 +3,9 @@
 use super::format::{
     FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, HeaderError, RECORD_ALIGN, RecordHead, SegmentHeader,
 };
+use super::verdict::Part;
 use crate::codec::align_up;
+use std::fmt;
 use std::ops::Range;
 
 /// A stretch of bytes that should be structure and is not.
@@ -12,7 +14,16 @@ pub struct Damage {
     /// Bytes of the segment file.
     pub bytes: Range<u64>,
     /// What does not hold there.
-    pub what: &'static str,
+    pub part: Part,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.part {
+            Part::Missing => self.part.fmt(f),
+            part => write!(f, "bytes {}..{}: {part}", self.bytes.start, self.bytes.end),
+        }
+    }
 }
 
 /// A record whose head and tables hold.
@@ -50,6 +61,8 @@ pub struct GroupScan {
 pub struct SegmentScan {
     /// Its constants.
     pub header: SegmentHeader,
+    /// The copy of the header that does not hold; then the other one serves.
+    pub bad_header: Option<Range<u64>>,
     /// Bytes that are missing at the end of the file.
     pub missing: u64,
     /// Groups in the order of the file. Empty for a prepared segment.
@@ -70,13 +83,14 @@ impl SegmentScan {
 /// The segment header is unusable, so nothing can be proved.
 pub fn scan_segment(file: &[u8]) -> Result<SegmentScan, HeaderError> {
     let header = SegmentHeader::decode(file)?;
+    let bad_header = SegmentHeader::damaged_copy(file);
     let len = usize::try_from(header.file_len).unwrap_or(usize::MAX);
     let missing = header.file_len.saturating_sub(file.len() as u64);
     // Bytes behind the header's length were never ours.
     let file = file.get(..len).unwrap_or(file);
     let mut scan = Scan { file, header, groups: Vec::new() };
     scan.run();
-    Ok(SegmentScan { header, missing, groups: scan.groups })
+    Ok(SegmentScan { header, bad_header, missing, groups: scan.groups })
 }
 
 struct Scan<'a> {
@@ -123,7 +137,7 @@ impl Scan<'_> {
                     let body_is_sound = head.body_is_sound(self.file, at);
                     let record_end = at + u64::from(head.len);
                     if !body_is_sound {
-                        group.damage.push(Damage { bytes: at..record_end, what: "record body" });
+                        group.damage.push(Damage { bytes: at..record_end, part: Part::record(head.known_kind()) });
                     }
                     group.records.push(RecordScan { offset: at, head, body_is_sound });
                     let next = head.next_record(at);
@@ -133,7 +147,7 @@ impl Scan<'_> {
                 }
                 None => {
                     let next = self.next_record(at + RECORD_ALIGN, end);
-                    group.damage.push(Damage { bytes: at..next, what: "record head" });
+                    group.damage.push(Damage { bytes: at..next, part: Part::RecordHead });
                     at = next;
                 }
             }
@@ -169,7 +183,7 @@ impl Scan<'_> {
         let content_end = content_end.min(self.file.len() as u64);
         let mut group = GroupScan { offset, end: content_end, ..Default::default() };
         let first = self.next_record(offset, content_end);
-        group.damage.push(Damage { bytes: offset..first, what: "group header" });
+        group.damage.push(Damage { bytes: offset..first, part: Part::GroupHeader });
         self.records(first, content_end, &mut group);
         // Behind the last record nothing says where the group ended; zeros are padding.
         if let Some(last) = group.damage.last_mut()

@@ -1,0 +1,247 @@
+//! Lines of damaged records and blocks that are not lost, because they are in another place.
+
+use super::blocks::FoundBlocks;
+use super::format::{FLAG_CARRIED, Kind};
+use super::plan::{Loss, Plan};
+use super::ranges::{Ranges, count};
+use super::record::{SeriesDef, TableRow, Tables, decode_control};
+use super::retention::Hold;
+use super::scan::SegmentScan;
+use ahash::AHashMap;
+use std::ops::Range;
+
+/// Follows the seqs of all streams through a log with lost records, in the order of their LSNs. Memory grows with streams
+/// and holes.
+pub struct Survivors {
+    /// Lost LSNs, in order.
+    holes: Vec<Range<u64>>,
+    /// The log begins with its first record, so every stream begins with seq 0.
+    from_zero: bool,
+    /// Seqs in sound records.
+    logged: AHashMap<u64, Ranges>,
+    /// Where a stream was seen last: the LSN behind it, and the next seq.
+    last: AHashMap<u64, (u64, u64)>,
+    /// Seqs that were given between two sound records with a hole between them: lost records had them.
+    gone: AHashMap<u64, Ranges>,
+}
+
+/// A block whose bytes are damaged, and what is lost with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostBlock {
+    /// Segment of the block log.
+    pub segment: u64,
+    /// Bytes of its record.
+    pub bytes: Range<u64>,
+    /// Its stream.
+    pub stream: u64,
+    /// Seqs that are nowhere else.
+    pub seqs: Vec<Range<u64>>,
+    /// Lines that are lost: no more than were stored.
+    pub lines: u64,
+}
+
+impl Survivors {
+    /// Nothing is seen yet of the log that this plan is about.
+    pub fn new(plan: &Plan) -> Self {
+        Self {
+            holes: plan.loss.lsns.clone(),
+            from_zero: plan.first_lsn == 0,
+            logged: AHashMap::new(),
+            last: AHashMap::new(),
+            gone: AHashMap::new(),
+        }
+    }
+
+    /// Is anything lost below this LSN and not below the other?
+    fn has_hole(&self, from: u64, to: u64) -> bool {
+        self.holes.get(self.holes.partition_point(|h| h.end <= from)).is_some_and(|h| h.start < to)
+    }
+
+    /// A definition: before the record with this LSN, the stream's next seq was `next_seq`.
+    pub fn defined(&mut self, lsn: u64, stream: u64, next_seq: u64) {
+        self.given(stream, lsn..lsn, next_seq..next_seq);
+    }
+
+    /// A sound Entries record has this row.
+    pub fn entries(&mut self, lsn: u64, carried: bool, row: &TableRow) {
+        let seqs = row.first_seq..row.end_seq();
+        self.logged.entry(row.stream).or_default().insert(seqs.clone());
+        // Carried seqs are older than their LSN.
+        if !carried {
+            self.given(row.stream, lsn..lsn.saturating_add(1), seqs);
+        }
+    }
+
+    fn given(&mut self, stream: u64, lsns: Range<u64>, seqs: Range<u64>) {
+        let known = self.last.get(&stream).copied().or(self.from_zero.then_some((0, 0)));
+        if let Some((from, next)) = known
+            && seqs.start > next
+            && self.has_hole(from, lsns.start)
+        {
+            self.gone.entry(stream).or_default().insert(next..seqs.start);
+        }
+        let (from, next) = self.last.entry(stream).or_default();
+        (*from, *next) = (lsns.end.max(*from), seqs.end.max(*next));
+    }
+
+    /// Everything of one segment that counts.
+    pub(super) fn segment(&mut self, plan: &Plan, number: u64, scan: &SegmentScan, file: &[u8]) {
+        let listed = plan.replay.iter().find(|(n, _)| *n == number);
+        let end = listed.map_or(0, |(_, end)| (*end).min(plan.durable_lsn));
+        let records = scan.groups.iter().flat_map(|g| &g.records).filter(|r| r.body_is_sound);
+        let series = records.filter(|r| r.head.known_kind() == Some(Kind::Series) && r.head.lsn < end);
+        // A definition stands before the record whose LSN it has.
+        let mut all: Vec<(u64, bool, u64)> = series.map(|r| (r.head.lsn, false, r.offset)).collect();
+        let entries = plan.records(number, scan);
+        all.extend(entries.iter().map(|r| (r.head.lsn, true, r.offset)));
+        all.sort_unstable();
+        let heads: AHashMap<u64, _> = scan.groups.iter().flat_map(|g| &g.records).map(|r| (r.offset, r.head)).collect();
+        for (lsn, is_entries, offset) in all {
+            let Some(head) = heads.get(&offset) else { continue };
+            if is_entries {
+                let rows = Tables::decode(head.tables(file, offset)).map(|t| t.rows).unwrap_or_default();
+                rows.iter().for_each(|row| self.entries(lsn, head.flags & FLAG_CARRIED != 0, row));
+            } else {
+                let definitions = decode_control::<Vec<SeriesDef>>(head, head.body(file, offset)).unwrap_or_default();
+                definitions.iter().for_each(|d| self.defined(lsn, d.id, d.next_seq));
+            }
+        }
+    }
+
+    /// Takes from the loss what is in `held` (blocks that count and chunks in the object store, by stream) or in another record.
+    pub fn settle(&self, loss: &mut Loss, held: &AHashMap<u64, Ranges>) {
+        let none = Ranges::default();
+        let of = |map: &AHashMap<u64, Ranges>, stream: u64| map.get(&stream).cloned().unwrap_or_default();
+        let mut in_tables: AHashMap<u64, Ranges> = AHashMap::new();
+        let (mut listed, mut survive) = (0, 0);
+        loss.seqs.clear();
+        for row in &loss.streams {
+            let seqs = row.first_seq..row.end_seq();
+            let missing = self.nowhere(row.stream, &seqs, held);
+            listed += seqs.end - seqs.start;
+            survive += seqs.end - seqs.start - count(&missing);
+            loss.seqs.extend(missing.into_iter().map(|r| (row.stream, r)));
+            in_tables.entry(row.stream).or_default().insert(seqs);
+        }
+        let mut elsewhere = 0;
+        for (stream, held) in held {
+            let mut gone = of(&self.gone, *stream);
+            let last = self.last.get(stream).copied().or(self.from_zero.then_some((0, 0)));
+            if let Some((_, next)) = last.filter(|(from, _)| self.has_hole(*from, u64::MAX)) {
+                gone.insert(next..held.end().unwrap_or(next).max(next));
+            }
+            let logged = self.logged.get(stream).unwrap_or(&none);
+            let in_tables = in_tables.get(stream).unwrap_or(&none);
+            let unknown = gone.iter().flat_map(|r| logged.missing(r)).flat_map(|r| in_tables.missing(&r));
+            elsewhere += unknown.map(|r| r.end - r.start - count(&held.missing(&r))).sum::<u64>();
+        }
+        survive += elsewhere.min(loss.logged.saturating_sub(listed));
+        loss.lines = loss.logged.saturating_sub(survive);
+    }
+
+    /// The seqs that are neither in a sound record nor in `held`.
+    fn nowhere(&self, stream: u64, seqs: &Range<u64>, held: &AHashMap<u64, Ranges>) -> Vec<Range<u64>> {
+        let without = |map: &AHashMap<u64, Ranges>, seqs: &Range<u64>| match map.get(&stream) {
+            Some(ranges) => ranges.missing(seqs),
+            None => vec![seqs.clone()],
+        };
+        without(&self.logged, seqs).iter().flat_map(|r| without(held, r)).filter(|r| !r.is_empty()).collect()
+    }
+
+    /// What is lost with damaged blocks.
+    pub(super) fn lost_blocks(&self, found: &FoundBlocks, mut held: AHashMap<u64, Ranges>) -> Vec<LostBlock> {
+        let mut out = Vec::new();
+        for (segment, bytes, tables) in &found.damaged {
+            let seqs = self.nowhere(tables.stream, &(tables.first_seq..tables.end_seq), &held);
+            let lines = count(&seqs).min(tables.entries.into());
+            // Of two copies of a block only one is lost.
+            held.entry(tables.stream).or_default().insert(tables.first_seq..tables.end_seq);
+            out.push(LostBlock { segment: *segment, bytes: bytes.clone(), stream: tables.stream, seqs, lines });
+        }
+        out
+    }
+}
+
+/// Seqs by stream in blocks that were found, and in chunks that are in the object store.
+pub(super) fn held_by(plan: &Plan, found: &FoundBlocks) -> AHashMap<u64, Ranges> {
+    let mut held: AHashMap<u64, Ranges> = AHashMap::new();
+    for t in found.blocks.iter().map(|b| &b.tables) {
+        held.entry(t.stream).or_default().insert(t.first_seq..t.end_seq);
+    }
+    for hold in plan.contents.iter().flat_map(|c| &c.holds) {
+        if let Hold::Flushed(f) = hold {
+            held.entry(f.stream).or_default().insert(f.first_seq..f.end_seq);
+        }
+    }
+    held
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, and one is a list too")]
+mod tests {
+    use super::*;
+
+    fn row(stream: u64, seqs: Range<u64>) -> TableRow {
+        TableRow { stream, first_seq: seqs.start, count: (seqs.end - seqs.start) as u32, part_len: 0 }
+    }
+
+    fn log(first_lsn: u64, holes: &[Range<u64>]) -> Survivors {
+        let loss = Loss { lsns: holes.to_vec(), ..Loss::default() };
+        Survivors::new(&Plan { first_lsn, loss, ..Plan::default() })
+    }
+
+    fn held(stream: u64, seqs: Range<u64>) -> AHashMap<u64, Ranges> {
+        let mut ranges = Ranges::default();
+        ranges.insert(seqs);
+        AHashMap::from_iter([(stream, ranges)])
+    }
+
+    fn lost(survivors: &Survivors, logged: u64, streams: Vec<TableRow>, held: &AHashMap<u64, Ranges>) -> Loss {
+        let mut loss = Loss { logged, lines: logged, streams, ..Loss::default() };
+        survivors.settle(&mut loss, held);
+        loss
+    }
+
+    #[test]
+    fn lines_of_lost_records_that_a_block_has_are_not_lost() {
+        // LSN 1 had seqs 5..9 of stream 1, which a block has up to 7, and a line of stream 2.
+        let mut log = log(0, &[1..2]);
+        log.entries(0, false, &row(1, 0..5));
+        log.entries(2, false, &row(1, 9..10));
+        assert_eq!(lost(&log, 5, vec![], &held(1, 0..7)).lines, 3);
+        assert_eq!(lost(&log, 5, vec![], &held(1, 0..9)).lines, 1);
+        let loss = lost(&log, 5, vec![row(1, 5..9), row(2, 0..1)], &held(1, 0..7));
+        assert_eq!((loss.lines, loss.seqs), (3, vec![(1, 7..9), (2, 0..1)]));
+        assert_eq!(loss.logged, 5, "the Gap settles all that was logged");
+    }
+
+    #[test]
+    fn seqs_that_were_given_before_or_behind_the_hole_prove_nothing() {
+        // Blocks may have more than the log: what was retired.
+        let mut older = log(10, &[12..13]);
+        older.entries(11, false, &row(1, 50..60));
+        older.entries(14, false, &row(1, 60..61));
+        assert_eq!(lost(&older, 3, vec![], &held(1, 0..60)).lines, 3);
+        // Nothing was seen of stream 2 before the hole, so nobody knows which of its seqs were in it.
+        older.entries(15, false, &row(2, 7..8));
+        assert_eq!(lost(&older, 3, vec![], &held(2, 0..7)).lines, 3);
+        // A definition does tell.
+        let mut defined = log(10, &[12..13]);
+        defined.defined(11, 2, 5);
+        defined.entries(15, false, &row(2, 7..8));
+        assert_eq!(lost(&defined, 3, vec![], &held(2, 0..7)).lines, 1);
+        // Carried seqs are older than their LSN.
+        let mut carried = log(10, &[12..13]);
+        carried.entries(11, true, &row(3, 1..2));
+        carried.entries(15, false, &row(3, 9..10));
+        assert_eq!(lost(&carried, 3, vec![], &held(3, 0..9)).lines, 3);
+    }
+
+    #[test]
+    fn the_last_lines_of_a_stream_are_found_in_its_block() {
+        let mut log = log(0, &[3..6]);
+        log.entries(0, false, &row(1, 0..5));
+        assert_eq!(lost(&log, 4, vec![], &held(1, 0..8)).lines, 1);
+        assert_eq!(lost(&log, 4, vec![], &held(2, 0..8)).lines, 0, "all of a stream, and no more than was lost");
+    }
+}
