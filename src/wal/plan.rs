@@ -359,6 +359,11 @@ impl Plan {
         self.next_stream_id = self.next_stream_id.saturating_add(ID_SKIP);
     }
 
+    /// Is there anything above the durable LSN?
+    pub(super) fn has_tail(&self) -> bool {
+        !self.tail.is_empty() || !self.unresolved.is_empty()
+    }
+
     /// Takes a definition in; of several, the one that knows the highest seq.
     pub(super) fn define(&mut self, definition: &SeriesDef) {
         let known = self.definitions.entry(definition.id).or_insert_with(|| definition.clone());
@@ -409,7 +414,12 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
     for l in &live {
         out.replay.push((l.summary.number, l.lsn_end));
     }
-    used.iter().flat_map(|s| &s.definitions).chain(elsewhere).for_each(|d| out.define(d));
+    // The newest first: those of older segments know less, and are not copied.
+    elsewhere
+        .iter()
+        .rev()
+        .chain(used.iter().rev().flat_map(|s| s.definitions.iter().rev()))
+        .for_each(|d| out.define(d));
     find_tail(&live, &mut out);
     find_losses(&live, &judge, &mut out);
     settle_ends(&used, &live, &mut out);
