@@ -40,7 +40,11 @@ impl Server {
              reject_old_samples: false}}\n{extra}",
             dir.join("data").display()
         );
-        Self::launch(wrapper, dir, (free_port(), free_port()), &config, env)
+        // Both at a time: one after the other may be the same.
+        let [http, grpc] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let ports = (http.local_addr().unwrap().port(), grpc.local_addr().unwrap().port());
+        drop((http, grpc));
+        Self::launch(wrapper, dir, ports, &config, env)
     }
 
     /// Starts the binary with this configuration on these (HTTP, gRPC) ports; does not wait.
