@@ -8,24 +8,13 @@
 mod sim;
 mod support;
 
-use sim::crash::{Breadth, Volume};
+use sim::crash::Volume;
 use sim::damage::damage;
 use sim::explore::{Depth, crashes, faults, play};
+use sim::hunt::{Prey, hunt};
 use sim::report::{Layer, is_done, is_full};
 use sim::workload::{Workload, fills_a_segment};
-
-const QUICK: Depth = Depth {
-    breadth: Breadth { exhaustive: 64, samples: 24, singles: 60 },
-    nested: [Breadth { exhaustive: 8, samples: 3, singles: 4 }, Breadth { exhaustive: 4, samples: 2, singles: 2 }],
-    every: [8, 60],
-};
-
-/// Each fault has its own run, so fewer states of each.
-const FAULTS: Depth = Depth {
-    breadth: Breadth { exhaustive: 4, samples: 2, singles: 2 },
-    nested: [Breadth { exhaustive: 2, samples: 1, singles: 0 }; 2],
-    every: [40, 0],
-};
+use std::time::Duration;
 
 /// All workloads of up to `whole` steps, and a sample of the longer ones up to five.
 fn workloads(whole: u32, sample: usize) -> Vec<Workload> {
@@ -49,7 +38,7 @@ fn crash_states() {
     }
     let layer = Layer::new("crash_states", None);
     let list = if is_full() { workloads(5, 0) } else { workloads(1, 20) };
-    layer.each(&list, 6, |w| crashes(&layer, w, &QUICK));
+    layer.each(&list, 6, |w| crashes(&layer, w, &Depth::QUICK));
     layer.finish();
 }
 
@@ -62,7 +51,7 @@ fn failing_calls() {
     let mut list = if is_full() { workloads(2, 60) } else { workloads(1, 4) };
     // A failed group of two blocks, and a shorter one after it.
     list.extend(Workload::parse("bs", 3));
-    layer.each(&list, 12, |w| faults(&layer, w, &FAULTS, if is_full() { 1 } else { 10 }));
+    layer.each(&list, 12, |w| faults(&layer, w, &Depth::FAULTS, if is_full() { 1 } else { 10 }));
     layer.finish();
 }
 
@@ -110,6 +99,14 @@ fn the_simulation_is_what_it_says() {
     assert_eq!(volume.lost().hash(), played.run.disk.seen().hash());
 }
 
+/// Without a planted bug a hunt finds nothing, and ends.
+#[test]
+fn a_hunt_ends() {
+    let list: Vec<Workload> = Workload::parse("sk", 1).into_iter().collect();
+    let all = [Prey::Crashes, Prey::Faults(40), Prey::Damage(997)];
+    assert_eq!(hunt(&all, &list, &Depth::QUICK, Duration::from_secs(5)), None);
+}
+
 /// `TIMBERLINE_SIM=<workload>:<seed>:<state>`: shows one state again.
 #[test]
 fn reproduce() {
@@ -126,11 +123,11 @@ fn again(mut layer: Layer, asked: &str) {
     let workload = Workload::parse(letters, seed).unwrap_or_else(|| panic!("{asked}: an unknown step"));
     layer.only = Some(state.to_string());
     if state.starts_with("fault") {
-        faults(&layer, &workload, &FAULTS, 1);
+        faults(&layer, &workload, &Depth::FAULTS, 1);
     } else if state.starts_with("damage") {
         damage(&layer, &workload, 61);
     } else {
-        crashes(&layer, &workload, &QUICK);
+        crashes(&layer, &workload, &Depth::QUICK);
     }
     layer.finish();
 }

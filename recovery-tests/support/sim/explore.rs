@@ -22,6 +22,22 @@ pub struct Depth {
     pub every: [u64; 2],
 }
 
+impl Depth {
+    /// Of the quick tier.
+    pub const QUICK: Self = Self {
+        breadth: Breadth { exhaustive: 64, samples: 24, singles: 60 },
+        nested: [Breadth { exhaustive: 8, samples: 3, singles: 4 }, Breadth { exhaustive: 4, samples: 2, singles: 2 }],
+        every: [8, 60],
+    };
+
+    /// Each fault has its own run, so fewer states of each.
+    pub const FAULTS: Self = Self {
+        breadth: Breadth { exhaustive: 4, samples: 2, singles: 2 },
+        nested: [Breadth { exhaustive: 2, samples: 1, singles: 0 }; 2],
+        every: [40, 0],
+    };
+}
+
 /// A run that has ended, and the operations that were done before each of its steps.
 pub struct Played {
     pub run: Run,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// After this many failures the rest of a layer is not run.
 const ENOUGH: usize = 8;
@@ -29,6 +29,9 @@ pub struct Layer {
     pub counts: Counts,
     failures: Mutex<Vec<String>>,
     failed: AtomicUsize,
+    /// After so many failures, or then, the rest is not run.
+    enough: usize,
+    until: Option<Instant>,
     /// Only states whose path lies on the way to this one.
     pub only: Option<String>,
     started: Instant,
@@ -42,10 +45,22 @@ impl Layer {
             counts: Counts::default(),
             failures: Mutex::default(),
             failed: AtomicUsize::new(0),
+            enough: ENOUGH,
+            until: None,
             only,
             started: Instant::now(),
             seeds: AtomicU64::new(0),
         }
+    }
+
+    /// A layer that ends with its first failure, or when the time is up.
+    pub fn hunting(budget: Duration) -> Self {
+        Self { enough: 1, until: Some(Instant::now() + budget), ..Self::new("hunt", None) }
+    }
+
+    /// The first failure, with the line that shows it again.
+    pub fn first_failure(&self) -> Option<String> {
+        self.failures.lock().first().cloned()
     }
 
     /// Notes a failure and how to see it again.
@@ -66,7 +81,7 @@ impl Layer {
     }
 
     pub fn enough(&self) -> bool {
-        self.failures() >= ENOUGH
+        self.failures() >= self.enough || self.until.is_some_and(|until| Instant::now() > until)
     }
 
     /// Does the path lead to the state that is asked for?
