@@ -44,6 +44,7 @@ fn config(dir: &Path, threads: usize) -> IngesterConfig {
         sync_min_utilization: 0.1,
         max_returned_stream_errors: 10,
         heads_budget: 4 << 30,
+        metadata_budget: 1 << 30,
         cluster: Cluster { ingesters: 1, replication_factor: 1 },
         threads,
     }

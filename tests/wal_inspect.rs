@@ -885,6 +885,7 @@ mod blocks {
             sync_min_utilization: 0.1,
             max_returned_stream_errors: 10,
             heads_budget: 64 << 20,
+            metadata_budget: 1 << 30,
             cluster: Cluster { ingesters: 1, replication_factor: 1 },
             threads: 2,
         };

@@ -20,6 +20,15 @@ pub trait File: Send + Sync {
     /// As `pwrite(2)`. What the file holds in the written range is unknown then.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize>;
 
+    /// As [`File::write_at`], for bytes that nobody reads soon: where the file system can, they go past the page cache, which
+    /// spares the kernel's copy. Offset and length should be multiples of 4096.
+    ///
+    /// # Errors
+    /// As [`File::write_at`].
+    fn write_uncached_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.write_at(offset, bytes)
+    }
+
     /// Reads some bytes at an offset and returns how many; 0 at the end of the file.
     ///
     /// # Errors
@@ -153,9 +162,21 @@ pub trait Fs: Send + Sync {
 ///
 /// # Errors
 /// The first error of [`File::write_at`]; a write of 0 bytes is `WriteZero`.
-pub fn write_all_at(file: &dyn File, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+pub fn write_all_at(file: &dyn File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    repeat(offset, bytes, |at, rest| file.write_at(at, rest))
+}
+
+/// As [`write_all_at`], with [`File::write_uncached_at`].
+///
+/// # Errors
+/// As [`write_all_at`].
+pub fn write_all_uncached_at(file: &dyn File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    repeat(offset, bytes, |at, rest| file.write_uncached_at(at, rest))
+}
+
+fn repeat(mut offset: u64, mut bytes: &[u8], write: impl Fn(u64, &[u8]) -> io::Result<usize>) -> io::Result<()> {
     while !bytes.is_empty() {
-        match file.write_at(offset, bytes) {
+        match write(offset, bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(n) => {
                 offset += n as u64;
@@ -168,17 +189,18 @@ pub fn write_all_at(file: &dyn File, mut offset: u64, mut bytes: &[u8]) -> io::R
     Ok(())
 }
 
-/// Writes zeros from the beginning up to `len`.
+/// Writes zeros from one offset up to another.
 ///
 /// # Errors
-/// The first error of [`File::write_at`].
-pub fn zero_fill(file: &dyn File, len: u64) -> io::Result<()> {
-    static ZEROS: [u8; 65536] = [0; 65536];
-    let mut at = 0;
-    while at < len {
-        let n = (len - at).min(ZEROS.len() as u64);
-        write_all_at(file, at, ZEROS.get(..n as usize).unwrap_or_default())?;
-        at += n;
+/// As [`write_all_at`].
+pub fn zero_fill(file: &dyn File, mut at: u64, end: u64) -> io::Result<()> {
+    #[repr(align(4096))]
+    struct Zeros([u8; 256 << 10]);
+    static ZEROS: Zeros = Zeros([0; _]);
+    while at < end {
+        let len = (end - at).min(ZEROS.0.len() as u64);
+        write_all_uncached_at(file, at, ZEROS.0.get(..len as usize).unwrap_or_default())?;
+        at += len;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 use super::{DirEntry, File, Fs, Lock, LockError, Space, zero_fill};
 use rustix::fs::{self as rfs, FlockOperation, Mode, OFlags};
+use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -13,11 +14,61 @@ const DIR_MODE: u32 = 0o750;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealFs;
 
+/// Offset, length and address of a write past the page cache are multiples of this.
+const DIRECT_ALIGN: usize = 4096;
+/// Bytes that are copied, to be aligned, for one write.
+const DIRECT_STEP: usize = 256 << 10;
+
 struct RealFile(OwnedFd);
+
+impl RealFile {
+    /// A write past the page cache; `None` if it is not aligned, or the file system takes none.
+    fn write_direct(&self, offset: u64, bytes: &[u8]) -> io::Result<Option<usize>> {
+        if !offset.is_multiple_of(DIRECT_ALIGN as u64) || !bytes.len().is_multiple_of(DIRECT_ALIGN) {
+            return Ok(None);
+        }
+        let flags = rfs::fcntl_getfl(&self.0)?;
+        if rfs::fcntl_setfl(&self.0, flags | OFlags::DIRECT).is_err() {
+            return Ok(None);
+        }
+        let written = with_aligned(bytes, |bytes| rustix::io::pwrite(&self.0, bytes, offset));
+        rfs::fcntl_setfl(&self.0, flags)?;
+        match written {
+            // A device with larger blocks, or a file system that notices only now.
+            Err(rustix::io::Errno::INVAL) => Ok(None),
+            written => Ok(Some(written?)),
+        }
+    }
+}
+
+/// Calls `write` with the bytes, or with the first of them in an aligned buffer.
+fn with_aligned<T>(bytes: &[u8], write: impl FnOnce(&[u8]) -> T) -> T {
+    thread_local! {
+        static ALIGNED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    if bytes.as_ptr().align_offset(DIRECT_ALIGN) == 0 {
+        return write(bytes);
+    }
+    ALIGNED.with_borrow_mut(|buffer| {
+        buffer.resize(DIRECT_STEP + DIRECT_ALIGN, 0);
+        let start = buffer.as_ptr().align_offset(DIRECT_ALIGN).min(DIRECT_ALIGN);
+        let len = bytes.len().min(DIRECT_STEP);
+        let aligned = &mut buffer[start..start + len];
+        aligned.copy_from_slice(&bytes[..len]);
+        write(aligned)
+    })
+}
 
 impl File for RealFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         Ok(rustix::io::pwrite(&self.0, bytes, offset)?)
+    }
+
+    fn write_uncached_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        match self.write_direct(offset, bytes)? {
+            Some(written) => Ok(written),
+            None => self.write_at(offset, bytes),
+        }
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
@@ -34,7 +85,7 @@ impl File for RealFile {
 
     fn allocate(&self, len: u64) -> io::Result<()> {
         match rfs::fallocate(&self.0, rfs::FallocateFlags::empty(), 0, len) {
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => zero_fill(self, len),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => zero_fill(self, 0, len),
             outcome => Ok(outcome?),
         }
     }
@@ -152,7 +203,7 @@ impl Lock for RealLock {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::{read_full_at, replace_durably, write_all_at};
+    use crate::fs::{read_full_at, replace_durably, write_all_at, write_all_uncached_at};
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -169,6 +220,27 @@ mod tests {
         assert_eq!(mode(&dir.join("f")) & !0o640, 0);
         assert_eq!(mode(&dir) & !0o750, 0);
         assert!(RealFs.create_new(&dir.join("f")).is_err());
+    }
+
+    #[test]
+    fn what_is_written_past_the_page_cache_is_there() {
+        let tmp = tempfile::tempdir().unwrap();
+        let file = RealFs.create_new(&tmp.path().join("f")).unwrap();
+        for (from, to) in [(0, 1 << 20), (4096, 4096 * 3), (100, 5000), (8192, 300_000)] {
+            write_all_at(&*file, 0, &vec![7; 1 << 20]).unwrap();
+            zero_fill(&*file, from, to).unwrap();
+            write_all_uncached_at(&*file, 700 << 10, &[5; 300 << 10][..]).unwrap();
+            let mut now = vec![1; (1 << 20) + 1];
+            assert_eq!(read_full_at(&*file, 0, &mut now).unwrap(), 1 << 20);
+            for (at, byte) in (0..1u64 << 20).zip(now) {
+                let expected = match at {
+                    at if (700 << 10..1000 << 10).contains(&at) => 5,
+                    at if (from..to).contains(&at) => 0,
+                    _ => 7,
+                };
+                assert_eq!(byte, expected, "at {at} of {from}..{to}");
+            }
+        }
     }
 
     #[test]

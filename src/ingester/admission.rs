@@ -2,7 +2,7 @@
 //! reserved is given back when the push fails.
 
 use super::commit::{Payload, refusal};
-use super::instance::Instance;
+use super::instance::{Instance, Refused};
 use super::{Ingester, Live, Stream};
 use crate::model::{Entry, Limits, Push, PushError, PushStream, Tenant};
 use crate::wal::{Append, EntriesBuilder, EntriesRecord, Unavailable};
@@ -69,19 +69,33 @@ impl Ingester<Live> {
         let (mut admitted, mut rejected) = (Vec::with_capacity(streams.len()), Rejected::default());
         let limit = self.stream_limit(limits);
         for stream in streams.iter().filter_map(|i| push.streams.get(*i as usize)) {
-            match instance.reserve(&stream.labels, limit, &self.state.next_stream_id) {
+            match instance.reserve(&stream.labels, limit, &self.state) {
                 Ok(reserved) => match self.admit_stream(instance, limits, push, stream, &reserved, &mut rejected) {
                     Some(ok) => admitted.push(ok),
                     None => instance.release(&reserved),
                 },
-                Err(_) => {
-                    let count = push.entries_of(stream).len();
-                    self.discard("stream_limit", &instance.tenant, count, cost(push, push.entries_of(stream)));
-                    rejected.add(stream_limit_error(stream, &instance.tenant));
+                Err(refused) => {
+                    let entries = push.entries_of(stream);
+                    let (reason, error) = match refused {
+                        Refused::StreamLimit => ("stream_limit", stream_limit_error(stream, &instance.tenant)),
+                        Refused::Memory => ("memory_budget", self.memory_error(stream)),
+                    };
+                    self.discard(reason, &instance.tenant, entries.len(), cost(push, entries));
+                    rejected.add(error);
                 }
             }
         }
         (admitted, rejected)
+    }
+
+    fn memory_error(&self, stream: &PushStream) -> PushError {
+        PushError::rate_limited(format!(
+            "no new stream can be created: streams and blocks take {} bytes of memory, near the {} that \
+             ingester.memory_budget leaves them; raise it, or reduce the number of streams; stream {}",
+            self.state.metadata.bytes(),
+            self.state.config.metadata_budget,
+            stream.labels.text()
+        ))
     }
 
     /// This ingester's share of the tenant's streams; 0 for no limit. Loki's rule: the smaller of the local limit and of
@@ -222,6 +236,14 @@ impl Ingester<Live> {
         let starved = self.log.blocks.starved().filter(|_| self.state.heads_full());
         if let Some(why) = starved {
             return Some(Unavailable::DiskFull(why).to_string());
+        }
+        let metadata = self.state.metadata.bytes();
+        if metadata >= self.state.config.metadata_budget {
+            return Some(format!(
+                "streams and blocks take {metadata} bytes of memory, more than the {} that ingester.memory_budget leaves \
+                 them: raise it; blocks leave memory when they are in the object store",
+                self.state.config.metadata_budget
+            ));
         }
         let store = self.log.blocks.store();
         store.is_full().then(|| {

@@ -75,7 +75,8 @@ impl Committer {
     ///
     /// Their channels need no bound of their own: a push holds its room in the queue until it is applied.
     pub fn start(state: &Arc<State>, on_poisoned: OnPoisoned) -> Self {
-        let count = state.config.threads.max(1);
+        // Half of the processors: applying is a tenth of the work, and each record wakes all that it concerns.
+        let count = state.config.threads.div_ceil(2).max(1);
         let shards = (0..count)
             .map(|shard| {
                 let (sender, receiver) = channel();

@@ -1,11 +1,11 @@
-use super::Stream;
 use super::index::Index;
+use super::{State, Stream};
 use crate::model::{LabelSet, Matcher, Tenant};
 use crate::wal::StreamLog;
 use ahash::AHashMap;
 use parking_lot::RwLock;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// Everything of one tenant.
 pub(super) struct Instance {
@@ -16,8 +16,13 @@ pub(super) struct Instance {
     index: RwLock<Index>,
 }
 
-/// There are as many streams as the limit allows.
-pub(super) struct StreamLimit;
+/// Why there is no stream for these labels.
+pub(super) enum Refused {
+    /// The tenant has as many streams as its limit allows.
+    StreamLimit,
+    /// Streams and blocks take as much memory as they may.
+    Memory,
+}
 
 impl Instance {
     pub fn new(tenant: Tenant) -> Self {
@@ -26,7 +31,7 @@ impl Instance {
 
     /// The stream with these labels, made if need be, with one more admitted push. The caller gives it back with
     /// [`Instance::release`] when the push fails; `apply` ends it otherwise.
-    pub fn reserve(&self, labels: &Arc<LabelSet>, limit: usize, ids: &AtomicU64) -> Result<Arc<Stream>, StreamLimit> {
+    pub fn reserve(&self, labels: &Arc<LabelSet>, limit: usize, state: &State) -> Result<Arc<Stream>, Refused> {
         if let Some(stream) = self.streams.read().get(labels.text()) {
             // Counted under the map's lock, so `release` cannot drop the stream in between.
             stream.admit();
@@ -38,11 +43,14 @@ impl Instance {
             return Ok(stream.clone());
         }
         if limit > 0 && streams.len() >= limit {
-            return Err(StreamLimit);
+            return Err(Refused::StreamLimit);
         }
-        let id = ids.fetch_add(1, Ordering::SeqCst);
+        if !state.takes_streams() {
+            return Err(Refused::Memory);
+        }
+        let id = state.next_stream_id.fetch_add(1, Ordering::SeqCst);
         let log = StreamLog::new(id, self.tenant.clone(), labels.clone(), 0);
-        let stream = Arc::new(Stream::new(Arc::new(log)));
+        let stream = Arc::new(Stream::new(Arc::new(log), &state.metadata));
         stream.admit();
         streams.insert(labels.text().into(), stream.clone());
         Ok(stream)

@@ -9,6 +9,7 @@ pub struct IngesterMetrics {
     pub(super) streams_created: IntCounterVec,
     pub(super) memory_chunks: IntGauge,
     pub(super) head_bytes: IntGauge,
+    pub(super) metadata_bytes: IntGauge,
     pub(super) blocks_sealed: IntCounter,
     pub(super) block_bytes: IntCounter,
     pub(super) chunks_closed: IntCounterVec,
@@ -49,6 +50,10 @@ impl IngesterMetrics {
             streams_created: r.counters("loki_ingester_streams_created_total", "Streams created.", &["tenant"])?,
             memory_chunks: r.gauge("loki_ingester_memory_chunks", "Chunks in memory.")?,
             head_bytes: r.gauge("timberline_ingester_head_bytes", "Bytes of lines that are not in a block yet.")?,
+            metadata_bytes: r.gauge(
+                "timberline_ingester_metadata_bytes",
+                "Bytes of memory that streams and blocks take beside their lines.",
+            )?,
             blocks_sealed: r.counter("timberline_ingester_blocks_sealed_total", "Heads sealed into blocks.")?,
             block_bytes: r.counter("timberline_ingester_block_bytes_total", "Compressed bytes of sealed blocks.")?,
             chunks_closed: r.counters("timberline_ingester_chunks_closed_total", "Chunks closed.", &["reason"])?,

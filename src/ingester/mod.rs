@@ -11,6 +11,7 @@ mod data_dir;
 mod flush;
 mod index;
 mod instance;
+mod memory;
 mod metrics;
 #[cfg(feature = "planted-bugs")]
 mod planted;
@@ -35,6 +36,7 @@ use crate::wal::{BlockLog, Codec, SyncMode, Wal};
 use ahash::AHashMap;
 use commit::Payload;
 use instance::Instance;
+use memory::Meter;
 use parking_lot::RwLock;
 use retain::Retainer;
 use seal::Sealer;
@@ -94,6 +96,9 @@ pub struct IngesterConfig {
     pub max_returned_stream_errors: usize,
     /// Bytes that all heads may hold: above, pushes wait and then get 503.
     pub heads_budget: usize,
+    /// Bytes that streams and blocks may take beside their lines: from three quarters on streams are refused that are new,
+    /// at all of it pushes.
+    pub metadata_budget: usize,
     /// Ingesters that share `max_global_streams_per_user`, and copies of each stream.
     pub cluster: Cluster,
     /// Threads that apply, and threads that replay.
@@ -156,6 +161,8 @@ pub(crate) struct State {
     sealer: Sealer,
     /// Uncompressed bytes in heads that are not sealed.
     head_bytes: AtomicUsize,
+    /// Bytes of streams and blocks without their lines.
+    metadata: Meter,
     /// Blocks that are being copied to another segment of the block log.
     moving: AtomicUsize,
     /// Woken when heads were sealed.
@@ -175,6 +182,7 @@ impl State {
             streams: RwLock::default(),
             next_stream_id: Arc::new(AtomicU64::new(1)),
             head_bytes: AtomicUsize::new(0),
+            metadata: Meter::default(),
             moving: AtomicUsize::new(0),
             heads_sealed: Notify::new(),
             in_flight,
@@ -220,6 +228,11 @@ impl State {
     fn heads_shrank(&self, bytes: usize) {
         self.head_bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.heads_sealed.notify_waiters();
+    }
+
+    /// New streams leave room for the blocks of those that are there.
+    fn takes_streams(&self) -> bool {
+        self.metadata.bytes() < self.config.metadata_budget / 4 * 3
     }
 
     fn heads_full(&self) -> bool {
@@ -268,6 +281,7 @@ impl<L> Ingester<L> {
         self.state.metrics.memory_chunks.set(i64::try_from(chunks).unwrap_or(i64::MAX));
         let head_bytes = self.state.head_bytes.load(Ordering::Relaxed);
         self.state.metrics.head_bytes.set(i64::try_from(head_bytes).unwrap_or(i64::MAX));
+        self.state.metrics.metadata_bytes.set(i64::try_from(self.state.metadata.bytes()).unwrap_or(i64::MAX));
     }
 }
 

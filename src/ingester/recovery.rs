@@ -1,6 +1,7 @@
 //! Start: lock, plan, replay through `apply`, and only then the log for new pushes.
 
 use super::commit::{Committer, shard_of};
+use super::memory::Meter;
 use super::retain::Retainer;
 use super::seal::Sealed;
 use super::sealed::SealedBlock;
@@ -238,6 +239,7 @@ fn restore_stream(
     decided: &Decided,
     settled_seq: u64,
     store: &Arc<BlockStore>,
+    metadata: &Meter,
 ) -> u64 {
     // Of equal blocks, one is a copy that was made for cleaning: the newer place stays.
     blocks.sort_by_key(|b| (b.tables.first_seq, Reverse((b.place.segment, b.place.offset))));
@@ -255,7 +257,7 @@ fn restore_stream(
         stream.note_newest(tables.newest_timestamp);
         last_of.insert(tables.end_seq, (tables.last_timestamp, tables.last_hash));
         let data_len = place.len.saturating_sub(RECORD_HEAD_LEN as u32 + tables.encoded_len() as u32);
-        let block = SealedBlock::of(tables, *place, data_len, store.clone());
+        let block = SealedBlock::of(tables, *place, data_len, store.clone(), metadata);
         let (true, Ok(block)) = (tables.first_seq >= end && !decided.flushed.contains_key(&tables.chunk), block) else {
             store.free(*place);
             continue;
@@ -357,7 +359,14 @@ impl Replay<'_> {
                 continue;
             }
             if let Some(stream) = self.stream(*id) {
-                let lines = restore_stream(&stream, blocks, &decided, settled_seq, recovered.block_store());
+                let lines = restore_stream(
+                    &stream,
+                    blocks,
+                    &decided,
+                    settled_seq,
+                    recovered.block_store(),
+                    &self.state.metadata,
+                );
                 self.report.block_lines += lines;
                 if stream.is_visible() {
                     self.state.show(&stream);
@@ -410,7 +419,7 @@ impl Replay<'_> {
         let definition = self.plan.definitions.get(&id)?;
         let tenant = Tenant::new(&definition.tenant).ok()?;
         let labels = Arc::new(LabelSet::new(definition.labels.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
-        let stream = Arc::new(Stream::new(Arc::new(StreamLog::new(id, tenant, labels, 0))));
+        let stream = Arc::new(Stream::new(Arc::new(StreamLog::new(id, tenant, labels, 0)), &self.state.metadata));
         self.streams.insert(id, stream.clone());
         Some(stream)
     }

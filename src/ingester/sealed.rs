@@ -1,5 +1,6 @@
 //! Blocks that count: their bytes are in the block log, memory keeps what is needed to find and check them.
 
+use super::memory::{Held, Meter};
 use super::stream::{CloseReason, SealJob, Stream};
 use crate::chunk::{Block, BlockMeta, BlockSource, ChunkError, Encoding, Symbols};
 use crate::wal::{BlockPlace, BlockStore, BlockTables};
@@ -17,6 +18,7 @@ pub(super) struct SealedBlock {
     /// Timestamp and hash of the last entry.
     pub last: (i64, u128),
     pub store: Arc<BlockStore>,
+    _held: Held,
 }
 
 impl SealedBlock {
@@ -29,6 +31,7 @@ impl SealedBlock {
         place: BlockPlace,
         data_len: u32,
         store: Arc<BlockStore>,
+        metadata: &Meter,
     ) -> Result<Self, ChunkError> {
         let meta = BlockMeta {
             encoding: Encoding::from_code(tables.encoding)?,
@@ -46,7 +49,13 @@ impl SealedBlock {
             newest: tables.newest_timestamp,
             last: (tables.last_timestamp, tables.last_hash),
             store,
+            _held: metadata.block(),
         })
+    }
+
+    /// The same block in another place.
+    pub fn moved(&self, place: BlockPlace) -> Self {
+        Self { place, ..self.clone() }
     }
 
     /// Compressed bytes.

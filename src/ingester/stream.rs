@@ -1,4 +1,5 @@
 use super::State;
+use super::memory::{Held, Meter};
 use super::sealed::SealedBlock;
 use crate::chunk::{Head, Part, Symbols};
 use crate::model::{LabelSet, TokenBucket};
@@ -53,6 +54,7 @@ pub struct Stream {
     newest: AtomicI64,
     oldest: AtomicI64,
     pub(super) rate: Mutex<TokenBucket>,
+    _held: Held,
 }
 
 /// Applied lines, in the order of their arrival: closed chunks, the open chunk, heads that are being sealed, the head.
@@ -145,8 +147,9 @@ pub(super) enum Unsettled {
 }
 
 impl Stream {
-    pub(super) fn new(log: Arc<StreamLog>) -> Self {
+    pub(super) fn new(log: Arc<StreamLog>, metadata: &Meter) -> Self {
         Self {
+            _held: metadata.stream(&log.labels),
             log,
             content: Mutex::new(Content::new()),
             admitted: AtomicU32::new(0),
@@ -441,7 +444,7 @@ impl Stream {
         let mut content = self.content.lock();
         let mut blocks = content.chunks.iter_mut().flat_map(|c| &mut c.blocks);
         if let Some(block) = blocks.find(|b| b.place == from) {
-            *block = Arc::new(SealedBlock { place: to, ..SealedBlock::clone(block) });
+            *block = Arc::new(block.moved(to));
             return true;
         }
         content.flushed.entry(chunk).or_default().push(to.segment);

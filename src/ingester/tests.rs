@@ -34,6 +34,7 @@ fn config(dir: &Path) -> IngesterConfig {
         sync_min_utilization: 0.1,
         max_returned_stream_errors: 10,
         heads_budget: 64 << 20,
+        metadata_budget: 64 << 20,
         cluster: Cluster { ingesters: 1, replication_factor: 1 },
         threads: 2,
     }
@@ -313,6 +314,58 @@ async fn settled_chunks_leave_both_logs_and_do_not_come_back() {
     }
 }
 
+/// A copy that was on its way while its chunk was flushed comes to count when the record of the flush has long been in a
+/// segment that went: it must not come back as lines.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_is_flushed_while_it_is_copied_does_not_come_back() {
+    let tmp = tempfile::tempdir().unwrap();
+    let config = || IngesterConfig { blocks_max_size: 1 << 30, ..small(tmp.path()) };
+    let (ingester, _) = start(config(), Overrides::default());
+    load(&ingester, 0, 3000).await;
+    // As the retainer begins to copy a block.
+    let chunk = ingester.closed_chunks().pop().unwrap();
+    let stream = chunk.stream().clone();
+    let store = ingester.log.blocks.store().clone();
+    let segments = 1..=ingester.log.blocks.store().size() / (1 << 20) + 1;
+    let mut blocks = segments.flat_map(|s| stream.blocks_in(s));
+    let (number, symbols, block) = blocks.find(|(number, ..)| *number == chunk.number()).unwrap();
+    let data = store.read(block.place).unwrap();
+    ingester.state.moving.fetch_add(1, Ordering::AcqRel);
+    // Its chunk is flushed, and all others, until the segment with the block is gone.
+    for _ in 0..500 {
+        ingester.closed_chunks().iter().for_each(|c| ingester.settle(c, "key").unwrap());
+        if !store.holds(block.place.segment) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!store.holds(block.place.segment), "the segment of the block stays");
+    // The log goes round, and with it the segment that holds the record of the flush.
+    let newest = ingester.log.wal.retention().bounds().unwrap().1;
+    let mut from = 10_000;
+    while ingester.log.wal.retention().bounds().unwrap().0 <= newest {
+        load(&ingester, from, 200).await;
+        from += 200;
+    }
+    let ids: Vec<u32> = (0..symbols.len() as u32).collect();
+    ingester.log.blocks.append(crate::wal::BlockAppend {
+        tables: block.tables(stream.id(), number, &symbols, &ids),
+        data,
+        stream: stream.log.clone(),
+        closes: None,
+        payload: Sealing::Moved { stream: stream.clone(), chunk: number, from: block.place },
+    });
+    while ingester.state.moving.load(Ordering::Acquire) > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let before = read(&ingester);
+    drop((ingester, stream, store, block, chunk));
+    for _ in 0..2 {
+        let (ingester, _) = start(config(), Overrides::default());
+        assert!(read(&ingester) == before, "flushed lines are back");
+    }
+}
+
 fn try_start(config: IngesterConfig) -> Result<Replayed, StartError> {
     let counter = |name: &str| {
         CounterVec::new(Opts::new(name, name), &["reason", "tenant", "retention_hours", "policy", "format"]).unwrap()
@@ -424,4 +477,43 @@ async fn blocks_outlive_a_write_ahead_log_that_is_gone() {
         assert_eq!(read(&ingester)["{app=\"busy\"}"].len() - found, from as usize / 50);
         ingester.stop();
     }
+}
+
+#[tokio::test]
+async fn streams_and_blocks_stay_within_their_part_of_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = IngesterConfig { metadata_budget: 200 << 10, chunk_block_size: 64, ..config(dir.path()) };
+    let (ingester, _) = start(config.clone(), Overrides::default());
+    let mut refused = None;
+    let mut kept = 0;
+    for i in 0..1000 {
+        match store(&ingester, &[(&[("n", &i.to_string())], &[(1, "first")])]).await {
+            Ok(()) if refused.is_none() => kept += 1,
+            Ok(()) => panic!("stream {i} is taken after one was refused"),
+            Err(e) => refused = Some(e),
+        }
+    }
+    let why = refused.expect("memory is bounded").to_string();
+    assert!(why.contains("ingester.memory_budget"), "{why}");
+    assert!((50..500).contains(&kept), "{kept} streams");
+    // Those that are there go on, until their blocks take the rest.
+    let mut taken = 1;
+    let why = loop {
+        match store(&ingester, &[(&[("n", "0")], &[(taken + 1, &format!("{taken:0>80}"))])]).await {
+            Ok(()) => taken += 1,
+            Err(e) => break e,
+        }
+        assert!(taken < 5000, "blocks take no memory");
+    };
+    assert_eq!(why.status, 503, "{why}");
+    assert!(why.to_string().contains("ingester.memory_budget"), "{why}");
+    assert!(taken > 20, "{taken} lines");
+    drop(ingester);
+    // What is there is there, whatever it takes; a larger budget goes on.
+    let (ingester, report) = start(config.clone(), Overrides::default());
+    assert_eq!(report.lines + report.block_lines, kept + taken as u64 - 1);
+    assert!(store(&ingester, &[(&[("n", "0")], &[(99_999, "more")])]).await.is_err());
+    drop(ingester);
+    let (ingester, _) = start(IngesterConfig { metadata_budget: 64 << 20, ..config }, Overrides::default());
+    store(&ingester, &[(&[("n", "new")], &[(1, "first")])]).await.unwrap();
 }

@@ -7,11 +7,11 @@ use super::format::{
     FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, Kind, LogKind, RECORD_HEAD_LEN, RecordHead, SegmentHeader,
 };
 use super::group::GroupBuilder;
-use super::record::{BlockTables, BlocksSynced, ChunkClosed, Footer, decode_control, encode_block};
+use super::record::{BlockTables, BlocksSynced, ChunkClosed, Footer, decode_control};
 use super::segment::{self, Prepared};
 use super::writer::{Decision, LogError, StreamLog, Unavailable, Wal, WalOptions, spawn_critical};
 use crate::codec::{align_up, crc32};
-use crate::fs::{File, Fs, read_full_at, write_all_at};
+use crate::fs::{File, Fs, read_full_at, write_all_at, write_all_uncached_at};
 use ahash::AHashSet;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -478,12 +478,11 @@ impl BlockWriter {
         builder.series(new.values().cloned());
         let mut places = Vec::with_capacity(group.len());
         for (block, tables) in group.iter().zip(&tables) {
-            let (record, head) = encode_block(tables, &block.data);
-            places.push(BlockPlace { segment: active.header.number, offset: builder.place(), len: head.len });
-            builder.stamped(&record, head, false);
+            let (segment, offset) = (active.header.number, builder.place());
+            places.push(BlockPlace { segment, offset, len: builder.block(tables, &block.data) });
         }
         let built = builder.finish(0, 0);
-        let written = write_all_at(&*active.file, active.at, &built.bytes);
+        let written = write_all_uncached_at(&*active.file, active.at, &built.bytes);
         let end = active.at + built.bytes.len() as u64;
         self.buffer = built.bytes;
         if let Err(error) = written {

@@ -1,7 +1,9 @@
 //! The bytes of a commit group, laid out record by record. Both logs are written with it.
 
-use super::format::{GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, Kind, RECORD_ALIGN, RecordHead, SegmentHeader};
-use super::record::{ControlBody, EntriesRecord, SeriesDef, encode_control};
+use super::format::{
+    GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, Kind, RECORD_ALIGN, RECORD_HEAD_LEN, RecordHead, SegmentHeader,
+};
+use super::record::{ControlBody, EntriesRecord, SeriesDef, block_head, encode_control};
 use crate::codec::{align_up, crc32};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -56,10 +58,21 @@ impl GroupBuilder {
         self.stamped(&bytes, head, kind.has_lsn());
     }
 
+    /// A block with its tables. Returns the record's length.
+    pub fn block(&mut self, tables: &[u8], data: &[u8]) -> u32 {
+        let head = block_head(tables, data);
+        self.placed(head, false, &[&[0; RECORD_HEAD_LEN], tables, data]);
+        head.len
+    }
+
     pub fn stamped(&mut self, record: &[u8], head: RecordHead, has_lsn: bool) {
+        self.placed(head, has_lsn, &[record]);
+    }
+
+    fn placed(&mut self, head: RecordHead, has_lsn: bool, parts: &[&[u8]]) {
         let head = RecordHead { lsn: self.next_lsn(), segment: self.segment.number, ..head };
         let (start, place) = (self.bytes.len(), self.place());
-        self.bytes.extend_from_slice(record);
+        parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
         head.stamp(self.bytes.get_mut(start..).unwrap_or_default(), self.segment.salt, place);
         self.end_record(has_lsn);
     }

@@ -171,8 +171,11 @@ pub struct EntriesBuilder<'a> {
     last_timestamp: i64,
     symbols: Vec<&'a [u8]>,
     by_text: AHashMap<&'a [u8], u32>,
-    recent: [(&'a [u8], u32); 2],
+    /// By address: texts that come again and again, such as names of levels, lie at one.
+    recent: [(&'a [u8], u32); RECENT],
 }
+
+const RECENT: usize = 16;
 
 impl<'a> EntriesBuilder<'a> {
     /// `size_hint` is about the sum of all lines in bytes.
@@ -186,7 +189,7 @@ impl<'a> EntriesBuilder<'a> {
             last_timestamp: 0,
             symbols: Vec::new(),
             by_text: AHashMap::new(),
-            recent: [(&[], u32::MAX); 2],
+            recent: [(&[], u32::MAX); RECENT],
         }
     }
 
@@ -210,7 +213,7 @@ impl<'a> EntriesBuilder<'a> {
         self.raw.extend_from_slice(line);
         put_uvarint(&mut self.raw, metadata.len() as u64);
         for (name, value) in metadata {
-            let (name, value) = (self.symbol(name, 0), self.symbol(value, 1));
+            let (name, value) = (self.symbol(name), self.symbol(value));
             put_uvarint(&mut self.raw, u64::from(name));
             put_uvarint(&mut self.raw, u64::from(value));
         }
@@ -219,23 +222,19 @@ impl<'a> EntriesBuilder<'a> {
         }
     }
 
-    /// Most entries have the name and value of the entry before (`detected_level`), at the same address: compare that
-    /// first.
-    fn symbol(&mut self, text: &'a [u8], slot: usize) -> u32 {
-        if let Some((recent, id)) = self.recent.get(slot)
-            && *id != u32::MAX
-            && std::ptr::eq(*recent, text)
-        {
-            return *id;
+    /// The id of a text. Most come from the address of one before: that is compared first.
+    fn symbol(&mut self, text: &'a [u8]) -> u32 {
+        let address = text.as_ptr() as usize;
+        let recent = &mut self.recent[(address ^ address >> 4) % RECENT];
+        if recent.1 != u32::MAX && std::ptr::eq(recent.0, text) {
+            return recent.1;
         }
         let symbols = &mut self.symbols;
         let id = *self.by_text.entry(text).or_insert_with(|| {
             symbols.push(text);
             symbols.len() as u32 - 1
         });
-        if let Some(recent) = self.recent.get_mut(slot) {
-            *recent = (text, id);
-        }
+        *recent = (text, id);
         id
     }
 
@@ -728,12 +727,20 @@ impl BlockTables {
     }
 }
 
-/// Makes a Block record without place: head, tables and the block's bytes, which are compressed already.
-pub(super) fn encode_block(tables: &[u8], data: &[u8]) -> (Vec<u8>, RecordHead) {
-    let mut bytes = vec![0; RECORD_HEAD_LEN];
-    bytes.extend_from_slice(tables);
-    let head = append_body(&mut bytes, Kind::Block, data, Codec::None, tables.len());
-    (bytes, head)
+/// Head of a Block record without place; `data` is compressed already.
+pub(super) fn block_head(tables: &[u8], data: &[u8]) -> RecordHead {
+    RecordHead {
+        len: (RECORD_HEAD_LEN + tables.len() + data.len()) as u32,
+        kind: Kind::Block as u8,
+        flags: 0,
+        codec: Codec::None as u8,
+        lsn: 0,
+        segment: 0,
+        tables_len: tables.len() as u32,
+        body_len: data.len() as u32,
+        raw_len: data.len() as u32,
+        body_crc: crc32(&[data]),
+    }
 }
 
 /// LSNs and seqs that do not exist, as half-open ranges: a settled loss.

@@ -1,14 +1,14 @@
 //! Segment files: names, preparation.
 
 use super::format::{FIRST_GROUP, LogKind, SECOND_HEADER, SegmentHeader};
-use crate::fs::{File, Fs, temporary_name, write_all_at};
+use crate::fs::{File, Fs, temporary_name, write_all_at, zero_fill};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
-const FILL_STEP: usize = 1 << 20;
+const FILL_STEP: u64 = 1 << 20;
 /// Between two steps: at most about 500 MB/s, far above what the log takes.
 const FILL_PAUSE: Duration = Duration::from_millis(2);
 
@@ -119,12 +119,11 @@ fn create(fs: &dyn Fs, temporary: &Path) -> io::Result<Arc<dyn File>> {
 }
 
 fn fill(file: &dyn File, file_len: u64) -> io::Result<()> {
-    let zeros = vec![0; FILL_STEP];
     let mut at = 0;
     while at < file_len {
-        let n = (file_len - at).min(FILL_STEP as u64);
-        write_all_at(file, at, zeros.get(..n as usize).unwrap_or_default())?;
-        at += n;
+        let end = file_len.min(at + FILL_STEP);
+        zero_fill(file, at, end)?;
+        at = end;
         if at < file_len {
             // Many megabytes of zeros in one sync would hold up the syncs of pushes: a little at a time, with pauses.
             file.sync_data()?;
@@ -145,13 +144,7 @@ pub(super) enum ExtendError {
 /// Enlarges a prepared segment to the size in `header`: zeros first, then, one after the other, both header copies. A
 /// crash in between leaves a file that is longer than its header says, which is harmless.
 pub(super) fn extend(file: &dyn File, old_len: u64, header: &SegmentHeader) -> Result<(), ExtendError> {
-    let zeros = vec![0; FILL_STEP];
-    let mut at = old_len;
-    while at < header.file_len {
-        let n = (header.file_len - at).min(FILL_STEP as u64);
-        write_all_at(file, at, zeros.get(..n as usize).unwrap_or_default()).map_err(ExtendError::Write)?;
-        at += n;
-    }
+    zero_fill(file, old_len, header.file_len).map_err(ExtendError::Write)?;
     file.sync_data().map_err(ExtendError::Sync)?;
     for copy in [SECOND_HEADER, 0] {
         write_all_at(file, copy, &header.encode(copy)).map_err(ExtendError::Write)?;
@@ -162,7 +155,7 @@ pub(super) fn extend(file: &dyn File, old_len: u64, header: &SegmentHeader) -> R
 
 /// Size of a segment that holds a group of `group_len` bytes and the final watermark.
 pub(super) fn len_for(group_len: u64) -> u64 {
-    crate::codec::align_up(FIRST_GROUP + group_len + super::format::GROUP_ALIGN, FILL_STEP as u64)
+    crate::codec::align_up(FIRST_GROUP + group_len + super::format::GROUP_ALIGN, FILL_STEP)
 }
 
 fn new_salt() -> u64 {

@@ -12,7 +12,7 @@ use super::segment::{self, Prepared};
 use super::supply::Supply;
 use super::{RecordHead, WalMetrics};
 use crate::codec::align_up;
-use crate::fs::{File, Fs, is_no_space, write_all_at};
+use crate::fs::{File, Fs, is_no_space, write_all_uncached_at};
 use crate::model::{LabelSet, Tenant};
 use ahash::AHashMap;
 use parking_lot::{Condvar, Mutex};
@@ -936,7 +936,7 @@ impl Writer {
     fn write(&mut self, builder: GroupBuilder, lines: u64) -> Result<(), LogError> {
         let Some(active) = self.active.as_mut() else { return Err(LogError::NoSpace("no segment".into())) };
         let group = builder.finish(self.durable_lsn, self.lines);
-        if let Err(error) = write_all_at(&*active.file, active.at, &group.bytes) {
+        if let Err(error) = write_all_uncached_at(&*active.file, active.at, &group.bytes) {
             self.options.metrics.write_failures.inc();
             self.buffer = group.bytes;
             let error = LogError::of_write(error);

@@ -570,7 +570,7 @@ impl File for SimFile {
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
-        timberline::fs::zero_fill(self, len)
+        timberline::fs::zero_fill(self, 0, len)
     }
 
     fn drop_cache(&self) -> io::Result<()> {
