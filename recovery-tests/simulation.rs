@@ -12,6 +12,8 @@ use sim::crash::Volume;
 use sim::damage::damage;
 use sim::explore::{Depth, crashes, faults, play};
 use sim::hunt::{Prey, hunt};
+use sim::node::Script;
+use sim::node_explore::{node_crashes, node_faults};
 use sim::report::{Layer, is_done, is_full};
 use sim::workload::{Workload, fills_a_segment};
 use std::time::Duration;
@@ -52,6 +54,49 @@ fn failing_calls() {
     // A failed group of two blocks, and a shorter one after it.
     list.extend(Workload::parse("bs", 3));
     layer.each(&list, 12, |w| faults(&layer, w, &Depth::FAULTS, if is_full() { 1 } else { 10 }));
+    layer.finish();
+}
+
+/// Both logs under a whole ingester: scripts whose threads seal, close, settle, carry, retire, recycle and clean.
+#[test]
+fn node_crash_states() {
+    if is_done("node_crash_states") {
+        return;
+    }
+    let layer = Layer::new("node_crash_states", None);
+    let quick = ["bsf", "wk", "bbfwo", "cs", "cbk", "bwfck"];
+    if is_full() {
+        let all: Vec<Script> = (1..=3).flat_map(|n| Script::all(n, u64::from(n) << 20)).collect();
+        layer.each(&all, 8, |s| node_crashes(&layer, s, &Depth::QUICK, false));
+    } else {
+        let list: Vec<Script> = quick.iter().zip(1..).filter_map(|(s, seed)| Script::parse(s, seed)).collect();
+        layer.each(&list, 6, |s| node_crashes(&layer, s, &Depth::NODE, true));
+    }
+    let done = [
+        "sealed blocks",
+        "closed chunks",
+        "settled chunks",
+        "carried lines",
+        "retired log segments",
+        "recycled log segments",
+        "retired block segments",
+        "states with a block in two places",
+    ];
+    let missing: Vec<&str> = done.into_iter().filter(|what| layer.counts.get(what) == 0).collect();
+    let failed = layer.failures() > 0;
+    layer.finish();
+    assert!(failed || missing.is_empty(), "never happened, so nothing was tested of it: {missing:?}");
+}
+
+#[test]
+fn node_failing_calls() {
+    if is_done("node_failing_calls") {
+        return;
+    }
+    let layer = Layer::new("node_failing_calls", None);
+    let list: Vec<Script> =
+        ["bsf", "wb", "cs"].iter().zip(1..).filter_map(|(s, seed)| Script::parse(s, seed)).collect();
+    layer.each(&list, 6, |s| node_faults(&layer, s, &Depth::FAULTS, if is_full() { 1 } else { 100 }));
     layer.finish();
 }
 
@@ -120,6 +165,17 @@ fn again(mut layer: Layer, asked: &str) {
     let mut next = || parts.next().unwrap_or_default();
     let (letters, seed, state) = (next(), next(), next());
     let seed = seed.parse().unwrap_or_else(|_| panic!("{asked}: <workload>:<seed>:<state>"));
+    if state.starts_with("node") {
+        // Threads run freely, so the number of a state says little: some runs with all their states instead.
+        let script = Script::parse(letters, seed).unwrap_or_else(|| panic!("{asked}: an unknown step"));
+        layer.only = Some(String::new());
+        let again = |_: &u32| match state.starts_with("node-fault") {
+            true => node_faults(&layer, &script, &Depth::FAULTS, 10),
+            false => node_crashes(&layer, &script, &Depth::QUICK, true),
+        };
+        layer.each(&[1, 2, 3, 4, 5], 2, again);
+        return layer.finish();
+    }
     let workload = Workload::parse(letters, seed).unwrap_or_else(|| panic!("{asked}: an unknown step"));
     layer.only = Some(state.to_string());
     if state.starts_with("fault") {

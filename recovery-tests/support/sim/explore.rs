@@ -6,7 +6,6 @@ use super::disk::{Call, EDQUOT, EIO, ENOSPC, Failure, Fault};
 use super::ledger::{Found, Ledger};
 use super::report::Layer;
 use super::workload::{Run, Step, Stop, Workload};
-use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A machine that is too slow for the log's timers this often in a row is not fit to simulate.
@@ -28,6 +27,13 @@ impl Depth {
         breadth: Breadth { exhaustive: 64, samples: 24, singles: 60 },
         nested: [Breadth { exhaustive: 8, samples: 3, singles: 4 }, Breadth { exhaustive: 4, samples: 2, singles: 2 }],
         every: [8, 60],
+    };
+
+    /// Of a whole ingester in the quick tier: a state is read twice, and its runs are long.
+    pub const NODE: Self = Self {
+        breadth: Breadth { exhaustive: 6, samples: 3, singles: 4 },
+        nested: [Breadth { exhaustive: 2, samples: 1, singles: 2 }, Breadth { exhaustive: 2, samples: 0, singles: 0 }],
+        every: [150, 150],
     };
 
     /// Each fault has its own run, so fewer states of each.
@@ -101,8 +107,7 @@ impl States<'_> {
     fn visit(&self, run: &Run, from: usize) {
         let ops = run.disk.ops();
         let mut volume = Volume::new(&run.disk.base);
-        let mut seen = HashSet::new();
-        let (mut points, mut repeated) = (0, 0);
+        let (mut new, mut points, mut repeated) = (0, 0, 0);
         let breadth = match self.level {
             0 => self.depth.breadth,
             n => self.depth.nested[n - 1],
@@ -115,8 +120,8 @@ impl States<'_> {
                     if !self.layer.wants(|| format!("{}/{at}/{label}", self.path)) {
                         return true;
                     }
-                    let hash = image.hash();
-                    if seen.insert(mix(&[hash, expectation])) {
+                    if self.layer.is_new(image.hash(), expectation) {
+                        new += 1;
                         self.state(&run.ledger, image, at, label);
                     } else {
                         repeated += 1;
@@ -129,9 +134,9 @@ impl States<'_> {
             }
         }
         let names = ["states", "states inside recovery", "states inside recovery of recovery"];
-        self.layer.counts.add(names[self.level], seen.len());
+        self.layer.counts.add(names[self.level], new);
         if self.level > 0 {
-            self.layer.counts.add("states", seen.len());
+            self.layer.counts.add("states", new);
         }
         self.layer.counts.add("crash points", points);
         self.layer.counts.add("states repeated", repeated);
@@ -193,7 +198,7 @@ fn recover_and_push(run: &mut Run, expected: &Found) -> Result<(), Stop> {
 }
 
 /// Which failures of a call are tried.
-fn failures(call: Call) -> Vec<Failure> {
+pub fn failures(call: Call) -> Vec<Failure> {
     let errnos = [EIO, ENOSPC, EDQUOT];
     if call != Call::Write {
         return errnos.map(|e| Failure::Errno(e, 0)).to_vec();

@@ -2,7 +2,7 @@
 //!
 //! `workload.rs` runs the log, `disk.rs` notes what it does, `crash.rs` makes what a crash leaves, `ledger.rs` says
 //! what must be there, `explore.rs` puts them together, `damage.rs` changes bytes, `report.rs` counts, `hunt.rs` stops at
-//! the first failure.
+//! the first failure. `node.rs` runs a whole ingester, with both logs.
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 
@@ -13,6 +13,9 @@ pub mod disk;
 pub mod explore;
 pub mod hunt;
 pub mod ledger;
+pub mod node;
+pub mod node_book;
+pub mod node_explore;
 pub mod report;
 pub mod workload;
 

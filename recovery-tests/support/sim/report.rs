@@ -1,8 +1,8 @@
 //! Figures of a layer, failures with their reproduction, and the files they go to.
 
-use super::workload::Workload;
+use super::content::mix;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -21,6 +21,10 @@ impl Counts {
             *self.0.lock().entry(what).or_default() += n as u64;
         }
     }
+
+    pub fn get(&self, what: &str) -> u64 {
+        self.0.lock().get(what).copied().unwrap_or(0)
+    }
 }
 
 /// One layer at work.
@@ -29,6 +33,8 @@ pub struct Layer {
     pub counts: Counts,
     failures: Mutex<Vec<String>>,
     failed: AtomicUsize,
+    /// Hashes of states with what is expected of them, over all workloads.
+    seen: [Mutex<HashSet<u64>>; 64],
     /// After so many failures, or then, the rest is not run.
     enough: usize,
     until: Option<Instant>,
@@ -45,6 +51,7 @@ impl Layer {
             counts: Counts::default(),
             failures: Mutex::default(),
             failed: AtomicUsize::new(0),
+            seen: std::array::from_fn(|_| Mutex::default()),
             enough: ENOUGH,
             until: None,
             only,
@@ -64,7 +71,7 @@ impl Layer {
     }
 
     /// Notes a failure and how to see it again.
-    pub fn fail(&self, workload: &Workload, path: &str, why: &str) {
+    pub fn fail(&self, workload: &dyn std::fmt::Debug, path: &str, why: &str) {
         self.failed.fetch_add(1, Ordering::SeqCst);
         let mut failures = self.failures.lock();
         if failures.len() < ENOUGH {
@@ -74,6 +81,12 @@ impl Layer {
             eprintln!("{}: {line}", self.name);
             failures.push(line);
         }
+    }
+
+    /// Is this state, by the hash of its image, with this expectation the first one of the layer?
+    pub fn is_new(&self, image: u64, expectation: u64) -> bool {
+        let state = mix(&[image, expectation]);
+        self.seen[(state % 64) as usize].lock().insert(state)
     }
 
     pub fn failures(&self) -> usize {
