@@ -11,7 +11,7 @@ mod support;
 use sim::crash::Volume;
 use sim::damage::damage;
 use sim::explore::{Depth, crashes, faults, play};
-use sim::hunt::{Prey, hunt};
+use sim::hunt::{Prey, hunt, hunt_node};
 use sim::node::Script;
 use sim::node_explore::{node_crashes, node_faults};
 use sim::report::{Layer, is_done, is_full};
@@ -51,8 +51,9 @@ fn failing_calls() {
     }
     let layer = Layer::new("failing_calls", None);
     let mut list = if is_full() { workloads(2, 60) } else { workloads(1, 4) };
-    // A failed group of two blocks, and a shorter one after it.
-    list.extend(Workload::parse("bs", 3));
+    // A failed group of two blocks, and a shorter one after it: what is left of the first must stay dead, also if its streams
+    // were defined before.
+    list.extend(["bs", "sbs", "bbs"].iter().filter_map(|w| Workload::parse(w, 3)));
     layer.each(&list, 12, |w| faults(&layer, w, &Depth::FAULTS, if is_full() { 1 } else { 10 }));
     layer.finish();
 }
@@ -150,6 +151,8 @@ fn a_hunt_ends() {
     let list: Vec<Workload> = Workload::parse("sk", 1).into_iter().collect();
     let all = [Prey::Crashes, Prey::Faults(40), Prey::Damage(997)];
     assert_eq!(hunt(&all, &list, &Depth::QUICK, Duration::from_secs(5)), None);
+    let list: Vec<Script> = Script::parse("bsf", 1).into_iter().collect();
+    assert_eq!(hunt_node(&[Prey::Crashes], &list, &Depth::NODE, Duration::from_secs(5)), None);
 }
 
 /// `TIMBERLINE_SIM=<workload>:<seed>:<state>`: shows one state again.

@@ -173,11 +173,47 @@ impl States<'_> {
             if let Err(stop) = outcome {
                 return self.layer.fail(self.workload, &path(), &format!("{stop:?} in the recovery of this state"));
             }
+            if self.level == 0 {
+                self.failing_recovery(ledger, image, at, &path(), &run.disk.calls());
+            }
             let path = format!("{}/open", path());
             let inner = States { level: self.level + 1, path, ..*self };
             return inner.visit(&run, 0);
         }
         panic!("{:?} was disturbed {REPEATS} times", self.workload);
+    }
+}
+
+impl States<'_> {
+    /// A call of the recovery of this state fails, and the process ends: the next start, on a healthy disk, finds all.
+    fn failing_recovery(&self, ledger: &Ledger, image: &Image, at: usize, path: &str, calls: &[Call]) {
+        let coin = mix(&[self.workload.seed, image_coin(image, at), 7]) as usize;
+        let Some(call) = calls.get(coin % calls.len().max(1)) else { return };
+        let failures = failures(*call);
+        let fault = Fault {
+            at: coin % calls.len(),
+            failure: failures[(coin >> 16) % failures.len()],
+            for_ever: coin >> 32 & 1 == 1,
+        };
+        let mut run = Run::on(image.clone(), ledger.at(at), self.workload);
+        run.disk.fail(Some(fault));
+        let opened = run.open();
+        run.kill();
+        if run.disk.disturbed() {
+            return;
+        }
+        self.layer.counts.add("faults inside recovery", 1);
+        let mut volume = Volume::new(&run.disk.base);
+        let ops = run.disk.ops();
+        ops.iter().for_each(|op| volume.apply(op));
+        let second = |image: Image| run.ledger.check(&image, ops.len()).map(drop);
+        let outcome = match opened {
+            Err(Stop::Wrong(why)) => Err(why),
+            _ => second(volume.kept()).and_then(|()| second(volume.lost())),
+        };
+        if let Err(why) = outcome {
+            self.layer.fail(self.workload, path, &format!("{why} (after {fault:?} in the recovery of this state)"));
+        }
     }
 }
 
@@ -220,8 +256,13 @@ pub fn faults(layer: &Layer, workload: &Workload, depth: &Depth, every: u64) {
             for for_ever in [false, true] {
                 let coin = mix(&[workload.seed, at as u64, i as u64, u64::from(for_ever)]);
                 let path = format!("fault/{at}/{i}/{}", u8::from(for_ever));
-                let wanted =
-                    if layer.only.is_some() { layer.wants(|| path.clone()) } else { coin.is_multiple_of(every) };
+                // A full disk that keeps all bytes of a group that has failed: only there can they come back to life.
+                let kept = *call == Call::Write && failure == Failure::Errno(ENOSPC, 2) && !for_ever;
+                let wanted = if layer.only.is_some() {
+                    layer.wants(|| path.clone())
+                } else {
+                    kept || coin.is_multiple_of(every)
+                };
                 if wanted && !layer.enough() {
                     one_fault(layer, workload, depth, Fault { at, failure, for_ever }, &path);
                 }

@@ -2,6 +2,8 @@
 
 use super::damage::damage;
 use super::explore::{Depth, crashes, faults};
+use super::node::Script;
+use super::node_explore::{node_crashes, node_faults};
 use super::report::Layer;
 use super::workload::Workload;
 use std::time::Duration;
@@ -26,6 +28,19 @@ pub fn hunt(prey: &[Prey], list: &[Workload], depth: &Depth, budget: Duration) -
             Prey::Crashes => crashes(&layer, w, depth),
             Prey::Faults(every) => faults(&layer, w, depth, *every),
             Prey::Damage(every) => damage(&layer, w, *every),
+        });
+    }
+    layer.first_failure()
+}
+
+/// As [`hunt`], on scripts of a whole ingester with both logs. There is no damage here.
+pub fn hunt_node(prey: &[Prey], list: &[Script], depth: &Depth, budget: Duration) -> Option<String> {
+    let layer = Layer::hunting(budget);
+    for prey in prey {
+        layer.each(list, 4, |s| match prey {
+            Prey::Crashes => node_crashes(&layer, s, depth, true),
+            Prey::Faults(every) => node_faults(&layer, s, depth, *every),
+            Prey::Damage(_) => {}
         });
     }
     layer.first_failure()
