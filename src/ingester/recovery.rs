@@ -194,6 +194,11 @@ impl Ingester<NilRecord> {
 }
 
 impl Replayed {
+    /// What was replayed, for reads: nothing can be pushed to it.
+    pub fn ingester(&self) -> &Ingester<NilRecord> {
+        &self.ingester
+    }
+
     /// Puts damaged segments into quarantine, before anything can retire them. That it fails, on a full disk for one, keeps
     /// nobody from starting: the report says why.
     pub fn keep_damaged(&mut self) {

@@ -525,8 +525,9 @@ impl BlockWriter {
         let fits = |a: &Active| a.at + len + align_up(a.footer_len + footer, GROUP_ALIGN) <= a.header.file_len;
         if !self.active.as_ref().is_some_and(fits) {
             self.finish()?;
-            let need = segment::len_for(len + align_up(FOOTER_BASE + footer, GROUP_ALIGN));
-            self.open(need.max(self.store.options.segment_size))?;
+            let groups = len + align_up(FOOTER_BASE + footer, GROUP_ALIGN);
+            let usual = self.store.options.segment_size;
+            self.open(if FIRST_GROUP + groups <= usual { usual } else { segment::len_for(groups) })?;
         }
         Ok(())
     }
