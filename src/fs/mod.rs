@@ -186,6 +186,7 @@ fn repeat(mut offset: u64, mut bytes: &[u8], write: impl Fn(u64, &[u8]) -> io::R
     while !bytes.is_empty() {
         match write(offset, bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(_) if crate::planted::is(crate::planted::Bug::ShortWriteIgnored) => return Ok(()),
             Ok(n) => {
                 offset += n as u64;
                 bytes = bytes.get(n..).unwrap_or_default();

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::chunk::Symbols;
 use crate::model::{LabelSet, Overrides, Tenant};
+use crate::planted::{Bug, is};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
     BlockLogOptions, BlockStore, BodyView, Contents, DamageReport, FoundBlock, Hold, Plan, Quarantine, RecordRef,
@@ -410,7 +411,11 @@ impl Replay<'_> {
                     decided.entry(c.stream).or_default().closed.insert(c.chunk, reason);
                 }
                 Hold::Flushed(c) => {
-                    decided.entry(c.stream).or_default().flushed.insert(c.chunk, c.first_seq..c.end_seq);
+                    decided
+                        .entry(c.stream)
+                        .or_default()
+                        .flushed
+                        .insert(c.chunk, if is(Bug::FlushedAsPrefix) { 0 } else { c.first_seq }..c.end_seq);
                 }
                 Hold::Gap(_) => {}
             }

@@ -17,6 +17,7 @@ use super::verdict::{Finding, Part, Place, verdict};
 use super::writer::{Decision, LogError, StreamLog, Unavailable, Wal, WalOptions, spawn_critical};
 use crate::codec::{align_up, crc32};
 use crate::fs::{File, Fs, read_full_at, write_all_at, write_all_uncached_at};
+use crate::planted::{Bug, is};
 use ahash::AHashSet;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -491,7 +492,9 @@ impl BlockWriter {
             definition.settled_seq = block.tables.first_seq;
             new.insert(block.stream.id, definition);
         }
-        builder.series(new.values().cloned());
+        if !is(Bug::BlocksWithoutSeries) {
+            builder.series(new.values().cloned());
+        }
         let mut places = Vec::with_capacity(group.len());
         for (block, tables) in group.iter().zip(&tables) {
             let (segment, offset) = (active.header.number, builder.place());
@@ -506,11 +509,15 @@ impl BlockWriter {
             self.abandon();
             return Err(LogError::of_write(error));
         }
-        active.file.sync_data().map_err(LogError::Fatal)?;
+        if !is(Bug::BlockUnsynced) {
+            active.file.sync_data().map_err(LogError::Fatal)?;
+        }
         segment::in_place(&*active.file, &self.store.path(active.header.number)).map_err(LogError::Fatal)?;
         active.at = end;
         active.defined.extend(new.keys());
-        active.footer.definitions.extend(new.into_values());
+        if !is(Bug::BlocksWithoutSeries) {
+            active.footer.definitions.extend(new.into_values());
+        }
         let in_footer = places.iter().zip(tables).map(|(p, t)| (p.offset, p.len, t));
         active.footer.blocks.extend(in_footer);
         let synced = BlocksSynced { segment: active.header.number, end, footer: 0 };

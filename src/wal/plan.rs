@@ -6,6 +6,7 @@ use super::record::{BlocksSynced, Gap, Open, Previous, Retiring, SeriesDef, Tabl
 use super::retention::{Contents, Hold};
 use super::scan::{Damage, GroupScan, RecordScan, SegmentScan};
 use super::verdict::{Finding, Part, Place, Verdict, verdict};
+use crate::planted::{Bug, is};
 use ahash::AHashMap;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -413,6 +414,9 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
     out.first_lsn = live.first().and_then(|l| l.summary.first_lsn()).unwrap_or(out.durable_lsn);
     for l in &live {
         out.replay.push((l.summary.number, l.lsn_end));
+        if is(Bug::LaterSegmentsDropped) && !l.summary.damage.is_empty() {
+            break;
+        }
     }
     // The newest first: those of older segments know less, and are not copied.
     elsewhere

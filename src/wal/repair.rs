@@ -14,6 +14,7 @@ use super::spread::spread;
 use super::survivors::{LostBlock, Survivors, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
 use crate::fs::{File, read_full_at};
+use crate::planted::{Bug, is};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -106,6 +107,9 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
         summaries.push(summary);
     }
     let mut plan = plan(&summaries);
+    if is(Bug::StreamIdsAgain) {
+        plan.next_stream_id = 1;
+    }
     let blocks_dir = options.blocks.dir.clone();
     let retired = |number| plan.retired_blocks.contains(&number);
     let blocks = RecoveredBlocks::read(&options, &plan.blocks, retired, plan.blocks_are_uncertain)
@@ -302,7 +306,7 @@ impl Recovered {
         };
         let queue_bytes = options.queue_bytes;
         let mut writer = Writer::new(options, start);
-        if !tail.is_empty() {
+        if !tail.is_empty() && !is(Bug::TailNotRewritten) {
             let mut first_seqs: BTreeMap<u64, u64> = BTreeMap::new();
             for row in tail.iter().flat_map(TailRecord::rows) {
                 let first = first_seqs.entry(row.stream).or_insert(row.first_seq);
