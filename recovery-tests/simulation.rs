@@ -39,7 +39,7 @@ fn crash_states() {
         return;
     }
     let layer = Layer::new("crash_states", None);
-    let list = if is_full() { workloads(5, 0) } else { workloads(1, 20) };
+    let list = if is_full() { workloads(4, 3000) } else { workloads(1, 20) };
     layer.each(&list, 6, |w| crashes(&layer, w, &Depth::QUICK));
     layer.finish();
 }
@@ -54,7 +54,7 @@ fn failing_calls() {
     // A failed group of two blocks, and a shorter one after it: what is left of the first must stay dead, also if its streams
     // were defined before.
     list.extend(["bs", "sbs", "bbs"].iter().filter_map(|w| Workload::parse(w, 3)));
-    layer.each(&list, 12, |w| faults(&layer, w, &Depth::FAULTS, if is_full() { 1 } else { 10 }));
+    layer.each(&list, 12, |w| faults(&layer, w, &Depth::FAULTS, if is_full() { 3 } else { 10 }));
     layer.finish();
 }
 
@@ -97,7 +97,7 @@ fn node_failing_calls() {
     let layer = Layer::new("node_failing_calls", None);
     let list: Vec<Script> =
         ["bsf", "wb", "cs"].iter().zip(1..).filter_map(|(s, seed)| Script::parse(s, seed)).collect();
-    layer.each(&list, 6, |s| node_faults(&layer, s, &Depth::FAULTS, if is_full() { 1 } else { 100 }));
+    layer.each(&list, 6, |s| node_faults(&layer, s, &Depth::FAULTS, if is_full() { 10 } else { 100 }));
     layer.finish();
 }
 
@@ -107,7 +107,8 @@ fn damaged_logs() {
         return;
     }
     let layer = Layer::new("damaged_logs", None);
-    let list: Vec<Workload> = DAMAGED.iter().enumerate().filter_map(|(i, w)| Workload::parse(w, i as u64)).collect();
+    let quick = DAMAGED.iter().enumerate().filter_map(|(i, w)| Workload::parse(w, i as u64));
+    let list = if is_full() { workloads(2, 70) } else { quick.collect() };
     layer.each(&list, 2, |w| damage(&layer, w, 61));
     layer.finish();
 }
