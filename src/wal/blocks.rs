@@ -644,7 +644,7 @@ impl RecoveredBlocks {
         };
         for synced in live {
             if files.binary_search(&synced.segment).is_err() {
-                out.judge(&synced, Part::Missing, 0..synced.end, true);
+                out.judge(synced, Part::Missing, 0..synced.end, true);
                 continue;
             }
             out.segment(*synced, Some(synced.segment) == newest)?;
