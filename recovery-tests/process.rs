@@ -252,6 +252,59 @@ fn newer_formats_are_refused_untouched() {
     assert_eq!(server.http().all_lines().get("kept"), Some(&1));
 }
 
+#[test]
+fn a_damaged_identity_is_refused_untouched() {
+    let tmp = tempfile::tempdir().unwrap();
+    let data = tmp.path().join("data");
+    let server = Server::start(tmp.path(), "", &[]);
+    assert_eq!(server.http().push("s", TIME, &["kept".into()]).unwrap(), 204);
+    server.kill();
+    let identity = std::fs::read(data.join("identity")).unwrap();
+    let mut flipped = identity.clone();
+    flipped[20] ^= 1;
+    for damaged in [flipped, identity[..identity.len() / 2].to_vec(), Vec::new()] {
+        std::fs::write(data.join("identity"), damaged).unwrap();
+        let before = content(&data);
+        let log = refused(tmp.path(), "");
+        assert!(log.contains("identity is damaged"), "{log}");
+        assert_eq!(content(&data), before);
+    }
+    std::fs::write(data.join("identity"), identity).unwrap();
+    let server = Server::start(tmp.path(), "", &[]);
+    assert_eq!(server.http().all_lines().get("kept"), Some(&1));
+}
+
+/// Damage is a policy: `refuse` changes nothing and says what is lost; `salvage` keeps everything else and says it too.
+#[test]
+fn damage_is_refused_untouched_or_everything_else_is_served() {
+    let tmp = tempfile::tempdir().unwrap();
+    let data = tmp.path().join("data");
+    let config =
+        |policy: &str| format!("ingester: {{wal: {{compression: none, segment_size: 1MB, on_damage: {policy}}}}}\n");
+    let server = Server::start(tmp.path(), &config("salvage"), &[]);
+    for (n, line) in ["first", "line in the middle", "last"].into_iter().enumerate() {
+        assert_eq!(server.http().push("s", TIME + n as i64, &[line.into()]).unwrap(), 204);
+    }
+    assert_eq!(server.terminate(), Some(0));
+    let holds = |bytes: &[u8]| bytes.windows(13).position(|w| w == b"in the middle");
+    let mut segments = walk(&data).into_iter().filter(|p| p.extension().is_some_and(|e| e == "wal"));
+    let (path, at) = segments.find_map(|p| Some((p.clone(), holds(&std::fs::read(&p).unwrap())?))).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let before = content(&data);
+    let log = refused(tmp.path(), &config("refuse"));
+    assert!(log.contains("on_damage is refuse") && log.contains("1 acknowledged lines are lost"), "{log}");
+    assert_eq!(content(&data), before);
+    let server = Server::start(tmp.path(), &config("salvage"), &[]);
+    let shown: Vec<String> = server.http().all_lines().into_keys().collect();
+    assert_eq!(shown, ["first", "last"]);
+    let ready = String::from_utf8(server.http().get("/ready").unwrap().1).unwrap();
+    assert!(ready.contains("damage"), "{ready}");
+    assert!(walk(&data.join("quarantine")).len() > 1, "the damaged segment is not kept");
+    assert_eq!(server.terminate(), Some(0));
+}
+
 /// A segment whose two header copies say this version, with their checksums.
 fn with_version(segment: &[u8], version: u16) -> Vec<u8> {
     let mut out = segment.to_vec();

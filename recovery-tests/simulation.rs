@@ -8,24 +8,15 @@
 mod sim;
 mod support;
 
-use sim::crash::{Breadth, Volume};
+use sim::crash::Volume;
 use sim::damage::damage;
 use sim::explore::{Depth, crashes, faults, play};
+use sim::hunt::{Prey, hunt, hunt_node};
+use sim::node::Script;
+use sim::node_explore::{node_crashes, node_faults};
 use sim::report::{Layer, is_done, is_full};
 use sim::workload::{Workload, fills_a_segment};
-
-const QUICK: Depth = Depth {
-    breadth: Breadth { exhaustive: 64, samples: 24, singles: 60 },
-    nested: [Breadth { exhaustive: 8, samples: 3, singles: 4 }, Breadth { exhaustive: 4, samples: 2, singles: 2 }],
-    every: [8, 60],
-};
-
-/// Each fault has its own run, so fewer states of each.
-const FAULTS: Depth = Depth {
-    breadth: Breadth { exhaustive: 4, samples: 2, singles: 2 },
-    nested: [Breadth { exhaustive: 2, samples: 1, singles: 0 }; 2],
-    every: [40, 0],
-};
+use std::time::Duration;
 
 /// All workloads of up to `whole` steps, and a sample of the longer ones up to five.
 fn workloads(whole: u32, sample: usize) -> Vec<Workload> {
@@ -49,7 +40,7 @@ fn crash_states() {
     }
     let layer = Layer::new("crash_states", None);
     let list = if is_full() { workloads(5, 0) } else { workloads(1, 20) };
-    layer.each(&list, 6, |w| crashes(&layer, w, &QUICK));
+    layer.each(&list, 6, |w| crashes(&layer, w, &Depth::QUICK));
     layer.finish();
 }
 
@@ -60,9 +51,53 @@ fn failing_calls() {
     }
     let layer = Layer::new("failing_calls", None);
     let mut list = if is_full() { workloads(2, 60) } else { workloads(1, 4) };
-    // A failed group of two blocks, and a shorter one after it.
-    list.extend(Workload::parse("bs", 3));
-    layer.each(&list, 12, |w| faults(&layer, w, &FAULTS, if is_full() { 1 } else { 10 }));
+    // A failed group of two blocks, and a shorter one after it: what is left of the first must stay dead, also if its streams
+    // were defined before.
+    list.extend(["bs", "sbs", "bbs"].iter().filter_map(|w| Workload::parse(w, 3)));
+    layer.each(&list, 12, |w| faults(&layer, w, &Depth::FAULTS, if is_full() { 1 } else { 10 }));
+    layer.finish();
+}
+
+/// Both logs under a whole ingester: scripts whose threads seal, close, settle, carry, retire, recycle and clean.
+#[test]
+fn node_crash_states() {
+    if is_done("node_crash_states") {
+        return;
+    }
+    let layer = Layer::new("node_crash_states", None);
+    let quick = ["bsf", "wk", "bbfwo", "cs", "cbk", "bwfck"];
+    if is_full() {
+        let all: Vec<Script> = (1..=3).flat_map(|n| Script::all(n, u64::from(n) << 20)).collect();
+        layer.each(&all, 8, |s| node_crashes(&layer, s, &Depth::QUICK, false));
+    } else {
+        let list: Vec<Script> = quick.iter().zip(1..).filter_map(|(s, seed)| Script::parse(s, seed)).collect();
+        layer.each(&list, 6, |s| node_crashes(&layer, s, &Depth::NODE, true));
+    }
+    let done = [
+        "sealed blocks",
+        "closed chunks",
+        "settled chunks",
+        "carried lines",
+        "retired log segments",
+        "recycled log segments",
+        "retired block segments",
+        "states with a block in two places",
+    ];
+    let missing: Vec<&str> = done.into_iter().filter(|what| layer.counts.get(what) == 0).collect();
+    let failed = layer.failures() > 0;
+    layer.finish();
+    assert!(failed || missing.is_empty(), "never happened, so nothing was tested of it: {missing:?}");
+}
+
+#[test]
+fn node_failing_calls() {
+    if is_done("node_failing_calls") {
+        return;
+    }
+    let layer = Layer::new("node_failing_calls", None);
+    let list: Vec<Script> =
+        ["bsf", "wb", "cs"].iter().zip(1..).filter_map(|(s, seed)| Script::parse(s, seed)).collect();
+    layer.each(&list, 6, |s| node_faults(&layer, s, &Depth::FAULTS, if is_full() { 1 } else { 100 }));
     layer.finish();
 }
 
@@ -110,6 +145,16 @@ fn the_simulation_is_what_it_says() {
     assert_eq!(volume.lost().hash(), played.run.disk.seen().hash());
 }
 
+/// Without a planted bug a hunt finds nothing, and ends.
+#[test]
+fn a_hunt_ends() {
+    let list: Vec<Workload> = Workload::parse("sk", 1).into_iter().collect();
+    let all = [Prey::Crashes, Prey::Faults(40), Prey::Damage(997)];
+    assert_eq!(hunt(&all, &list, &Depth::QUICK, Duration::from_secs(5)), None);
+    let list: Vec<Script> = Script::parse("bsf", 1).into_iter().collect();
+    assert_eq!(hunt_node(&[Prey::Crashes], &list, &Depth::NODE, Duration::from_secs(5)), None);
+}
+
 /// `TIMBERLINE_SIM=<workload>:<seed>:<state>`: shows one state again.
 #[test]
 fn reproduce() {
@@ -123,14 +168,25 @@ fn again(mut layer: Layer, asked: &str) {
     let mut next = || parts.next().unwrap_or_default();
     let (letters, seed, state) = (next(), next(), next());
     let seed = seed.parse().unwrap_or_else(|_| panic!("{asked}: <workload>:<seed>:<state>"));
+    if state.starts_with("node") {
+        // Threads run freely, so the number of a state says little: some runs with all their states instead.
+        let script = Script::parse(letters, seed).unwrap_or_else(|| panic!("{asked}: an unknown step"));
+        layer.only = Some(String::new());
+        let again = |_: &u32| match state.starts_with("node-fault") {
+            true => node_faults(&layer, &script, &Depth::FAULTS, 10),
+            false => node_crashes(&layer, &script, &Depth::QUICK, true),
+        };
+        layer.each(&[1, 2, 3, 4, 5], 2, again);
+        return layer.finish();
+    }
     let workload = Workload::parse(letters, seed).unwrap_or_else(|| panic!("{asked}: an unknown step"));
     layer.only = Some(state.to_string());
     if state.starts_with("fault") {
-        faults(&layer, &workload, &FAULTS, 1);
+        faults(&layer, &workload, &Depth::FAULTS, 1);
     } else if state.starts_with("damage") {
         damage(&layer, &workload, 61);
     } else {
-        crashes(&layer, &workload, &QUICK);
+        crashes(&layer, &workload, &Depth::QUICK);
     }
     layer.finish();
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use support::disk::{Call, EIO, ENOSPC, Fault, MemDisk, Unsynced};
 use support::{Lines, Log, Outcome, Push, SEGMENT, dir, large_push, lines_of, note, options, push};
+use timberline::model::{LabelSet, Tenant};
 use timberline::wal::*;
 
 fn durable(outcome: Outcome) -> (u64, Vec<TableRow>) {
@@ -408,6 +409,84 @@ fn a_directory_that_cannot_be_synced_does_not_fill_up() {
     let mut acked = Lines::new();
     log.acked(0, &push(0, &[1], 1), &mut acked);
     log.wal.stop();
+    assert_eq!(restart(&disk.crash(Unsynced::Lost)).0, acked);
+}
+
+/// Hands a block over whose bytes nobody looks at.
+fn append_block(log: &Log, stream: u64) {
+    let data = vec![7; 1000].into();
+    let tables = BlockTables {
+        stream,
+        chunk: 0,
+        first_seq: 0,
+        end_seq: 1,
+        entries: 1,
+        min_timestamp: 1,
+        max_timestamp: 1,
+        newest_timestamp: 1,
+        last_timestamp: 1,
+        last_hash: 7,
+        encoding: 0,
+        uncompressed_size: 1000,
+        crc: 0,
+        symbols: vec![],
+    };
+    let labels = Arc::new(LabelSet::new([("app".to_string(), format!("app-{stream}"))]));
+    let stream = Arc::new(StreamLog::new(stream, Tenant::new("t").unwrap(), labels, 1));
+    log.blocks.append(BlockAppend { tables, data, stream, closes: None, payload: 0 });
+}
+
+fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + limit;
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whatever fails while a block segment is made, nothing that counts depends on it: the log goes on, blocks wait.
+#[test]
+fn a_failed_preparation_of_a_block_segment_is_tried_again_and_does_not_poison() {
+    const EMFILE: i32 = 24;
+    for (call, errno) in [
+        (Call::Create, EIO),
+        (Call::Create, EMFILE),
+        (Call::Create, ENOSPC),
+        (Call::Write, EIO),
+        (Call::Sync, EIO),
+        (Call::Rename, EIO),
+    ] {
+        let disk = MemDisk::default();
+        let (log, _) = Log::mem(&disk, SyncMode::Always);
+        let mut acked = Lines::new();
+        log.acked(0, &push(0, &[1], 1), &mut acked);
+        disk.fail(Fault { name: ".blk.tmp".into(), times: 2, ..Fault::new(call, 0, errno) });
+        append_block(&log, 1);
+        within(Duration::from_secs(5), "the failure is not told", || log.blocks.starved().is_some());
+        log.acked(1, &push(1, &[1], 1), &mut acked);
+        within(Duration::from_secs(5), "it is not tried again", || {
+            log.blocks.starved().is_none() && log.blocks.store().size() > 0
+        });
+        assert_eq!(log.poisoned(), None, "{call:?}: errno {errno}");
+        log.acked(2, &push(2, &[1], 1), &mut acked);
+        log.blocks.stop();
+        log.wal.stop();
+        assert_eq!(restart(&disk.crash(Unsynced::Lost)).0, acked);
+    }
+}
+
+/// A failed sync of blocks that were written is another thing: they may be what lets the log go.
+#[test]
+fn a_failed_sync_of_written_blocks_poisons() {
+    let disk = MemDisk::default();
+    let (log, _) = Log::mem(&disk, SyncMode::Always);
+    let mut acked = Lines::new();
+    log.acked(0, &push(0, &[1], 1), &mut acked);
+    disk.fail(Fault { name: ".blk".into(), ..Fault::new(Call::Sync, 0, EIO) });
+    append_block(&log, 1);
+    within(Duration::from_secs(5), "the failure does not poison", || log.poisoned().is_some());
+    assert!(matches!(log.push(1, &push(1, &[1], 1)), Outcome::Failed(Unavailable::Poisoned(_))));
+    log.kill();
     assert_eq!(restart(&disk.crash(Unsynced::Lost)).0, acked);
 }
 

@@ -6,6 +6,8 @@
 // Floor 0
 pub mod codec;
 pub mod model;
+#[doc(hidden)]
+pub mod planted;
 // Floor 1
 pub mod fs;
 pub mod ring;

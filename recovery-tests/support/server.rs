@@ -40,7 +40,11 @@ impl Server {
              reject_old_samples: false}}\n{extra}",
             dir.join("data").display()
         );
-        Self::launch(wrapper, dir, (free_port(), free_port()), &config, env)
+        // Both at a time: one after the other may be the same.
+        let [http, grpc] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let ports = (http.local_addr().unwrap().port(), grpc.local_addr().unwrap().port());
+        drop((http, grpc));
+        Self::launch(wrapper, dir, ports, &config, env)
     }
 
     /// Starts the binary with this configuration on these (HTTP, gRPC) ports; does not wait.
@@ -130,6 +134,11 @@ impl Server {
         panic!("the server did not end within {limit:?}; log: {}", self.log_tail());
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// SIGTERM, and the exit code.
     pub fn terminate(self) -> Option<i32> {
         self.signal("TERM");
@@ -155,11 +164,13 @@ pub struct Http {
     conn: Option<BufReader<TcpStream>>,
     /// Headers of the last answer, in lower case, one a line.
     pub headers: String,
+    /// An answer that takes longer is none.
+    pub timeout: Duration,
 }
 
 impl Http {
     pub fn new(addr: &str) -> Http {
-        Http { addr: addr.to_string(), conn: None, headers: String::new() }
+        Http { addr: addr.to_string(), conn: None, headers: String::new(), timeout: Duration::from_secs(30) }
     }
 
     pub fn get(&mut self, target: &str) -> std::io::Result<(u16, Vec<u8>)> {
@@ -194,7 +205,7 @@ impl Http {
         if self.conn.is_none() {
             let conn = TcpStream::connect(&self.addr)?;
             conn.set_nodelay(true)?;
-            conn.set_read_timeout(Some(Duration::from_secs(30)))?;
+            conn.set_read_timeout(Some(self.timeout))?;
             self.conn = Some(BufReader::with_capacity(1 << 16, conn));
         }
         let conn = self.conn.as_mut().unwrap();

@@ -133,13 +133,23 @@ pub fn put_uvarint(out: &mut Vec<u8>, value: u64) {
 fn put_long_uvarint(out: &mut Vec<u8>, value: u64) {
     let bits = (u64::BITS - value.leading_zeros()).max(1);
     let len = bits.div_ceil(7) as usize;
-    let mut bytes: [u8; 10] = std::array::from_fn(|i| (value >> (7 * i)) as u8 | 0x80);
+    let mut bytes = [0x80; 10];
+    bytes[..8].copy_from_slice(&(spread(value) | 0x8080_8080_8080_8080).to_le_bytes());
+    bytes[8] |= (value >> 56) as u8;
+    bytes[9] |= (value >> 63) as u8;
     if let Some(last) = bytes.get_mut(len - 1) {
         *last &= 0x7f;
     }
     let end = out.len() + len;
     out.extend_from_slice(&bytes);
     out.truncate(end);
+}
+
+/// The low 56 bits, seven in each byte: halves move apart, then their halves, then theirs.
+fn spread(value: u64) -> u64 {
+    let by_28 = value & 0x0fff_ffff | (value & 0x00ff_ffff_f000_0000) << 4;
+    let by_14 = by_28 & 0x0000_3fff_0000_3fff | (by_28 & 0x0fff_c000_0fff_c000) << 2;
+    by_14 & 0x007f_007f_007f_007f | (by_14 & 0x3f80_3f80_3f80_3f80) << 1
 }
 
 /// Appends a zigzag varint.

@@ -90,6 +90,15 @@ impl File for RealFile {
         }
     }
 
+    fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let ours = rfs::fstat(&self.0)?;
+        match rfs::stat(path) {
+            Ok(there) => Ok((there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     fn drop_cache(&self) -> io::Result<()> {
         Ok(rfs::fadvise(&self.0, 0, None, rfs::Advice::DontNeed)?)
     }
@@ -241,6 +250,25 @@ mod tests {
                 assert_eq!(byte, expected, "at {at} of {from}..{to}");
             }
         }
+    }
+
+    #[test]
+    fn a_file_knows_whether_a_path_names_it() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (dir, away) = (tmp.path().join("d"), tmp.path().join("away"));
+        RealFs.create_dir_all(&dir).unwrap();
+        let path = dir.join("f");
+        let file = RealFs.create_new(&path).unwrap();
+        assert!(file.is_at(&path).unwrap());
+        RealFs.rename(&dir, &away).unwrap();
+        assert!(!file.is_at(&path).unwrap(), "no such directory");
+        std::fs::write(&dir, b"").unwrap();
+        assert!(!file.is_at(&path).unwrap(), "not a directory");
+        std::fs::remove_file(&dir).unwrap();
+        RealFs.create_dir_all(&dir).unwrap();
+        let other = RealFs.create_new(&path).unwrap();
+        assert!(!file.is_at(&path).unwrap() && other.is_at(&path).unwrap());
+        assert!(file.is_at(&away.join("f")).unwrap());
     }
 
     #[test]

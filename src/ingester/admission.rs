@@ -5,6 +5,7 @@ use super::commit::{Payload, refusal};
 use super::instance::{Instance, Refused};
 use super::{Ingester, Live, Stream};
 use crate::model::{Entry, Limits, Push, PushError, PushStream, Tenant};
+use crate::planted::{Bug, is};
 use crate::wal::{Append, EntriesBuilder, EntriesRecord, Unavailable};
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -196,8 +197,7 @@ impl Ingester<Live> {
         if let Err((why, append)) = self.log.wal.append(append) {
             append.payload.fail(&why);
         }
-        #[cfg(feature = "planted-bugs")]
-        if super::planted::is("ack-before-write") {
+        if is(Bug::AckBeforeWrite) {
             return Ok(());
         }
         answer.await.unwrap_or_else(|_| Err(refusal(&Unavailable::Stopped)))
@@ -213,7 +213,8 @@ impl Ingester<Live> {
                 builder.entry(entry.timestamp, entry.line.of(&push.arena), metadata);
             }
         }
-        builder.finish(tenant.as_str(), self.state.config.wal_codec)
+        let tenant = if is(Bug::TenantMixedUp) { "a" } else { tenant.as_str() };
+        builder.finish(tenant, self.state.config.wal_codec)
     }
 
     fn discard(&self, reason: &str, tenant: &Tenant, lines: usize, bytes: u64) {

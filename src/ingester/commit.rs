@@ -3,6 +3,7 @@
 
 use super::{Instance, OnPoisoned, State, Stream};
 use crate::model::PushError;
+use crate::planted::{Bug, is};
 use crate::wal::{Applied, BodyView, Sink, TableRow, Unavailable, spawn_critical};
 use parking_lot::Mutex;
 use std::io;
@@ -75,7 +76,8 @@ impl Committer {
     ///
     /// Their channels need no bound of their own: a push holds its room in the queue until it is applied.
     pub fn start(state: &Arc<State>, on_poisoned: OnPoisoned) -> Self {
-        let count = state.config.threads.max(1);
+        // Half of the processors: applying is a tenth of the work, and each record wakes all that it concerns.
+        let count = state.config.threads.div_ceil(2).max(1);
         let shards = (0..count)
             .map(|shard| {
                 let (sender, receiver) = channel();
@@ -142,6 +144,7 @@ fn apply_all(state: &State, shard: usize, count: usize, receiver: &Receiver<Arc<
 /// Applies the rows of one shard. The body was built by this process and came back unchanged, so it decodes; if it did
 /// not, memory would differ from the log, and the process must end rather than serve that.
 fn apply_shard(state: &State, job: &Job, shard: usize, count: usize) {
+    assert!(!is(Bug::PanicInApply), "planted: applying panics");
     let body = BodyView::new(&job.raw).unwrap_or_else(|e| panic!("the body of a durable push does not decode: {e}"));
     let mut start = 0;
     for (row, stream) in job.rows.iter().zip(&job.streams) {

@@ -1,18 +1,14 @@
 //! Bugs on purpose: the crash tests must find them.
 
 use super::{State, Stream};
+use crate::planted::{Bug, is};
 use crate::wal::{BodyView, EntriesRecord};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Was this bug asked for?
-pub(super) fn is(bug: &str) -> bool {
-    std::env::var("TIMBERLINE_PLANTED_BUG").is_ok_and(|b| b == bug)
-}
-
 /// Loki's order: memory first, with the stream's counter, and the log later, without the lock in between.
 pub(super) fn memory_before_log(state: &State, record: &mut EntriesRecord, streams: &[Arc<Stream>]) {
-    if !is("memory-before-log") {
+    if !is(Bug::MemoryBeforeLog) {
         return;
     }
     let raw = record.raw().clone();

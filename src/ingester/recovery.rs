@@ -11,12 +11,14 @@ use super::{
 };
 use crate::chunk::Symbols;
 use crate::model::{LabelSet, Overrides, Tenant};
+use crate::planted::{Bug, is};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
-    BlockLogOptions, BlockStore, BodyView, DamageReport, FoundBlock, Hold, Plan, Quarantine, RecordRef, RecoverError,
-    Recovered, ReplaySegment, StreamLog, Tables, WalOptions, decompress_body_into, recover,
+    BlockLogOptions, BlockStore, BodyView, Contents, DamageReport, FoundBlock, Hold, Plan, Quarantine, RecordRef,
+    RecoverError, Recovered, ReplaySegment, SeriesDef, StreamLog, Tables, WalOptions, decompress_body_into, recover,
 };
 use ahash::AHashMap;
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -27,6 +29,8 @@ use std::time::Instant;
 /// Records are decompressed and applied in batches of about this many bytes: what was decompressed is still cached when
 /// it is applied.
 const BATCH: usize = 4 << 20;
+/// Fewer blocks are not worth a thread.
+const FEW_BLOCKS: usize = 10_000;
 
 /// How far recovery is; for `/ready` and the log.
 #[derive(Debug, Default)]
@@ -156,12 +160,22 @@ impl Ingester<NilRecord> {
         state.metrics.replay_bytes_total.set(i64::try_from(total).unwrap_or(i64::MAX));
         // Entries that were carried to a newer segment come first: those behind them have smaller LSNs.
         recovered.replay_carried(&mut |segment| replay.segment(&segment))?;
-        recovered.replay(&mut |segment| {
-            let len = segment.file.len() as u64;
-            replay.segment(&segment);
+        let done = |len: u64| {
             progress.done.fetch_add(len, Ordering::Relaxed);
             state.metrics.replay_bytes.add(i64::try_from(len).unwrap_or(i64::MAX));
+        };
+        // Two callbacks look at it, one after the other.
+        let replay = RefCell::new(replay);
+        let mut is_needed = |contents: &Contents| {
+            let needed = replay.borrow().needs(contents);
+            done(if needed { 0 } else { contents.file_len });
+            needed
+        };
+        recovered.replay_needed(&mut is_needed, &mut |segment| {
+            replay.borrow_mut().segment(&segment);
+            done(segment.file.len() as u64);
         })?;
+        let mut replay = replay.into_inner();
         replay.finish(!recovered.has_forgotten());
         let mut report = replay.report;
         report.segments = recovered.segments;
@@ -181,6 +195,11 @@ impl Ingester<NilRecord> {
 }
 
 impl Replayed {
+    /// What was replayed, for reads: nothing can be pushed to it.
+    pub fn ingester(&self) -> &Ingester<NilRecord> {
+        &self.ingester
+    }
+
     /// Puts damaged segments into quarantine, before anything can retire them. That it fails, on a full disk for one, keeps
     /// nobody from starting: the report says why.
     pub fn keep_damaged(&mut self) {
@@ -301,6 +320,59 @@ fn table_of(texts: &BTreeMap<u32, &[u8]>) -> Symbols {
     symbols
 }
 
+/// What all shards of a restoration share.
+struct Restoring<'a> {
+    state: &'a Arc<State>,
+    plan: &'a Plan,
+    recovered: &'a Recovered,
+    decided: AHashMap<u64, Decided>,
+    /// Nothing is damaged.
+    sound: bool,
+}
+
+/// What one shard has made.
+#[derive(Default)]
+struct Restored {
+    streams: Vec<Arc<Stream>>,
+    lines: u64,
+    /// In blocks whose stream no definition names: they are kept and told.
+    unnamed_lines: u64,
+}
+
+impl Restoring<'_> {
+    fn shard(&self, shard: usize, shards: usize) -> Restored {
+        let mut by_stream: AHashMap<u64, Vec<&FoundBlock>> = AHashMap::new();
+        let blocks = self.recovered.blocks().blocks.iter();
+        for block in blocks.filter(|b| shard_of(b.tables.stream, shards) == shard) {
+            by_stream.entry(block.tables.stream).or_default().push(block);
+        }
+        let mut out = Restored::default();
+        let nothing = Decided::default();
+        for (id, definition) in self.plan.definitions.iter().filter(|(id, _)| shard_of(**id, shards) == shard) {
+            let settled_seq = if self.sound { definition.settled_seq } else { 0 };
+            let blocks = by_stream.remove(id).unwrap_or_default();
+            let decided = self.decided.get(id).unwrap_or(&nothing);
+            if blocks.is_empty() && decided.flushed.is_empty() && settled_seq == 0 {
+                continue;
+            }
+            if let Some(stream) = stream_of(self.state, definition) {
+                let store = self.recovered.block_store();
+                out.lines += restore_stream(&stream, blocks, decided, settled_seq, store, &self.state.metadata);
+                out.streams.push(stream);
+            }
+        }
+        out.unnamed_lines = by_stream.values().flatten().map(|b| u64::from(b.tables.entries)).sum();
+        out
+    }
+}
+
+/// The stream that a definition tells of.
+fn stream_of(state: &State, definition: &SeriesDef) -> Option<Arc<Stream>> {
+    let tenant = Tenant::new(&definition.tenant).ok()?;
+    let labels = Arc::new(LabelSet::new(definition.labels.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
+    Some(Arc::new(Stream::new(Arc::new(StreamLog::new(definition.id, tenant, labels, 0)), &state.metadata)))
+}
+
 /// Ranges sorted, those that touch made one.
 fn merged(mut ranges: Vec<Range<u64>>) -> VecDeque<Range<u64>> {
     ranges.sort_by_key(|r| r.start);
@@ -331,10 +403,6 @@ impl Part<'_> {
 impl Replay<'_> {
     /// Makes the streams and chunks again that the block log holds, without reading a block.
     fn restore(&mut self, recovered: &Recovered) {
-        let mut by_stream: AHashMap<u64, Vec<&FoundBlock>> = AHashMap::new();
-        for block in &recovered.blocks().blocks {
-            by_stream.entry(block.tables.stream).or_default().push(block);
-        }
         let mut decided: AHashMap<u64, Decided> = AHashMap::new();
         for hold in self.plan.contents.iter().flat_map(|c| &c.holds) {
             match hold {
@@ -343,39 +411,46 @@ impl Replay<'_> {
                     decided.entry(c.stream).or_default().closed.insert(c.chunk, reason);
                 }
                 Hold::Flushed(c) => {
-                    decided.entry(c.stream).or_default().flushed.insert(c.chunk, c.first_seq..c.end_seq);
+                    decided
+                        .entry(c.stream)
+                        .or_default()
+                        .flushed
+                        .insert(c.chunk, if is(Bug::FlushedAsPrefix) { 0 } else { c.first_seq }..c.end_seq);
                 }
                 Hold::Gap(_) => {}
             }
         }
-        // What a definition says of a prefix saves the look at each record. After damage the blocks that it means may be gone
-        // while the write-ahead log still has their lines; what is flushed, ChunkFlushed records say as long as it matters.
-        let sound = recovered.blocks().damage.is_empty() && self.plan.loss.is_empty();
-        for (id, definition) in &self.plan.definitions {
-            let settled_seq = if sound { definition.settled_seq } else { 0 };
-            let blocks = by_stream.remove(id).unwrap_or_default();
-            let decided = decided.remove(id).unwrap_or_default();
-            if blocks.is_empty() && decided.flushed.is_empty() && settled_seq == 0 {
-                continue;
-            }
-            if let Some(stream) = self.stream(*id) {
-                let lines = restore_stream(
-                    &stream,
-                    blocks,
-                    &decided,
-                    settled_seq,
-                    recovered.block_store(),
-                    &self.state.metadata,
-                );
-                self.report.block_lines += lines;
+        let restoring = Restoring {
+            state: self.state,
+            plan: self.plan,
+            recovered,
+            decided,
+            // What a definition says of a prefix saves the look at each record. After damage the blocks that it means may be gone
+            // while the write-ahead log still has their lines; what is flushed, ChunkFlushed records say as long as it matters.
+            sound: recovered.blocks().damage.is_empty() && self.plan.loss.is_empty(),
+        };
+        let threads = if recovered.blocks().blocks.len() < FEW_BLOCKS { 1 } else { self.state.config.threads.max(1) };
+        let restored: Vec<Restored> = std::thread::scope(|scope| {
+            let restoring = &restoring;
+            let running: Vec<_> = (0..threads).map(|n| scope.spawn(move || restoring.shard(n, threads))).collect();
+            // A panic while replaying must not pass as a shorter log.
+            running.into_iter().map(|t| t.join().unwrap_or_else(|_| std::process::abort())).collect()
+        });
+        for shard in restored {
+            self.report.block_lines += shard.lines;
+            self.report.unattributed_lines += shard.unnamed_lines;
+            for stream in shard.streams {
                 if stream.is_visible() {
                     self.state.show(&stream);
                 }
+                self.streams.insert(stream.id(), stream);
             }
         }
-        // Blocks whose stream no definition names are kept and told.
-        let unnamed = by_stream.values().flatten().map(|b| u64::from(b.tables.entries));
-        self.report.unattributed_lines += unnamed.sum::<u64>();
+    }
+
+    /// Is there an entry in a segment that is not in a block or applied? If not, it is not even read.
+    fn needs(&self, contents: &Contents) -> bool {
+        contents.streams.iter().any(|(id, end)| self.streams.get(id).is_none_or(|s| s.next_seq() < *end))
     }
 
     fn segment(&mut self, segment: &ReplaySegment<'_>) {
@@ -416,10 +491,7 @@ impl Replay<'_> {
         if let Some(stream) = self.streams.get(&id) {
             return Some(stream.clone());
         }
-        let definition = self.plan.definitions.get(&id)?;
-        let tenant = Tenant::new(&definition.tenant).ok()?;
-        let labels = Arc::new(LabelSet::new(definition.labels.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
-        let stream = Arc::new(Stream::new(Arc::new(StreamLog::new(id, tenant, labels, 0)), &self.state.metadata));
+        let stream = stream_of(self.state, self.plan.definitions.get(&id)?)?;
         self.streams.insert(id, stream.clone());
         Some(stream)
     }

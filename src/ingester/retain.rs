@@ -9,6 +9,7 @@ use super::sealed::Sealing;
 use super::stream::{Carry, Unsettled};
 use super::{State, Stream};
 use crate::model::Tenant;
+use crate::planted::{Bug, is};
 use crate::wal::{
     BlockAppend, BlockLog, BlockStore, Decision, EntriesBuilder, Hold, StreamLog, Unavailable, Wal, spawn_critical,
 };
@@ -155,6 +156,7 @@ impl Work {
             }
             match stream.unsettled(end_seq) {
                 Unsettled::No => {}
+                Unsettled::Wait if is(Bug::RetiredTooEarly) => {}
                 Unsettled::Wait => pinned += 1,
                 Unsettled::Head(size) if size >= SEAL_FROM => {
                     pinned += 1;
@@ -162,6 +164,7 @@ impl Work {
                         state.sealer.enqueue(stream);
                     }
                 }
+                Unsettled::Head(_) if is(Bug::CarriedTooLate) => {}
                 Unsettled::Head(_) => small.push(stream),
             }
         }
@@ -235,6 +238,9 @@ impl Work {
         let store = self.blocks.store();
         let dead = store.dead();
         if !dead.is_empty() {
+            if is(Bug::UnlinkedEarly) {
+                let _ = store.remove(&dead);
+            }
             self.wal.retire(0, dead.clone(), Vec::new())?;
             if let Err(error) = store.remove(&dead) {
                 warn!(%error, "segments of the block log that hold nothing could not be removed: the next start tries again");
@@ -286,6 +292,7 @@ fn still_needed(state: &State, store: &BlockStore, hold: &Hold) -> bool {
     match hold {
         // The LSNs that it stands for are smaller than its own, so they go with this segment.
         Hold::Gap(_) => false,
+        Hold::Flushed(_) if is(Bug::FlushedForgotten) => false,
         Hold::Closed(c) => state.stream(c.stream).is_some_and(|s| s.awaits_flush(c.chunk)),
         // As long as a segment of the block log holds blocks of it. Entries of it in the write-ahead log are older than this
         // decision, so they are gone with this segment.

@@ -4,6 +4,7 @@ use super::sealed::{SealedBlock, Sealing, tables_of};
 use super::stream::CloseReason;
 use super::{State, Stream};
 use crate::chunk::Block;
+use crate::planted::{Bug, is};
 use crate::wal::{BlockAppend, BlockLog, BlockPlace, BlockSink, ChunkClosed, spawn_critical};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
@@ -78,6 +79,7 @@ fn under_pressure(state: &State, share: f64) -> bool {
 /// Compresses a stream's frozen heads and sends the blocks on their way.
 fn seal_stream(state: &State, stream: &Arc<Stream>, log: &BlockLog<Sealing>) {
     while let Some(mut job) = stream.next_seal() {
+        assert!(!is(Bug::PanicInSeal), "planted: sealing panics");
         let symbols = Arc::make_mut(&mut job.symbols);
         let (block, ids) = Block::seal_with_ids(&job.head, symbols, state.config.chunk_encoding);
         let data = block.data().clone();
@@ -85,7 +87,7 @@ fn seal_stream(state: &State, stream: &Arc<Stream>, log: &BlockLog<Sealing>) {
         let full = compressed >= state.config.chunk_target_size;
         let closed = job.close.or(full.then_some(CloseReason::Full));
         let tables = tables_of(&job, stream, block.meta(), &job.symbols, &ids);
-        let closes = closed.map(|reason| ChunkClosed {
+        let closes = closed.filter(|_| !is(Bug::FlushedBeforeClosed)).map(|reason| ChunkClosed {
             stream: stream.log.id,
             chunk: job.chunk,
             end_seq: job.end_seq,

@@ -314,6 +314,58 @@ async fn settled_chunks_leave_both_logs_and_do_not_come_back() {
     }
 }
 
+/// A copy that was on its way while its chunk was flushed comes to count when the record of the flush has long been in a
+/// segment that went: it must not come back as lines.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_is_flushed_while_it_is_copied_does_not_come_back() {
+    let tmp = tempfile::tempdir().unwrap();
+    let config = || IngesterConfig { blocks_max_size: 1 << 30, ..small(tmp.path()) };
+    let (ingester, _) = start(config(), Overrides::default());
+    load(&ingester, 0, 3000).await;
+    // As the retainer begins to copy a block.
+    let chunk = ingester.closed_chunks().pop().unwrap();
+    let stream = chunk.stream().clone();
+    let store = ingester.log.blocks.store().clone();
+    let segments = 1..=ingester.log.blocks.store().size() / (1 << 20) + 1;
+    let mut blocks = segments.flat_map(|s| stream.blocks_in(s));
+    let (number, symbols, block) = blocks.find(|(number, ..)| *number == chunk.number()).unwrap();
+    let data = store.read(block.place).unwrap();
+    ingester.state.moving.fetch_add(1, Ordering::AcqRel);
+    // Its chunk is flushed, and all others, until the segment with the block is gone.
+    for _ in 0..500 {
+        ingester.closed_chunks().iter().for_each(|c| ingester.settle(c, "key").unwrap());
+        if !store.holds(block.place.segment) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!store.holds(block.place.segment), "the segment of the block stays");
+    // The log goes round, and with it the segment that holds the record of the flush.
+    let newest = ingester.log.wal.retention().bounds().unwrap().1;
+    let mut from = 10_000;
+    while ingester.log.wal.retention().bounds().unwrap().0 <= newest {
+        load(&ingester, from, 200).await;
+        from += 200;
+    }
+    let ids: Vec<u32> = (0..symbols.len() as u32).collect();
+    ingester.log.blocks.append(crate::wal::BlockAppend {
+        tables: block.tables(stream.id(), number, &symbols, &ids),
+        data,
+        stream: stream.log.clone(),
+        closes: None,
+        payload: Sealing::Moved { stream: stream.clone(), chunk: number, from: block.place },
+    });
+    while ingester.state.moving.load(Ordering::Acquire) > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let before = read(&ingester);
+    drop((ingester, stream, store, block, chunk));
+    for _ in 0..2 {
+        let (ingester, _) = start(config(), Overrides::default());
+        assert!(read(&ingester) == before, "flushed lines are back");
+    }
+}
+
 fn try_start(config: IngesterConfig) -> Result<Replayed, StartError> {
     let counter = |name: &str| {
         CounterVec::new(Opts::new(name, name), &["reason", "tenant", "retention_hours", "policy", "format"]).unwrap()

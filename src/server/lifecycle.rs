@@ -37,6 +37,8 @@ use tracing::{error, info, warn};
 pub const EXIT_POISONED: i32 = 74;
 /// Exit code after a second SIGTERM or SIGINT.
 const EXIT_AT_ONCE: i32 = 143;
+/// As `signal(7)` has it for Linux on x86, ARM and RISC-V.
+const SIGXFSZ: i32 = 25;
 
 /// Runs the server until SIGTERM or SIGINT.
 ///
@@ -48,6 +50,8 @@ pub async fn run(config: Config, telemetry: Telemetry) -> Result<()> {
     }
     let server = Server::build(config, telemetry)?;
     let stop = stop_signal()?;
+    // A write beyond RLIMIT_FSIZE is to fail like one to a full disk. Without a handler its signal ends the process.
+    let _beyond_the_file_size = signal(SignalKind::from_raw(SIGXFSZ))?;
     server.serve(stop).await
 }
 
@@ -432,8 +436,8 @@ fn ingester_config(config: &Config) -> Result<IngesterConfig> {
             n => n,
         },
         // What is in heads only is what the log is kept for.
-        metadata_budget: usize::try_from(config.memory_budget() / 4).unwrap_or(usize::MAX),
-        heads_budget: usize::try_from((config.memory_budget() / 4).min(wal_max_size / 4)).unwrap_or(usize::MAX),
+        metadata_budget: usize::try_from(config.memory_budget() / 2).unwrap_or(usize::MAX),
+        heads_budget: usize::try_from((config.memory_budget() / 4).min(wal_max_size / 2)).unwrap_or(usize::MAX),
         cluster: Cluster { ingesters: members, replication_factor: config.common.replication_factor },
         threads: cores.min(8),
     })

@@ -8,13 +8,16 @@ use super::format::{
     SegmentHeader,
 };
 use super::group::GroupBuilder;
-use super::record::{BlockTables, BlocksSynced, ChunkClosed, Footer, decode_control};
+use super::record::{BlockTables, BlocksSynced, ChunkClosed, Footer, SeriesDef, decode_control};
+use super::repair::WIDE;
 use super::scan::Damage;
 use super::segment::{self, Prepared};
+use super::spread::spread;
 use super::verdict::{Finding, Part, Place, verdict};
 use super::writer::{Decision, LogError, StreamLog, Unavailable, Wal, WalOptions, spawn_critical};
 use crate::codec::{align_up, crc32};
 use crate::fs::{File, Fs, read_full_at, write_all_at, write_all_uncached_at};
+use crate::planted::{Bug, is};
 use ahash::AHashSet;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -431,6 +434,16 @@ struct Active {
 const FOOTER_BASE: u64 = 512;
 
 impl Active {
+    /// The segment in which an earlier process has left off at `at`.
+    fn again(header: SegmentHeader, file: Arc<dyn File>, at: u64, footer: Footer) -> Self {
+        let defined = footer.definitions.iter().map(|d| d.id).collect();
+        let tables: u64 = footer.blocks.iter().map(|(_, _, t)| t.len() as u64 + 32).sum();
+        let labels = |d: &SeriesDef| d.labels.iter().map(|(n, v)| n.len() + v.len() + 16).sum::<usize>();
+        let definitions: usize = footer.definitions.iter().map(|d| labels(d) + d.tenant.len() + 64).sum();
+        let footer_len = FOOTER_BASE + (tables + definitions as u64) * 7 / 6;
+        Self { header, file, at, footer, defined, footer_len }
+    }
+
     fn new(header: SegmentHeader, file: Arc<dyn File>) -> Self {
         Self {
             header,
@@ -479,7 +492,9 @@ impl BlockWriter {
             definition.settled_seq = block.tables.first_seq;
             new.insert(block.stream.id, definition);
         }
-        builder.series(new.values().cloned());
+        if !is(Bug::BlocksWithoutSeries) {
+            builder.series(new.values().cloned());
+        }
         let mut places = Vec::with_capacity(group.len());
         for (block, tables) in group.iter().zip(&tables) {
             let (segment, offset) = (active.header.number, builder.place());
@@ -494,10 +509,15 @@ impl BlockWriter {
             self.abandon();
             return Err(LogError::of_write(error));
         }
-        active.file.sync_data().map_err(LogError::Fatal)?;
+        if !is(Bug::BlockUnsynced) {
+            active.file.sync_data().map_err(LogError::Fatal)?;
+        }
+        segment::in_place(&*active.file, &self.store.path(active.header.number)).map_err(LogError::Fatal)?;
         active.at = end;
         active.defined.extend(new.keys());
-        active.footer.definitions.extend(new.into_values());
+        if !is(Bug::BlocksWithoutSeries) {
+            active.footer.definitions.extend(new.into_values());
+        }
         let in_footer = places.iter().zip(tables).map(|(p, t)| (p.offset, p.len, t));
         active.footer.blocks.extend(in_footer);
         let synced = BlocksSynced { segment: active.header.number, end, footer: 0 };
@@ -512,8 +532,9 @@ impl BlockWriter {
         let fits = |a: &Active| a.at + len + align_up(a.footer_len + footer, GROUP_ALIGN) <= a.header.file_len;
         if !self.active.as_ref().is_some_and(fits) {
             self.finish()?;
-            let need = segment::len_for(len + align_up(FOOTER_BASE + footer, GROUP_ALIGN));
-            self.open(need.max(self.store.options.segment_size))?;
+            let groups = len + align_up(FOOTER_BASE + footer, GROUP_ALIGN);
+            let usual = self.store.options.segment_size;
+            self.open(if FIRST_GROUP + groups <= usual { usual } else { segment::len_for(groups) })?;
         }
         Ok(())
     }
@@ -550,7 +571,8 @@ impl BlockWriter {
         let (fs, dir, number) = (&*self.store.fs, &self.store.options.dir, self.next_segment);
         let made = segment::prepare_blocks(fs, dir, self.store.volume, number, len);
         self.next_segment += 1;
-        let Prepared { header, file } = made.map_err(LogError::of_write)?;
+        // Whatever failed, nothing that counts depends on the file: it is discarded, and tried again.
+        let Prepared { header, file } = made.map_err(|e| LogError::NoSpace(e.to_string()))?;
         self.store.opened(header);
         self.active = Some(Active::new(header, file));
         Ok(())
@@ -598,7 +620,7 @@ pub struct FoundBlocks {
     /// Bytes of all segments.
     pub bytes: u64,
     /// Definitions of streams.
-    pub definitions: Vec<super::record::SeriesDef>,
+    pub definitions: Vec<SeriesDef>,
 }
 
 /// The block log as recovery found it; nothing is changed on disk yet.
@@ -642,17 +664,26 @@ impl RecoveredBlocks {
             temporary,
             found: FoundBlocks::default(),
         };
-        for synced in live {
-            if files.binary_search(&synced.segment).is_err() {
-                out.judge(synced, Part::Missing, 0..synced.end, true);
-                continue;
+        let total: u64 = entries.iter().map(|e| e.len).sum();
+        let store = out.store.clone();
+        let work = |_: &mut (), synced: BlocksSynced| {
+            let mut reading = Reading::new(&store, synced);
+            if files.binary_search(&synced.segment).is_ok() {
+                reading.run(Some(synced.segment) == newest).map(|()| reading)
+            } else {
+                reading.judge(Part::Missing, 0..synced.end, true);
+                Ok(reading)
             }
-            out.segment(*synced, Some(synced.segment) == newest)?;
+        };
+        for reading in spread(live.to_vec(), total >= WIDE, || (), work, |_| ()) {
+            out.take(reading?);
         }
         for number in files.into_iter().filter(|n| !live.iter().any(|b| b.segment == *n)) {
             if uncertain && !retired(number) {
                 // The record that names it may be lost. What it holds is sound where its checksums hold.
-                out.segment(BlocksSynced { segment: number, end: u64::MAX, footer: 0 }, false)?;
+                let mut reading = Reading::new(&store, BlocksSynced { segment: number, end: u64::MAX, footer: 0 });
+                reading.run(false)?;
+                out.take(reading);
                 let blocks = out.found.blocks.iter().filter(|b| b.place.segment == number);
                 match blocks.map(|b| b.place.offset + u64::from(b.place.len)).max() {
                     Some(end) => {
@@ -670,118 +701,20 @@ impl RecoveredBlocks {
         Ok(out)
     }
 
-    /// Notes what does not hold, if it counts.
-    fn judge(&mut self, synced: &BlocksSynced, part: Part, bytes: Range<u64>, elsewhere: bool) {
-        let place = if synced.end == u64::MAX { Place::Unnamed } else { Place::Durable };
-        if verdict(part, place, elsewhere, false).finding == Finding::Damage {
-            self.found.damage.push((synced.segment, Damage { bytes, part }));
-        }
-    }
-
-    fn segment(&mut self, synced: BlocksSynced, newest: bool) -> io::Result<()> {
-        let path = self.store.path(synced.segment);
-        let file = self.store.fs.open(&path, newest)?;
-        // The bytes of the disk, not those of a page cache that an I/O error has left behind.
-        file.sync_data()?;
-        file.drop_cache()?;
-        let mut start = vec![0; FIRST_GROUP as usize];
-        let read = read_full_at(&*file, 0, &mut start)?;
-        start.truncate(read);
-        let header = match SegmentHeader::decode(&start) {
-            Ok(header) => header,
-            Err(e @ HeaderError::Version(_)) => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
-            Err(HeaderError::NotASegment | HeaderError::Damaged) => {
-                self.judge(&synced, Part::Header, 0..FIRST_GROUP, false);
-                return Ok(());
-            }
-        };
-        if (header.number, header.log, header.volume) != (synced.segment, LogKind::Blocks, self.store.volume) {
-            self.judge(&synced, Part::Name, 0..FIRST_GROUP, false);
-            return Ok(());
-        }
-        if let Some(copy) = SegmentHeader::damaged_copy(&start) {
-            self.judge(&synced, Part::Header, copy, true);
-        }
+    fn take(&mut self, reading: Reading<'_>) {
+        let Reading { synced, found, opened, .. } = reading;
+        self.found.blocks.extend(found.blocks);
+        self.found.damage.extend(found.damage);
+        self.found.damaged.extend(found.damaged);
+        self.found.definitions.extend(found.definitions);
+        self.found.bytes += found.bytes;
+        let Some(Opened { header, used, active }) = opened else { return };
         self.store.opened(header);
-        self.found.bytes += header.file_len;
-        let footer = match synced.footer {
-            0 => None,
-            at => read_footer(&*file, &header, at, synced.end)?,
-        };
-        let footer = match footer {
-            Some(footer) => footer,
-            None => {
-                if synced.footer > 0 {
-                    self.judge(&synced, Part::Record(Kind::Footer), synced.footer..synced.end, false);
-                }
-                self.scan(&*file, &header, &synced)?
-            }
-        };
-        let mut used = 0;
-        for (offset, len, tables) in &footer.blocks {
-            let place = BlockPlace { segment: header.number, offset: *offset, len: *len };
-            match BlockTables::decode(tables) {
-                Ok(tables) => self.found.blocks.push(FoundBlock { place, tables }),
-                Err(_) => {
-                    let bytes = *offset..offset + u64::from(*len);
-                    self.judge(&synced, Part::Record(Kind::Block), bytes, false);
-                }
-            }
-            used += u64::from(*len);
+        self.store.grew(synced.segment, used);
+        match active {
+            Some(active) => self.active = Some(active),
+            None => self.store.finished(synced.segment),
         }
-        self.found.definitions.extend(footer.definitions.iter().cloned());
-        self.store.grew(header.number, used);
-        if newest && synced.footer == 0 && synced.end < header.file_len {
-            let defined = footer.definitions.iter().map(|d| d.id).collect();
-            let tables: u64 = footer.blocks.iter().map(|(_, _, t)| t.len() as u64 + 32).sum();
-            let labels =
-                |d: &super::record::SeriesDef| d.labels.iter().map(|(n, v)| n.len() + v.len() + 16).sum::<usize>();
-            let definitions: usize = footer.definitions.iter().map(|d| labels(d) + d.tenant.len() + 64).sum();
-            let footer_len = FOOTER_BASE + (tables + definitions as u64) * 7 / 6;
-            self.active = Some(Active { header, file, at: synced.end, footer, defined, footer_len });
-        } else {
-            self.store.finished(header.number);
-        }
-        Ok(())
-    }
-
-    /// Reads a segment up to its durable end, and makes its footer.
-    fn scan(&mut self, file: &dyn File, header: &SegmentHeader, synced: &BlocksSynced) -> io::Result<Footer> {
-        let end = synced.end.min(header.file_len);
-        let mut bytes = vec![0; usize::try_from(end).unwrap_or(usize::MAX)];
-        let read = read_full_at(file, 0, &mut bytes)?;
-        bytes.truncate(read);
-        if (read as u64) < end {
-            self.judge(synced, Part::Cut, read as u64..end, true);
-        }
-        let mut footer = Footer::default();
-        let Ok(scan) = super::scan::scan_segment(&bytes) else { return Ok(footer) };
-        for group in &scan.groups {
-            // The footer is judged already.
-            let before_footer = |d: &&Damage| synced.footer == 0 || d.bytes.start < synced.footer;
-            for d in group.damage.iter().filter(before_footer) {
-                self.judge(synced, d.part, d.bytes.clone(), false);
-            }
-            for record in &group.records {
-                let (head, offset) = (record.head, record.offset);
-                let place = offset..offset + u64::from(head.len);
-                match (head.known_kind(), record.body_is_sound) {
-                    (Some(Kind::Block), true) => {
-                        footer.blocks.push((offset, head.len, head.tables(&bytes, offset).to_vec()));
-                    }
-                    (Some(Kind::Block), false) => {
-                        let tables = BlockTables::decode(head.tables(&bytes, offset)).ok();
-                        self.found.damaged.extend(tables.map(|t| (header.number, place, t)));
-                    }
-                    (Some(Kind::Series), true) => match decode_control(&head, head.body(&bytes, offset)) {
-                        Ok(definitions) => footer.definitions.extend::<Vec<_>>(definitions),
-                        Err(_) => self.judge(synced, Part::Record(Kind::Series), place, false),
-                    },
-                    _ => {}
-                }
-            }
-        }
-        Ok(footer)
     }
 
     /// Removes what does not count, and makes the log ready for appending.
@@ -808,6 +741,135 @@ impl RecoveredBlocks {
     /// Reads blocks before the log is open.
     pub fn store(&self) -> &Arc<BlockStore> {
         &self.store
+    }
+}
+
+/// One segment of the block log on its way into [`FoundBlocks`].
+struct Reading<'a> {
+    store: &'a BlockStore,
+    synced: BlocksSynced,
+    found: FoundBlocks,
+    /// Nothing without a sound header.
+    opened: Option<Opened>,
+}
+
+struct Opened {
+    header: SegmentHeader,
+    /// Bytes of its records.
+    used: u64,
+    /// The log goes on in it.
+    active: Option<Active>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(store: &'a BlockStore, synced: BlocksSynced) -> Self {
+        Self { store, synced, found: FoundBlocks::default(), opened: None }
+    }
+
+    /// Notes what does not hold, if it counts.
+    fn judge(&mut self, part: Part, bytes: Range<u64>, elsewhere: bool) {
+        let place = if self.synced.end == u64::MAX { Place::Unnamed } else { Place::Durable };
+        if verdict(part, place, elsewhere, false).finding == Finding::Damage {
+            self.found.damage.push((self.synced.segment, Damage { bytes, part }));
+        }
+    }
+
+    fn run(&mut self, newest: bool) -> io::Result<()> {
+        let synced = self.synced;
+        let path = self.store.path(synced.segment);
+        let file = self.store.fs.open(&path, newest)?;
+        // The bytes of the disk, not those of a page cache that an I/O error has left behind.
+        file.sync_data()?;
+        file.drop_cache()?;
+        let mut start = vec![0; FIRST_GROUP as usize];
+        let read = read_full_at(&*file, 0, &mut start)?;
+        start.truncate(read);
+        let header = match SegmentHeader::decode(&start) {
+            Ok(header) => header,
+            Err(e @ HeaderError::Version(_)) => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
+            Err(HeaderError::NotASegment | HeaderError::Damaged) => {
+                self.judge(Part::Header, 0..FIRST_GROUP, false);
+                return Ok(());
+            }
+        };
+        if (header.number, header.log, header.volume) != (synced.segment, LogKind::Blocks, self.store.volume) {
+            self.judge(Part::Name, 0..FIRST_GROUP, false);
+            return Ok(());
+        }
+        if let Some(copy) = SegmentHeader::damaged_copy(&start) {
+            self.judge(Part::Header, copy, true);
+        }
+        self.found.bytes = header.file_len;
+        let footer = match synced.footer {
+            0 => None,
+            at => read_footer(&*file, &header, at, synced.end)?,
+        };
+        let footer = match footer {
+            Some(footer) => footer,
+            None => {
+                if synced.footer > 0 {
+                    self.judge(Part::Record(Kind::Footer), synced.footer..synced.end, false);
+                }
+                self.scan(&*file, &header)?
+            }
+        };
+        let mut used = 0;
+        for (offset, len, tables) in &footer.blocks {
+            let place = BlockPlace { segment: header.number, offset: *offset, len: *len };
+            match BlockTables::decode(tables) {
+                Ok(tables) => self.found.blocks.push(FoundBlock { place, tables }),
+                Err(_) => {
+                    let bytes = *offset..offset + u64::from(*len);
+                    self.judge(Part::Record(Kind::Block), bytes, false);
+                }
+            }
+            used += u64::from(*len);
+        }
+        let goes_on = newest && synced.footer == 0 && synced.end < header.file_len;
+        let active = goes_on.then(|| Active::again(header, file, synced.end, footer.clone()));
+        self.found.definitions = footer.definitions;
+        self.opened = Some(Opened { header, used, active });
+        Ok(())
+    }
+
+    /// Reads a segment up to its durable end, and makes its footer.
+    fn scan(&mut self, file: &dyn File, header: &SegmentHeader) -> io::Result<Footer> {
+        let synced = self.synced;
+        let end = synced.end.min(header.file_len);
+        let mut bytes = vec![0; usize::try_from(end).unwrap_or(usize::MAX)];
+        let read = read_full_at(file, 0, &mut bytes)?;
+        bytes.truncate(read);
+        if (read as u64) < end {
+            self.judge(Part::Cut, read as u64..end, true);
+        }
+        let mut footer = Footer::default();
+        let Ok(scan) = super::scan::scan_segment(&bytes) else { return Ok(footer) };
+        for group in &scan.groups {
+            // The footer is judged already.
+            let before_footer = |d: &&Damage| synced.footer == 0 || d.bytes.start < synced.footer;
+            for d in group.damage.iter().filter(before_footer) {
+                self.judge(d.part, d.bytes.clone(), false);
+            }
+            for record in &group.records {
+                let (head, offset) = (record.head, record.offset);
+                let place = offset..offset + u64::from(head.len);
+                match (head.known_kind(), record.body_is_sound) {
+                    (Some(Kind::Block), true) => {
+                        footer.blocks.push((offset, head.len, head.tables(&bytes, offset).to_vec()));
+                    }
+                    (Some(Kind::Block), false) => {
+                        let tables = BlockTables::decode(head.tables(&bytes, offset)).ok();
+                        self.found.damaged.extend(tables.map(|t| (header.number, place, t)));
+                    }
+                    (Some(Kind::Series), true) => match decode_control(&head, head.body(&bytes, offset)) {
+                        Ok(definitions) => footer.definitions.extend::<Vec<_>>(definitions),
+                        Err(_) => self.judge(Part::Record(Kind::Series), place, false),
+                    },
+                    _ => {}
+                }
+            }
+        }
+        Ok(footer)
     }
 }
 

@@ -41,6 +41,11 @@ impl GroupBuilder {
         self.first_lsn + u64::from(self.lsns)
     }
 
+    /// LSNs of the records so far.
+    pub fn lsns(&self) -> u64 {
+        u64::from(self.lsns)
+    }
+
     /// Offset in the segment at which the next record will lie.
     pub fn place(&self) -> u64 {
         self.at + self.bytes.len() as u64

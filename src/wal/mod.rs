@@ -15,6 +15,7 @@ mod repair;
 mod retention;
 mod scan;
 mod segment;
+mod spread;
 mod supply;
 mod survivors;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::record::{
 use super::retention::{Contents, Hold};
 use super::scan::{Damage, GroupScan, RecordScan, SegmentScan};
 use super::verdict::{Finding, Part, Place, Verdict, verdict};
+use crate::planted::{Bug, is};
 use ahash::AHashMap;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -371,6 +372,11 @@ impl Plan {
         self.next_stream_id = self.next_stream_id.saturating_add(ID_SKIP);
     }
 
+    /// Is there anything above the durable LSN?
+    pub(super) fn has_tail(&self) -> bool {
+        !self.tail.is_empty() || !self.unresolved.is_empty()
+    }
+
     /// Takes a definition in; of several, the one that knows the highest seq.
     pub(super) fn define(&mut self, definition: &SeriesDef) {
         let known = self.definitions.entry(definition.id).or_insert_with(|| definition.clone());
@@ -421,8 +427,16 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
     out.first_lsn = live.first().and_then(|l| l.summary.first_lsn()).unwrap_or(out.durable_lsn);
     for l in &live {
         out.replay.push((l.summary.number, l.lsn_end));
+        if is(Bug::LaterSegmentsDropped) && !l.summary.damage.is_empty() {
+            break;
+        }
     }
-    used.iter().flat_map(|s| &s.definitions).chain(elsewhere).for_each(|d| out.define(d));
+    // The newest first: those of older segments know less, and are not copied.
+    elsewhere
+        .iter()
+        .rev()
+        .chain(used.iter().rev().flat_map(|s| s.definitions.iter().rev()))
+        .for_each(|d| out.define(d));
     find_tail(&live, &mut out);
     find_losses(&live, &judge, &mut out);
     settle_ends(&used, &live, &mut out);

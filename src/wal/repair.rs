@@ -7,12 +7,14 @@ use super::plan::{Plan, RecordRef, Summary, plan, plan_with};
 use super::record::{
     Beginning, BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
 };
-use super::retention::Hold;
+use super::retention::{Contents, Hold};
 use super::scan::scan_segment;
 use super::segment::{Prepared, segment_name, segment_number};
+use super::spread::spread;
 use super::survivors::{LostBlock, Survivors, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
 use crate::fs::{File, read_full_at};
+use crate::planted::{Bug, is};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -72,6 +74,9 @@ pub struct Recovered {
     pub segments: usize,
 }
 
+/// From so many bytes on, segments are read by several threads.
+pub(super) const WIDE: u64 = 32 << 20;
+
 /// Reads all segments and plans. `progress` gets bytes done and bytes in all.
 ///
 /// # Errors
@@ -81,30 +86,46 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     let mut numbers: Vec<(u64, u64)> = list.iter().filter_map(|e| Some((segment_number(&e.name)?, e.len))).collect();
     numbers.sort_unstable();
     let total: u64 = numbers.iter().map(|(_, len)| len).sum();
-    let (mut done, mut bytes) = (0, 0);
-    let mut summaries = Vec::new();
-    let mut reader = SegmentReader::new(&options);
-    for (number, len) in numbers {
-        let summary = summarize(&options, number, reader.disk_truth(number)?)?;
-        done += len;
+    let mut done = 0;
+    let work = |reader: &mut SegmentReader<'_>, (number, len): (u64, u64)| {
+        (len, reader.disk_truth(number).and_then(|file| summarize(&options, number, file)))
+    };
+    let read = spread(
+        numbers,
+        total >= WIDE,
+        || SegmentReader::new(&options),
+        work,
+        |(len, _)| {
+            done += len;
+            progress(done, total);
+        },
+    );
+    let (mut bytes, mut summaries) = (0, Vec::with_capacity(read.len()));
+    for (len, summary) in read {
+        let summary = summary?;
         bytes += if summary.is_empty() { 0 } else { len };
         summaries.push(summary);
-        progress(done, total);
     }
     let mut plan = plan(&summaries);
+    if is(Bug::StreamIdsAgain) {
+        plan.next_stream_id = 1;
+    }
     let blocks_dir = options.blocks.dir.clone();
     let retired = |number| plan.retired_blocks.contains(&number);
     let blocks = RecoveredBlocks::read(&options, &plan.blocks, retired, plan.blocks_are_uncertain)
         .map_err(io_error("read the block log in", &blocks_dir))?;
-    if !blocks.found.definitions.is_empty() {
+    if plan.has_tail() && !blocks.found.definitions.is_empty() {
         // They may name streams of the tail, too.
         plan = plan_with(&summaries, &blocks.found.definitions);
+    } else {
+        blocks.found.definitions.iter().rev().for_each(|d| plan.define(d));
     }
     if !blocks.adopted.is_empty() {
         plan.skip_ids();
     }
     let mut lost_blocks = Vec::new();
     if !plan.loss.lsns.is_empty() || !blocks.found.damaged.is_empty() {
+        let mut reader = SegmentReader::new(&options);
         let mut survivors = Survivors::new(&plan);
         for (number, _) in &plan.replay {
             let file = reader.again(*number)?;
@@ -235,8 +256,24 @@ impl Recovered {
     /// # Errors
     /// A file could not be read.
     pub fn replay(&self, apply: &mut dyn FnMut(ReplaySegment<'_>)) -> Result<(), RecoverError> {
+        self.replay_needed(&mut |_| true, apply)
+    }
+
+    /// As [`Recovered::replay`], without segments that are not needed.
+    ///
+    /// # Errors
+    /// A file could not be read.
+    pub fn replay_needed(
+        &self,
+        is_needed: &mut dyn FnMut(&Contents) -> bool,
+        apply: &mut dyn FnMut(ReplaySegment<'_>),
+    ) -> Result<(), RecoverError> {
         let mut reader = SegmentReader::new(&self.options);
         for (number, _) in &self.plan.replay {
+            let contents = self.plan.contents.iter().find(|c| c.begins.segment == *number);
+            if contents.is_some_and(|c| !is_needed(c)) {
+                continue;
+            }
             let file = reader.again(*number)?;
             // The plan has reported files that are no segment.
             let Ok(scan) = scan_segment(file) else { continue };
@@ -269,7 +306,7 @@ impl Recovered {
         };
         let queue_bytes = options.queue_bytes;
         let mut writer = Writer::new(options, start);
-        if !tail.is_empty() {
+        if !tail.is_empty() && !is(Bug::TailNotRewritten) {
             let mut first_seqs: BTreeMap<u64, u64> = BTreeMap::new();
             for row in tail.iter().flat_map(TailRecord::rows) {
                 let first = first_seqs.entry(row.stream).or_insert(row.first_seq);

@@ -2,6 +2,7 @@
 
 use super::format::{FIRST_GROUP, LogKind, SECOND_HEADER, SegmentHeader};
 use crate::fs::{File, Fs, temporary_name, write_all_at, zero_fill};
+use crate::planted::{Bug, is};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -68,6 +69,19 @@ pub(super) fn prepare_blocks(
     })
 }
 
+/// Is the segment still found under its name? What is durable in a file that no start will find is as good as lost: the
+/// data directory was unmounted, moved away or replaced while the log was open.
+pub(super) fn in_place(file: &dyn File, path: &Path) -> io::Result<()> {
+    if file.is_at(path)? {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "{} is not the open segment any more: the data directory was unmounted, moved or replaced; put it back and start \
+         again",
+        path.display()
+    )))
+}
+
 /// Makes a segment from one that was retired. Its bytes stay: under a new salt they prove nothing.
 pub(super) fn recycle(
     fs: &dyn Fs,
@@ -77,7 +91,8 @@ pub(super) fn recycle(
     number: u64,
     file_len: u64,
 ) -> io::Result<Prepared> {
-    let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt: new_salt(), volume, recycled: true };
+    let salt = if is(Bug::SaltKept) { 1 } else { new_salt() };
+    let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt, volume, recycled: true };
     make(fs, dir, header, |fs, temporary| {
         fs.rename(&dir.join(segment_name(from)), temporary)?;
         fs.sync_dir(dir)?;
@@ -95,11 +110,20 @@ fn make(
     let path = dir.join(file_name(header.log, header.number));
     let temporary = temporary_name(&path);
     let made = content(fs, &temporary).and_then(|file| {
+        if is(Bug::HeaderAfterRename) {
+            fs.rename(&temporary, &path)?;
+        }
         write_all_at(&*file, 0, &header.encode(0))?;
         write_all_at(&*file, SECOND_HEADER, &header.encode(SECOND_HEADER))?;
-        file.sync_data()?;
-        fs.rename(&temporary, &path)?;
-        fs.sync_dir(dir)?;
+        if !is(Bug::SegmentUnsynced) {
+            file.sync_data()?;
+        }
+        if !is(Bug::HeaderAfterRename) {
+            fs.rename(&temporary, &path)?;
+        }
+        if !is(Bug::DirectoryUnsynced) {
+            fs.sync_dir(dir)?;
+        }
         Ok(Prepared { header, file })
     });
     if made.is_err() {

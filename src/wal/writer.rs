@@ -13,8 +13,9 @@ use super::segment::{self, Prepared};
 use super::supply::Supply;
 use super::{RecordHead, WalMetrics};
 use crate::codec::align_up;
-use crate::fs::{File, Fs, is_no_space, write_all_at};
+use crate::fs::{File, Fs, is_no_space, write_all_uncached_at};
 use crate::model::{LabelSet, Tenant};
+use crate::planted::{Bug, is};
 use ahash::AHashMap;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
@@ -691,8 +692,16 @@ impl Writer {
     fn sync(&mut self) -> Result<(), LogError> {
         let Some(active) = self.active.as_mut().filter(|a| a.dirty) else { return Ok(()) };
         let timer = self.options.metrics.sync_seconds.start_timer();
-        active.file.sync_data().map_err(LogError::Fatal)?;
+        let mut synced = if is(Bug::AckBeforeSync) { Ok(()) } else { active.file.sync_data() };
+        if is(Bug::SyncRetried) {
+            synced = synced.or_else(|_| active.file.sync_data());
+        }
+        if !is(Bug::SyncErrorSwallowed) {
+            synced.map_err(LogError::Fatal)?;
+        }
         timer.observe_duration();
+        let path = self.options.dir.join(segment::segment_name(active.header.number));
+        segment::in_place(&*active.file, &path).map_err(LogError::Fatal)?;
         active.dirty = false;
         self.durable_lsn = self.next_lsn;
         self.last_sync = Instant::now();
@@ -779,6 +788,9 @@ impl Writer {
     }
 
     fn wants_definition(&self, cursor: &StreamCursor) -> bool {
+        if is(Bug::SeriesOnce) {
+            return cursor.definitions == 0;
+        }
         let segment = self.active.as_ref().map_or(0, |a| a.header.number);
         cursor.segment != segment || cursor.definitions < DEFINITIONS
     }
@@ -802,8 +814,7 @@ impl Writer {
         builder.series(self.staged.values().filter(|s| s.defined).map(|s| s.stream.definition(s.cursor.next_seq)));
         for append in group.iter_mut() {
             for (row, stream) in append.streams.iter().enumerate() {
-                #[cfg(feature = "planted-bugs")]
-                if std::env::var("TIMBERLINE_PLANTED_BUG").is_ok_and(|b| b == "memory-before-log") {
+                if is(Bug::MemoryBeforeLog) {
                     continue;
                 }
                 if let Some(staged) = self.staged.get_mut(&stream.id) {
@@ -861,7 +872,11 @@ impl Writer {
                 Decision::Gap(g) => builder.control(Kind::Gap, g),
                 Decision::Carried { record, .. } => {
                     lines += record.lines();
-                    builder.entries(record);
+                    let mut record = record.clone();
+                    if is(Bug::CarriedStampedAnew) {
+                        stamp_anew(&mut record, &mut self.staged);
+                    }
+                    builder.entries(&record);
                 }
             }
         }
@@ -898,7 +913,8 @@ impl Writer {
         for (_, staged) in self.staged.drain() {
             let mut cursor = staged.cursor;
             if cursor.segment != segment {
-                (cursor.segment, cursor.definitions) = (segment, 0);
+                let kept = if is(Bug::SeriesOnce) { cursor.definitions } else { 0 };
+                (cursor.segment, cursor.definitions) = (segment, kept);
             }
             cursor.definitions += u8::from(staged.defined);
             self.retention.logged(staged.stream.id, cursor.next_seq);
@@ -941,8 +957,18 @@ impl Writer {
     /// Writes a finished group. A failed write abandons the segment: no byte is written to it again.
     fn write(&mut self, builder: GroupBuilder, lines: u64) -> Result<(), LogError> {
         let Some(active) = self.active.as_mut() else { return Err(LogError::NoSpace("no segment".into())) };
-        let group = builder.finish(self.durable_lsn, self.lines);
-        if let Err(error) = write_all_at(&*active.file, active.at, &group.bytes) {
+        let told = if is(Bug::WatermarkTooFar) { self.next_lsn + builder.lsns() } else { self.durable_lsn };
+        let group = builder.finish(told, self.lines);
+        let written = write_all_uncached_at(&*active.file, active.at, &group.bytes);
+        let acked_anyway = |e: &std::io::Error| is(Bug::FullDiskAcked) && is_no_space(e);
+        if let Err(error) = written.or_else(|e| if acked_anyway(&e) { Ok(()) } else { Err(e) }) {
+            if is(Bug::LsnsSkipped) {
+                self.next_lsn += u64::from(group.lsns);
+            }
+            if is(Bug::OffsetUsedAgain) && is_no_space(&error) {
+                self.buffer = group.bytes;
+                return Err(LogError::of_write(error));
+            }
             self.options.metrics.write_failures.inc();
             self.buffer = group.bytes;
             let error = LogError::of_write(error);
@@ -1063,7 +1089,9 @@ impl Writer {
             }
         }
         self.write(builder, lines)?;
-        self.sync()?;
+        if !is(Bug::TailUnsynced) {
+            self.sync()?;
+        }
         for record in tail {
             if let TailRecord::Kept { rows, holds, .. } = record {
                 rows.iter().for_each(|r| self.retention.logged(r.stream, r.end_seq()));
@@ -1071,6 +1099,17 @@ impl Writer {
             }
         }
         self.watermark()
+    }
+}
+
+/// A planted bug: entries that are in the log already take seqs as if they were new.
+fn stamp_anew(record: &mut EntriesRecord, staged: &mut AHashMap<u64, Staged>) {
+    for at in 0..record.rows().len() {
+        let Some(row) = record.rows().get(at).copied() else { return };
+        if let Some(staged) = staged.get_mut(&row.stream) {
+            record.set_first_seq(at, staged.cursor.next_seq);
+            staged.cursor.next_seq += u64::from(row.count);
+        }
     }
 }
 

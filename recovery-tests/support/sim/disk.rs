@@ -118,6 +118,8 @@ struct Gate {
     /// The log did something that nobody asked for: a watermark, because this machine was slow.
     disturbed: bool,
     closed: bool,
+    /// No schedule: all threads run as they do in production, and the notes tell in which order.
+    free: bool,
     /// A start writes the end of the log again. If that fails it waits for the preparing thread to end.
     opening: bool,
 }
@@ -175,6 +177,7 @@ impl SimDisk {
             waiting: false,
             disturbed: false,
             closed: false,
+            free: false,
             opening: false,
         };
         let state = State {
@@ -190,6 +193,11 @@ impl SimDisk {
             gate,
         };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }), base }
+    }
+
+    /// Lets all threads run without a schedule, in this process and those after it.
+    pub fn run_freely(&self) {
+        self.shared.state.lock().gate.free = true;
     }
 
     pub fn fail(&self, fault: Option<Fault>) {
@@ -437,6 +445,9 @@ impl SimFs {
     /// Waits until the schedule lets this call happen.
     fn enter(&self, fresh_inode: Option<usize>, is_watermark: bool) -> io::Result<MutexGuard<'_, State>> {
         let mut state = self.disk.shared.state.lock();
+        if state.gate.free {
+            return if state.process == self.process { Ok(state) } else { dead() };
+        }
         if is_preparing_thread() {
             while state.process == self.process && !state.gate.preparing {
                 if state.gate.closed {
@@ -484,7 +495,7 @@ impl SimFs {
 
     fn leave(&self, mut state: MutexGuard<'_, State>, call: Call, op: Option<Op>, ok: bool) {
         state.ops.extend(op);
-        if is_preparing_thread() {
+        if is_preparing_thread() && !state.gate.free {
             state.prepared(call, ok);
         }
         self.disk.shared.changed.notify_all();

@@ -6,7 +6,6 @@ use super::disk::{Call, EDQUOT, EIO, ENOSPC, Failure, Fault};
 use super::ledger::{Found, Ledger};
 use super::report::Layer;
 use super::workload::{Run, Step, Stop, Workload};
-use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A machine that is too slow for the log's timers this often in a row is not fit to simulate.
@@ -20,6 +19,29 @@ pub struct Depth {
     pub nested: [Breadth; 2],
     /// One of this many states with something to recover is recovered and crashed again, by level.
     pub every: [u64; 2],
+}
+
+impl Depth {
+    /// Of the quick tier.
+    pub const QUICK: Self = Self {
+        breadth: Breadth { exhaustive: 64, samples: 24, singles: 60 },
+        nested: [Breadth { exhaustive: 8, samples: 3, singles: 4 }, Breadth { exhaustive: 4, samples: 2, singles: 2 }],
+        every: [8, 60],
+    };
+
+    /// Of a whole ingester in the quick tier: a state is read twice, and its runs are long.
+    pub const NODE: Self = Self {
+        breadth: Breadth { exhaustive: 6, samples: 3, singles: 4 },
+        nested: [Breadth { exhaustive: 2, samples: 1, singles: 2 }, Breadth { exhaustive: 2, samples: 0, singles: 0 }],
+        every: [150, 150],
+    };
+
+    /// Each fault has its own run, so fewer states of each.
+    pub const FAULTS: Self = Self {
+        breadth: Breadth { exhaustive: 4, samples: 2, singles: 2 },
+        nested: [Breadth { exhaustive: 2, samples: 1, singles: 0 }; 2],
+        every: [40, 0],
+    };
 }
 
 /// A run that has ended, and the operations that were done before each of its steps.
@@ -85,8 +107,7 @@ impl States<'_> {
     fn visit(&self, run: &Run, from: usize) {
         let ops = run.disk.ops();
         let mut volume = Volume::new(&run.disk.base);
-        let mut seen = HashSet::new();
-        let (mut points, mut repeated) = (0, 0);
+        let (mut new, mut points, mut repeated) = (0, 0, 0);
         let breadth = match self.level {
             0 => self.depth.breadth,
             n => self.depth.nested[n - 1],
@@ -99,8 +120,8 @@ impl States<'_> {
                     if !self.layer.wants(|| format!("{}/{at}/{label}", self.path)) {
                         return true;
                     }
-                    let hash = image.hash();
-                    if seen.insert(mix(&[hash, expectation])) {
+                    if self.layer.is_new(image.hash(), expectation) {
+                        new += 1;
                         self.state(&run.ledger, image, at, label);
                     } else {
                         repeated += 1;
@@ -113,9 +134,9 @@ impl States<'_> {
             }
         }
         let names = ["states", "states inside recovery", "states inside recovery of recovery"];
-        self.layer.counts.add(names[self.level], seen.len());
+        self.layer.counts.add(names[self.level], new);
         if self.level > 0 {
-            self.layer.counts.add("states", seen.len());
+            self.layer.counts.add("states", new);
         }
         self.layer.counts.add("crash points", points);
         self.layer.counts.add("states repeated", repeated);
@@ -152,11 +173,47 @@ impl States<'_> {
             if let Err(stop) = outcome {
                 return self.layer.fail(self.workload, &path(), &format!("{stop:?} in the recovery of this state"));
             }
+            if self.level == 0 {
+                self.failing_recovery(ledger, image, at, &path(), &run.disk.calls());
+            }
             let path = format!("{}/open", path());
             let inner = States { level: self.level + 1, path, ..*self };
             return inner.visit(&run, 0);
         }
         panic!("{:?} was disturbed {REPEATS} times", self.workload);
+    }
+}
+
+impl States<'_> {
+    /// A call of the recovery of this state fails, and the process ends: the next start, on a healthy disk, finds all.
+    fn failing_recovery(&self, ledger: &Ledger, image: &Image, at: usize, path: &str, calls: &[Call]) {
+        let coin = mix(&[self.workload.seed, image_coin(image, at), 7]) as usize;
+        let Some(call) = calls.get(coin % calls.len().max(1)) else { return };
+        let failures = failures(*call);
+        let fault = Fault {
+            at: coin % calls.len(),
+            failure: failures[(coin >> 16) % failures.len()],
+            for_ever: coin >> 32 & 1 == 1,
+        };
+        let mut run = Run::on(image.clone(), ledger.at(at), self.workload);
+        run.disk.fail(Some(fault));
+        let opened = run.open();
+        run.kill();
+        if run.disk.disturbed() {
+            return;
+        }
+        self.layer.counts.add("faults inside recovery", 1);
+        let mut volume = Volume::new(&run.disk.base);
+        let ops = run.disk.ops();
+        ops.iter().for_each(|op| volume.apply(op));
+        let second = |image: Image| run.ledger.check(&image, ops.len()).map(drop);
+        let outcome = match opened {
+            Err(Stop::Wrong(why)) => Err(why),
+            _ => second(volume.kept()).and_then(|()| second(volume.lost())),
+        };
+        if let Err(why) = outcome {
+            self.layer.fail(self.workload, path, &format!("{why} (after {fault:?} in the recovery of this state)"));
+        }
     }
 }
 
@@ -177,7 +234,7 @@ fn recover_and_push(run: &mut Run, expected: &Found) -> Result<(), Stop> {
 }
 
 /// Which failures of a call are tried.
-fn failures(call: Call) -> Vec<Failure> {
+pub fn failures(call: Call) -> Vec<Failure> {
     let errnos = [EIO, ENOSPC, EDQUOT];
     if call != Call::Write {
         return errnos.map(|e| Failure::Errno(e, 0)).to_vec();
@@ -199,8 +256,13 @@ pub fn faults(layer: &Layer, workload: &Workload, depth: &Depth, every: u64) {
             for for_ever in [false, true] {
                 let coin = mix(&[workload.seed, at as u64, i as u64, u64::from(for_ever)]);
                 let path = format!("fault/{at}/{i}/{}", u8::from(for_ever));
-                let wanted =
-                    if layer.only.is_some() { layer.wants(|| path.clone()) } else { coin.is_multiple_of(every) };
+                // A full disk that keeps all bytes of a group that has failed: only there can they come back to life.
+                let kept = *call == Call::Write && failure == Failure::Errno(ENOSPC, 2) && !for_ever;
+                let wanted = if layer.only.is_some() {
+                    layer.wants(|| path.clone())
+                } else {
+                    kept || coin.is_multiple_of(every)
+                };
                 if wanted && !layer.enough() {
                     one_fault(layer, workload, depth, Fault { at, failure, for_ever }, &path);
                 }

@@ -1,12 +1,12 @@
 //! Figures of a layer, failures with their reproduction, and the files they go to.
 
-use super::workload::Workload;
+use super::content::mix;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// After this many failures the rest of a layer is not run.
 const ENOUGH: usize = 8;
@@ -21,6 +21,10 @@ impl Counts {
             *self.0.lock().entry(what).or_default() += n as u64;
         }
     }
+
+    pub fn get(&self, what: &str) -> u64 {
+        self.0.lock().get(what).copied().unwrap_or(0)
+    }
 }
 
 /// One layer at work.
@@ -29,6 +33,11 @@ pub struct Layer {
     pub counts: Counts,
     failures: Mutex<Vec<String>>,
     failed: AtomicUsize,
+    /// Hashes of states with what is expected of them, over all workloads.
+    seen: [Mutex<HashSet<u64>>; 64],
+    /// After so many failures, or then, the rest is not run.
+    enough: usize,
+    until: Option<Instant>,
     /// Only states whose path lies on the way to this one.
     pub only: Option<String>,
     started: Instant,
@@ -42,14 +51,27 @@ impl Layer {
             counts: Counts::default(),
             failures: Mutex::default(),
             failed: AtomicUsize::new(0),
+            seen: std::array::from_fn(|_| Mutex::default()),
+            enough: ENOUGH,
+            until: None,
             only,
             started: Instant::now(),
             seeds: AtomicU64::new(0),
         }
     }
 
+    /// A layer that ends with its first failure, or when the time is up.
+    pub fn hunting(budget: Duration) -> Self {
+        Self { enough: 1, until: Some(Instant::now() + budget), ..Self::new("hunt", None) }
+    }
+
+    /// The first failure, with the line that shows it again.
+    pub fn first_failure(&self) -> Option<String> {
+        self.failures.lock().first().cloned()
+    }
+
     /// Notes a failure and how to see it again.
-    pub fn fail(&self, workload: &Workload, path: &str, why: &str) {
+    pub fn fail(&self, workload: &dyn std::fmt::Debug, path: &str, why: &str) {
         self.failed.fetch_add(1, Ordering::SeqCst);
         let mut failures = self.failures.lock();
         if failures.len() < ENOUGH {
@@ -61,12 +83,18 @@ impl Layer {
         }
     }
 
+    /// Is this state, by the hash of its image, with this expectation the first one of the layer?
+    pub fn is_new(&self, image: u64, expectation: u64) -> bool {
+        let state = mix(&[image, expectation]);
+        self.seen[(state % 64) as usize].lock().insert(state)
+    }
+
     pub fn failures(&self) -> usize {
         self.failed.load(Ordering::SeqCst)
     }
 
     pub fn enough(&self) -> bool {
-        self.failures() >= ENOUGH
+        self.failures() >= self.enough || self.until.is_some_and(|until| Instant::now() > until)
     }
 
     /// Does the path lead to the state that is asked for?

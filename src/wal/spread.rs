@@ -1,0 +1,76 @@
+//! Work of a start that is spread over the processors.
+
+use parking_lot::Mutex;
+use std::sync::mpsc::channel;
+
+/// Each worker may hold a whole segment in memory.
+const MAX_WORKERS: usize = 4;
+
+/// Does `work` for each item, several at a time if it is `wide`, and gives the results in the order of the items. Each worker
+/// has a state of its own, such as a buffer. `done` is called for each result, in any order.
+pub(super) fn spread<T: Send, S, R: Send>(
+    items: Vec<T>,
+    wide: bool,
+    state: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) -> R + Sync,
+    mut done: impl FnMut(&R),
+) -> Vec<R> {
+    let workers = if wide { std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS) } else { 1 };
+    if workers == 1 {
+        let mut state = state();
+        let one = |item| {
+            let result = work(&mut state, item);
+            done(&result);
+            result
+        };
+        return items.into_iter().map(one).collect();
+    }
+    let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
+    let queue = Mutex::new(items.into_iter().enumerate());
+    let (sender, receiver) = channel();
+    std::thread::scope(|scope| {
+        let worker = |sender: std::sync::mpsc::Sender<(usize, R)>| {
+            let (queue, state, work) = (&queue, &state, &work);
+            move || {
+                let mut state = state();
+                loop {
+                    let next = queue.lock().next();
+                    let Some((at, item)) = next else { return };
+                    // The receiver outlives the workers.
+                    let _ = sender.send((at, work(&mut state, item)));
+                }
+            }
+        };
+        let running: Vec<_> = (0..workers).map(|_| scope.spawn(worker(sender.clone()))).collect();
+        drop(sender);
+        for (at, result) in receiver {
+            done(&result);
+            if let Some(slot) = results.get_mut(at) {
+                *slot = Some(result);
+            }
+        }
+        // A panic while recovering must not pass as a shorter log.
+        running.into_iter().for_each(|t| t.join().unwrap_or_else(|_| std::process::abort()));
+    });
+    results.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_the_order_of_the_items() {
+        for wide in [false, true] {
+            let mut seen = 0;
+            let work = |n: &mut u64, item: u64| {
+                *n += 1;
+                std::thread::sleep(std::time::Duration::from_micros(item * 7 % 50));
+                item * 2
+            };
+            let results = spread((0..200).collect(), wide, || 0, work, |_| seen += 1);
+            assert_eq!(results, (0..200).map(|n| n * 2).collect::<Vec<_>>());
+            assert_eq!(seen, 200);
+        }
+    }
+}
