@@ -247,7 +247,7 @@ mod stranger {
             }
             _ => return None,
         };
-        let (tail_end, first_live) = (b.int()?, b.int()?);
+        let (tail_end, first_live, _, _) = (b.int()?, b.int()?, b.int()?, b.int()?);
         let mut blocks = Vec::new();
         for _ in 0..b.int()? {
             blocks.push((b.int()?, b.int()?, b.int()?));
@@ -258,7 +258,7 @@ mod stranger {
     /// Oldest segment that is needed, and block segments that go.
     fn read_retiring(body: &[u8]) -> Option<(u64, Vec<u64>)> {
         let mut b = Bytes(body);
-        let first_live = b.int()?;
+        let (first_live, _, _) = (b.int()?, b.int()?, b.int()?);
         let mut blocks = Vec::new();
         for _ in 0..b.int()? {
             blocks.push(b.int()?);

@@ -400,7 +400,9 @@ fn open_texts(open: &Open) -> Vec<(&'static str, String)> {
         ("next_stream_id", open.next_stream_id.to_string()),
         ("total_lines", open.total_lines.to_string()),
         ("previous", previous),
-        ("first_live_segment", open.first_live_segment.to_string()),
+        ("first_live_segment", open.first_live.segment.to_string()),
+        ("first_live_lsn", open.first_live.lsn.to_string()),
+        ("first_live_lines", open.first_live.lines.to_string()),
         ("block_segments", open.blocks.len().to_string()),
     ]
 }
@@ -427,7 +429,12 @@ fn flushed_texts(c: &ChunkFlushed) -> Vec<(&'static str, String)> {
 
 fn retiring_texts(r: &Retiring) -> Vec<(&'static str, String)> {
     let blocks = r.blocks.iter().map(|n| ("block_segment", n.to_string()));
-    [("first_live_segment", r.first_live_segment.to_string())].into_iter().chain(blocks).collect()
+    let begins = [
+        ("first_live_segment", r.first_live.segment.to_string()),
+        ("first_live_lsn", r.first_live.lsn.to_string()),
+        ("first_live_lines", r.first_live.lines.to_string()),
+    ];
+    begins.into_iter().chain(blocks).collect()
 }
 
 fn footer_texts(f: &Footer) -> Vec<(&'static str, String)> {

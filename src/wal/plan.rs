@@ -2,7 +2,9 @@
 
 use super::format::{FIRST_GROUP, FLAG_CARRIED, FLAG_SKIPPABLE, GROUP_ALIGN, Kind, LogKind, RecordHead, SegmentHeader};
 use super::group::chain_digest;
-use super::record::{BlocksSynced, Gap, Open, Previous, Retiring, SeriesDef, TableRow, Tables, decode_control};
+use super::record::{
+    Beginning, BlocksSynced, Gap, Open, Previous, Retiring, SeriesDef, TableRow, Tables, decode_control,
+};
 use super::retention::{Contents, Hold};
 use super::scan::{Damage, GroupScan, RecordScan, SegmentScan};
 use super::verdict::{Finding, Part, Place, Verdict, verdict};
@@ -250,9 +252,17 @@ impl Summary {
     }
 
     /// The oldest segment that is needed, as far as this one knows.
-    fn tells_first_live(&self) -> u64 {
-        let opened = self.open.iter().map(|o| o.first_live_segment);
-        opened.chain(self.retiring.iter().map(|r| r.first_live_segment)).max().unwrap_or(0)
+    fn tells_first_live(&self) -> Beginning {
+        let opened = self.open.iter().map(|o| o.first_live);
+        opened.chain(self.retiring.iter().map(|r| r.first_live)).max_by_key(|b| b.segment).unwrap_or_default()
+    }
+
+    /// First LSN and lines before it, by what is left of the segment.
+    fn begins(&self) -> Option<Beginning> {
+        let segment = self.number;
+        let opened = self.open.as_ref().map(|o| Beginning { segment, lsn: o.first_lsn, lines: o.total_lines });
+        let group = |g: &GroupSummary| Beginning { segment, lsn: g.first_lsn, lines: g.lines_before };
+        opened.or_else(|| self.groups.first().map(group))
     }
 
     fn first_lsn(&self) -> Option<u64> {
@@ -309,6 +319,8 @@ pub struct Plan {
     pub durable_lsn: u64,
     /// First LSN of the log.
     pub first_lsn: u64,
+    /// Log lines in the log's life before it.
+    pub first_lines: u64,
     /// Records above the durable LSN that hold: they are written again.
     pub tail: Vec<RecordRef>,
     /// LSNs above the durable one with no sound record, below the end of what was found. A write that was cut before its ack, or damage
@@ -400,7 +412,8 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
     let mut out = Plan { last_segment: summaries.last().map_or(0, |s| s.number), ..Plan::default() };
     out.salts = summaries.iter().filter_map(|s| Some((s.number, s.header?.salt))).collect();
     out.empty = summaries.iter().filter(|s| s.is_empty()).filter_map(|s| s.header).collect();
-    let first_live = summaries.iter().map(Summary::tells_first_live).max().unwrap_or(0);
+    let told_begin = summaries.iter().map(Summary::tells_first_live).max_by_key(|b| b.segment).unwrap_or_default();
+    let first_live = told_begin.segment;
     out.retired = summaries.iter().filter(|s| !s.is_empty() && s.number < first_live).map(|s| s.number).collect();
     let used: Vec<&Summary> = summaries.iter().filter(|s| !s.is_empty() && s.number >= first_live).collect();
     // What a valid header says of the log before it is true, also when the group itself is void.
@@ -409,7 +422,7 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
     out.durable_lsn = told.chain(opened).max().unwrap_or(0);
     let live = bounds(&used, out.durable_lsn, first_live, &mut out.loss);
     let opened = used.iter().rev().find_map(|s| Some((s.number, s.open.as_ref()?.first_lsn)));
-    let judge = Judge { durable: out.durable_lsn, newest_open: opened };
+    let judge = Judge { durable: out.durable_lsn, newest_open: opened, told_begin };
     out.first_live_segment = live.first().map_or(0, |l| l.summary.number);
     out.first_lsn = live.first().and_then(|l| l.summary.first_lsn()).unwrap_or(out.durable_lsn);
     for l in &live {
@@ -451,10 +464,12 @@ fn find_decisions(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
     out.blocks = ends.into_values().collect();
     // A write-ahead log that holds nothing is no proof that there are no blocks: it may be the wrong directory.
     out.blocks_are_uncertain = out.forgets || live.is_empty();
+    let mut begins = Beginning { segment: 0, lsn: out.first_lsn, lines: out.first_lines };
     for l in live {
         let s = l.summary;
+        begins = Beginning { segment: s.number, ..s.begins().unwrap_or(begins) };
         out.contents.push(Contents {
-            number: s.number,
+            begins,
             file_len: s.header.map_or(0, |h| h.file_len),
             streams: s.streams.clone(),
             holds: s.holds.clone(),
@@ -583,6 +598,8 @@ struct Judge {
     durable: u64,
     /// The newest segment with a sound Open, and its first LSN: it names all files that were needed then.
     newest_open: Option<(u64, u64)>,
+    /// Where the log begins, by the newest Open or Retiring.
+    told_begin: Beginning,
 }
 
 impl Judge {
@@ -605,10 +622,9 @@ impl Judge {
         })
     }
 
-    /// Records of any kind that nothing shows, not even damaged bytes: zeros may hide a group.
+    /// Records behind the newest Open that nothing shows, not even damaged bytes: zeros may hide a group.
     fn hidden(&self, lsns: &[Range<u64>], broken: &HashSet<u64>) -> bool {
-        let first = self.newest_open.map_or(0, |(_, first)| first);
-        let newer = lsns.iter().flat_map(|r| r.start.max(first)..r.end).any(|lsn| !broken.contains(&lsn));
+        let newer = lsns.iter().flat_map(Range::clone).any(|lsn| !broken.contains(&lsn));
         newer && verdict(Part::GroupHeader, Place::Durable, false, false).every_file
     }
 }
@@ -634,11 +650,18 @@ fn find_losses(live: &[Live<'_>], judge: &Judge, out: &mut Plan) {
     }
     covered.extend(out.gaps.iter().flat_map(|g| g.lsns.iter().map(|(a, b)| *a..*b)));
     covered.sort_by_key(|r| r.start);
-    out.loss.lsns = missing(out.first_lsn..durable, covered.into_iter());
     let missing_file = |n: &u64| judge.part(Part::Missing, *n, Place::Durable).every_file;
     out.forgets |= out.loss.missing_segments.iter().any(missing_file);
-    out.forgets |= judge.hidden(&out.loss.lsns, &known_broken);
-    let start_lines = live.first().and_then(|l| l.summary.open.as_ref()).map_or(0, |o| o.total_lines);
+    let newest = judge.newest_open.map_or(out.first_lsn, |(_, first)| first);
+    out.forgets |= judge.hidden(&missing(newest..durable, covered.iter().cloned()), &known_broken);
+    let seen = live.first().and_then(|l| l.summary.begins()).map_or(0, |b| b.lines);
+    (out.first_lsn, out.first_lines) = match judge.told_begin {
+        // A Retiring that moved it may be lost: what it gave up is not missed.
+        b if b.segment > 0 && b.lsn <= out.first_lsn && !out.forgets => (b.lsn, b.lines),
+        _ => (out.first_lsn, seen),
+    };
+    out.loss.lsns = missing(out.first_lsn..durable, covered.into_iter());
+    let start_lines = out.first_lines;
     out.lines = total_lines(live, durable).max(start_lines + surviving_lines);
     if let (Some(first), Some(last)) = (out.loss.lsns.first(), out.loss.lsns.last()) {
         let groups = || live.iter().flat_map(Live::groups);

@@ -547,6 +547,17 @@ pub struct Previous {
     pub digest: u32,
 }
 
+/// Where the log that is needed begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Beginning {
+    /// Its oldest segment.
+    pub segment: u64,
+    /// First LSN of that segment.
+    pub lsn: u64,
+    /// Log lines in the log's life before it.
+    pub lines: u64,
+}
+
 /// First record of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Open {
@@ -562,8 +573,8 @@ pub struct Open {
     /// none. As long as such a group is neither whole nor proved durable, the records at the end of the older segments
     /// are the ones that count.
     pub tail_end: u64,
-    /// Oldest segment that is still needed.
-    pub first_live_segment: u64,
+    /// The oldest segment that is still needed.
+    pub first_live: Beginning,
     /// The live segments of the block log, oldest first.
     pub blocks: Vec<BlocksSynced>,
 }
@@ -610,8 +621,8 @@ pub struct ChunkFlushed {
 /// Segments that nothing needs any more; written before they are removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Retiring {
-    /// Oldest segment of the write-ahead log that is still needed.
-    pub first_live_segment: u64,
+    /// The oldest segment of the write-ahead log that is still needed; zeros if only blocks go.
+    pub first_live: Beginning,
     /// Segments of the block log that go.
     pub blocks: Vec<u64>,
 }
@@ -822,7 +833,7 @@ mod tests {
             next_stream_id: 9,
             total_lines: 70_000,
             tail_end: 300,
-            first_live_segment: 1,
+            first_live: Beginning { segment: 1, lsn: 0, lines: 0 },
             blocks: vec![],
             previous: Some(Previous { segment: 1, end_offset: 8192, end_lsn: 300, digest: 7 }),
         };

@@ -5,7 +5,7 @@ use super::blocks::{BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlock
 use super::format::{HeaderError, Kind, RecordHead};
 use super::plan::{Plan, RecordRef, Summary, plan, plan_with};
 use super::record::{
-    BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
+    Beginning, BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
 };
 use super::retention::{Contents, Hold};
 use super::scan::scan_segment;
@@ -270,7 +270,7 @@ impl Recovered {
     ) -> Result<(), RecoverError> {
         let mut reader = SegmentReader::new(&self.options);
         for (number, _) in &self.plan.replay {
-            let contents = self.plan.contents.iter().find(|c| c.number == *number);
+            let contents = self.plan.contents.iter().find(|c| c.begins.segment == *number);
             if contents.is_some_and(|c| !is_needed(c)) {
                 continue;
             }
@@ -297,7 +297,7 @@ impl Recovered {
         let start = Start {
             next_lsn: plan.durable_lsn,
             lines: plan.lines,
-            first_live_segment: plan.first_live_segment,
+            first_live: Beginning { segment: plan.first_live_segment, lsn: plan.first_lsn, lines: plan.first_lines },
             previous: plan.previous,
             next_segment: plan.last_segment + 1,
             prepared,

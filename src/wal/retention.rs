@@ -1,6 +1,6 @@
 //! What the live segments hold, so that somebody can decide when the oldest may go, and the log's budget.
 
-use super::record::{ChunkClosed, ChunkFlushed, Gap};
+use super::record::{Beginning, ChunkClosed, ChunkFlushed, Gap};
 use ahash::AHashMap;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -19,8 +19,8 @@ pub enum Hold {
 /// What one segment holds.
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
-    /// Its number.
-    pub number: u64,
+    /// Its number, first LSN, and the lines before it.
+    pub begins: Beginning,
     /// Bytes of its file.
     pub file_len: u64,
     /// Stream id → the seq after the highest that may lie in the segment. All of them settled: the segment may go.
@@ -68,7 +68,7 @@ impl Retention {
     /// Numbers of the oldest and of the newest live segment.
     pub fn bounds(&self) -> Option<(u64, u64)> {
         let state = self.state.lock();
-        Some((state.segments.front()?.number, state.segments.back()?.number))
+        Some((state.segments.front()?.begins.segment, state.segments.back()?.begins.segment))
     }
 
     /// Looks at the oldest segment, unless it is the one that is written.
@@ -92,11 +92,11 @@ impl Retention {
     }
 
     /// A segment was taken into use, or enlarged.
-    pub(super) fn opened(&self, number: u64, file_len: u64) {
+    pub(super) fn opened(&self, begins: Beginning, file_len: u64) {
         let mut state = self.state.lock();
-        match state.segments.back_mut().filter(|s| s.number == number) {
+        match state.segments.back_mut().filter(|s| s.begins.segment == begins.segment) {
             Some(newest) => newest.file_len = file_len,
-            None => state.segments.push_back(Contents { number, file_len, ..Contents::default() }),
+            None => state.segments.push_back(Contents { begins, file_len, ..Contents::default() }),
         }
     }
 
@@ -114,12 +114,19 @@ impl Retention {
         }
     }
 
+    /// Where the log begins without the segments before this one.
+    pub(super) fn beginning(&self, first_live: u64) -> Beginning {
+        let state = self.state.lock();
+        let oldest = state.segments.iter().find(|s| s.begins.segment >= first_live);
+        oldest.map_or(Beginning::default(), |s| Beginning { segment: first_live, ..s.begins })
+    }
+
     /// Forgets the segments before this one, and tells their numbers and sizes.
     pub(super) fn retired(&self, first_live: u64) -> Vec<(u64, u64)> {
         let mut state = self.state.lock();
         let mut gone = Vec::new();
-        while let Some(oldest) = state.segments.pop_front_if(|s| s.number < first_live) {
-            gone.push((oldest.number, oldest.file_len));
+        while let Some(oldest) = state.segments.pop_front_if(|s| s.begins.segment < first_live) {
+            gone.push((oldest.begins.segment, oldest.file_len));
         }
         state.refuses &= gone.is_empty();
         gone

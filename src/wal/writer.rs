@@ -5,7 +5,8 @@ use super::blocks::BlockLogOptions;
 use super::format::{FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, Kind, MAX_RECORD_LEN, RECORD_ALIGN, SegmentHeader};
 use super::group::{GroupBuilder, chain_digest};
 use super::record::{
-    BlocksSynced, ChunkClosed, ChunkFlushed, EntriesRecord, Gap, Open, Previous, Retiring, SeriesDef, TableRow,
+    Beginning, BlocksSynced, ChunkClosed, ChunkFlushed, EntriesRecord, Gap, Open, Previous, Retiring, SeriesDef,
+    TableRow,
 };
 use super::retention::{Contents, Hold, Retention};
 use super::segment::{self, Prepared};
@@ -175,7 +176,7 @@ impl Decision {
         let body = match self {
             Self::BlocksSynced(_) | Self::ChunkClosed(_) => 64,
             Self::ChunkFlushed(c) => 128 + c.key.len(),
-            Self::Retiring(r) => 64 + 9 * r.blocks.len(),
+            Self::Retiring(r) => 96 + 9 * r.blocks.len(),
             Self::Gap(g) => 64 + 18 * g.lsns.len() + 27 * g.seqs.len(),
             Self::Carried { record, streams } => {
                 let definitions: u64 = streams.iter().map(|s| s.definition_len() + s.definition_len() / 6 + 64).sum();
@@ -258,7 +259,7 @@ pub struct WalOptions {
 pub(super) struct Start {
     pub next_lsn: u64,
     pub lines: u64,
-    pub first_live_segment: u64,
+    pub first_live: Beginning,
     pub previous: Option<Previous>,
     pub next_segment: u64,
     pub prepared: Vec<Prepared>,
@@ -391,7 +392,8 @@ impl<P: Send + 'static> Wal<P> {
     /// # Errors
     /// As [`Wal::decide`]; nothing was given up then.
     pub fn retire(&self, first_live: u64, blocks: Vec<u64>, mut with: Vec<Decision>) -> Result<(), Unavailable> {
-        with.push(Decision::Retiring(Retiring { first_live_segment: first_live, blocks }));
+        let begins = if first_live == 0 { Beginning::default() } else { self.retention.beginning(first_live) };
+        with.push(Decision::Retiring(Retiring { first_live: begins, blocks }));
         self.decide(with)?;
         self.supply.retired(self.retention.retired(first_live));
         Ok(())
@@ -621,7 +623,7 @@ pub(super) struct Writer {
     pub(super) supply: Arc<Supply>,
     active: Option<Active>,
     previous: Option<Previous>,
-    first_live_segment: u64,
+    first_live: Beginning,
     /// The live segments of the block log, as decided.
     blocks: Vec<BlocksSynced>,
     pub(super) retention: Arc<Retention>,
@@ -645,7 +647,7 @@ impl Writer {
             blocks: start.blocks,
             active: None,
             previous: start.previous,
-            first_live_segment: start.first_live_segment,
+            first_live: start.first_live,
             next_lsn: start.next_lsn,
             durable_lsn: start.next_lsn,
             announced_lsn: start.next_lsn,
@@ -894,7 +896,9 @@ impl Writer {
                 None => self.blocks.push(*synced),
             },
             Decision::Retiring(retiring) => {
-                self.first_live_segment = self.first_live_segment.max(retiring.first_live_segment);
+                if retiring.first_live.segment > self.first_live.segment {
+                    self.first_live = retiring.first_live;
+                }
                 self.blocks.retain(|b| !retiring.blocks.contains(&b.segment));
             }
             Decision::ChunkClosed(closed) => self.retention.holds(Hold::Closed(*closed)),
@@ -936,16 +940,18 @@ impl Writer {
                     total_lines: self.lines,
                     previous: self.previous,
                     tail_end: self.next_lsn + tail_len,
-                    first_live_segment: if self.first_live_segment == 0 {
-                        active.header.number
-                    } else {
-                        self.first_live_segment
-                    },
+                    first_live: self.begins_with(active.header.number),
                     blocks: self.blocks.clone(),
                 },
             );
         }
         Ok(builder)
+    }
+
+    /// Where the log begins, if the active segment is the first.
+    fn begins_with(&self, number: u64) -> Beginning {
+        let first = Beginning { segment: number, lsn: self.next_lsn, lines: self.lines };
+        if self.first_live.segment == 0 { first } else { self.first_live }
     }
 
     /// Writes a finished group. A failed write abandons the segment: no byte is written to it again.
@@ -975,15 +981,14 @@ impl Writer {
             self.abandon();
             return Err(error);
         }
+        let number = active.header.number;
         active.dirty = true;
         active.at += group.bytes.len() as u64;
         active.digest = chain_digest(active.digest, group.crc);
         self.announced_lsn = self.durable_lsn;
+        self.first_live = self.begins_with(number);
         self.next_lsn += u64::from(group.lsns);
         self.lines += lines;
-        if self.first_live_segment == 0 {
-            self.first_live_segment = active.header.number;
-        }
         self.options.metrics.groups.inc();
         self.options.metrics.bytes.inc_by(group.bytes.len() as u64);
         self.buffer = group.bytes;
@@ -1031,7 +1036,8 @@ impl Writer {
         let Prepared { header, file } = prepared.map_err(LogError::NoSpace)?;
         self.abandon();
         self.options.metrics.segment.set(i64::try_from(header.number).unwrap_or(i64::MAX));
-        self.retention.opened(header.number, header.file_len);
+        let begins = Beginning { segment: header.number, lsn: self.next_lsn, lines: self.lines };
+        self.retention.opened(begins, header.file_len);
         self.active = Some(Active { header, file, at: FIRST_GROUP, digest: 0, dirty: false });
         Ok(())
     }
@@ -1044,7 +1050,8 @@ impl Writer {
         match extended {
             Ok(()) => {
                 active.header = header;
-                self.retention.opened(header.number, header.file_len);
+                let begins = Beginning { segment: header.number, lsn: self.next_lsn, lines: self.lines };
+                self.retention.opened(begins, header.file_len);
             }
             Err(error) => {
                 // The half-enlarged file would hold its space until the next start.
