@@ -121,7 +121,9 @@ impl Work {
     fn clean_wal(&mut self, state: &State) -> Result<(), Unavailable> {
         let retention = self.wal.retention().clone();
         while retention.size() as f64 > retention.max_size() as f64 * CLEAN_AT {
-            let Some((number, streams)) = retention.oldest(|s| (s.begins.segment, s.streams.clone())) else { return Ok(()) };
+            let Some((number, streams)) = retention.oldest(|s| (s.begins.segment, s.streams.clone())) else {
+                return Ok(());
+            };
             if self.oldest != number {
                 self.oldest = number;
                 self.carried.clear();

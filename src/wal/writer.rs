@@ -918,8 +918,7 @@ impl Writer {
             }
             cursor.definitions += u8::from(staged.defined);
             self.retention.logged(staged.stream.id, cursor.next_seq);
-            #[cfg(feature = "planted-bugs")]
-            {
+            if is(Bug::MemoryBeforeLog) {
                 cursor.next_seq = cursor.next_seq.max(staged.stream.cursor.lock().next_seq);
             }
             *staged.stream.cursor.lock() = cursor;
