@@ -8,6 +8,7 @@ mod server;
 
 use server::{Http, Server};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -367,15 +368,29 @@ fn every_acknowledged_line_is_back_after_kill_9() {
     assert!(run.wrong.is_empty(), "seed {seed}: {:#?}", &run.wrong[..run.wrong.len().min(10)]);
 }
 
-/// A harness that cannot fail proves nothing: with each planted bug it must.
-fn planted(bug: &str) {
+/// Is this build one with bugs to plant?
+fn can_plant() -> bool {
     if !cfg!(feature = "planted-bugs") {
         // Not a missing tool: `.ci/run` has a step of its own with the feature.
         println!("SKIPPED: built without the feature planted-bugs");
+    }
+    cfg!(feature = "planted-bugs")
+}
+
+/// A harness that cannot fail proves nothing: with each planted bug it must.
+fn planted(bug: &str) {
+    if !can_plant() {
         return;
     }
+    let begin = Instant::now();
     let run = run(25, seed(), &[("TIMBERLINE_PLANTED_BUG", bug)], true);
     println!("{bug}: found after {} kills: {:?}", run.kills, run.wrong.first());
+    if let Ok(path) = std::env::var("TIMBERLINE_RESULTS") {
+        let killed_by = run.wrong.first().map(|why| format!("kill -9: {why}"));
+        let line = serde_json::json!({"mutant": bug, "killed_by": killed_by, "seconds": begin.elapsed().as_secs_f64()});
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+        writeln!(file, "{line}").unwrap();
+    }
     assert!(!run.wrong.is_empty(), "25 cycles did not find the planted bug {bug}");
 }
 
@@ -387,4 +402,49 @@ fn an_ack_before_the_write_is_found() {
 #[test]
 fn memory_before_the_log_is_found() {
     planted("memory-before-log");
+}
+
+#[test]
+fn distinct_lines_taken_for_duplicates_are_found() {
+    planted("distinct-dropped");
+}
+
+#[test]
+fn a_segment_that_goes_before_its_blocks_are_synced_is_found() {
+    planted("retired-too-early");
+}
+
+/// A thread that is gone must not leave a server behind that looks alive.
+#[test]
+fn a_panic_of_a_critical_thread_ends_the_process() {
+    if !can_plant() {
+        return;
+    }
+    for (bug, thread) in [("panic-in-apply", "apply-0"), ("panic-in-seal", "seal-0")] {
+        let tmp = tempfile::tempdir().unwrap();
+        let server = Server::start(tmp.path(), CONFIG, &[]);
+        assert_eq!(server.http().push("before", 1_700_000_000_000_000_000, &["kept".to_string()]).unwrap(), 204);
+        assert_eq!(server.terminate(), Some(0));
+        let mut server = Server::start(tmp.path(), CONFIG, &[("TIMBERLINE_PLANTED_BUG", bug)]);
+        let lines: Vec<String> = (0..1000).map(|n| format!("line {n} {}", "x".repeat(40))).collect();
+        // The answer may come before a head is sealed, and never when applying has ended.
+        let answer = server.http().push("after", 1_700_000_000_000_000_000, &lines);
+        assert!(bug != "panic-in-apply" || answer.is_err(), "{answer:?}");
+        let begin = Instant::now();
+        let status = loop {
+            if let Some(status) = server.ended() {
+                break status;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(5), "{bug}: the process goes on");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(6), "{bug}: {status}");
+        assert!(server.log_tail().contains(thread), "{bug}: {}", server.log_tail());
+        let server = Server::start(tmp.path(), CONFIG, &[]);
+        let found = server.http().all_lines();
+        assert_eq!(found.get("kept"), Some(&1), "{bug}: an acknowledged line is gone");
+        // Written and synced before either panic.
+        assert!(found.keys().filter(|l| l.starts_with("line ")).count() == 1000, "{bug}");
+        assert_eq!(server.terminate(), Some(0));
+    }
 }

@@ -11,7 +11,7 @@ mod sim;
 mod support;
 
 use sim::explore::Depth;
-use sim::hunt::{Prey, hunt, hunt_node};
+use sim::hunt::{Prey, hunt, hunt_node, hunt_twins};
 use sim::node::Script;
 use sim::workload::Workload;
 use std::io::Write;
@@ -36,6 +36,8 @@ enum Hunter {
     Damage,
     /// Crash states of both logs under a whole ingester.
     Node,
+    /// Equal pushes, the first of which is held.
+    Twins,
     /// The real binary under SIGKILL: `kill9` and `panics` have tests of their own.
     Elsewhere,
 }
@@ -43,14 +45,16 @@ enum Hunter {
 fn hunter(bug: Bug) -> Hunter {
     use Bug::*;
     match bug {
-        AckBeforeWrite | MemoryBeforeLog | PanicInApply | PanicInSeal => Hunter::Elsewhere,
+        AckBeforeWrite | MemoryBeforeLog | DistinctDropped | RetiredTooEarly | PanicInApply | PanicInSeal => {
+            Hunter::Elsewhere
+        }
+        DuplicateAckedEarly => Hunter::Twins,
         SyncRetried | SyncErrorSwallowed | FullDiskAcked | OffsetUsedAgain | ShortWriteIgnored | LsnsSkipped => {
             Hunter::Faults
         }
         HeadUnchecked | BodyUnchecked | LaterSegmentsDropped | DamageSilent | LossNotTold => Hunter::Damage,
-        TenantMixedUp | DistinctDropped | DuplicateAckedEarly | AppliedTwice | CarriedStampedAnew | CarriedTooLate
-        | RetiredTooEarly | BlockUnsynced | BlocksWithoutSeries | UnlinkedEarly | FlushedForgotten
-        | FlushedAsPrefix | FlushedBeforeClosed | SaltKept | SeriesOnce => Hunter::Node,
+        TenantMixedUp | AppliedTwice | CarriedStampedAnew | CarriedTooLate | BlockUnsynced | BlocksWithoutSeries
+        | UnlinkedEarly | FlushedForgotten | SeriesOnce | DirectoryUnsynced => Hunter::Node,
         _ => Hunter::Crashes,
     }
 }
@@ -69,10 +73,11 @@ fn go(hunter: Hunter, budget: Duration) -> Option<String> {
         }
         Hunter::Damage => hunt(&[Prey::Damage(61)], &workloads(&["sks", "rro", "bkrs"]), &Depth::QUICK, budget),
         Hunter::Node => {
-            let scripts = ["bsf", "bfw", "wk", "cs", "bfwk", "fco", "skw", "wbf", "cwk", "bfbfo"];
+            let scripts = ["bsf", "bwk", "bwwwwk", "wk", "cs", "bfwk", "bwo", "skw", "wbf", "cwk", "bfbfo", "bww"];
             let scripts: Vec<Script> = scripts.iter().zip(1..).filter_map(|(s, seed)| Script::parse(s, seed)).collect();
             hunt_node(&[Prey::Crashes], &scripts, &Depth::NODE, budget)
         }
+        Hunter::Twins => hunt_twins(&Script::parse("s", 1)?),
         Hunter::Elsewhere => None,
     }
 }
@@ -81,15 +86,11 @@ fn go(hunter: Hunter, budget: Duration) -> Option<String> {
 #[test]
 fn one_hunt() {
     let Ok(name) = std::env::var("TIMBERLINE_HUNT") else { return };
-    let hunters = [Hunter::Crashes, Hunter::Faults, Hunter::Damage, Hunter::Node];
+    let hunters = [Hunter::Twins, Hunter::Crashes, Hunter::Faults, Hunter::Damage, Hunter::Node];
     let bug = Bug::ALL.iter().copied().find(|b| b.name() == name);
     plant(bug);
-    let mut of: Vec<Hunter> = bug.map_or(hunters.to_vec(), |b| vec![hunter(b)]);
-    if bug.is_some() {
-        // Whoever finds it counts; the one that should comes first.
-        of.extend(hunters.iter().filter(|h| **h != hunter(bug.unwrap_or(Bug::AckBeforeSync))));
-    }
-    let each = if bug.is_some() { BUDGET / 2 } else { BUDGET / 4 };
+    let of = bug.map_or(hunters.to_vec(), |b| vec![hunter(b)]);
+    let each = if bug.is_some() { BUDGET } else { BUDGET / 4 };
     for hunter in of {
         if let Some(found) = go(hunter, each) {
             println!("{FOUND}{hunter:?}: {}", found.lines().next().unwrap_or_default());

@@ -50,8 +50,6 @@ bugs! {
     DirectoryUnsynced = "directory-unsynced",
     /// A segment gets its name before it has its header.
     HeaderAfterRename = "header-after-rename",
-    /// The salt of a segment that is used again stays, so that old records hold.
-    SaltKept = "salt-kept",
     /// Only the first segment defines a stream.
     SeriesOnce = "series-once",
     /// Heads of records are not checked.
@@ -60,8 +58,6 @@ bugs! {
     BodyUnchecked = "body-unchecked",
     /// The end of the log is served without being written again.
     TailNotRewritten = "tail-not-rewritten",
-    /// The end of the log is written again, and not synced.
-    TailUnsynced = "tail-unsynced",
     /// Segments behind a damaged one are dropped (Prometheus).
     LaterSegmentsDropped = "later-segments-dropped",
     /// Damage ends the log, and nobody is told.
@@ -96,10 +92,6 @@ bugs! {
     UnlinkedEarly = "unlinked-early",
     /// What was flushed is forgotten with the segment that says so.
     FlushedForgotten = "flushed-forgotten",
-    /// A chunk that is flushed settles all seqs before its end.
-    FlushedAsPrefix = "flushed-as-prefix",
-    /// That a chunk was closed is not in the log when it is flushed.
-    FlushedBeforeClosed = "flushed-before-closed",
     /// A thread that applies panics.
     PanicInApply = "panic-in-apply",
     /// A thread that seals panics.

@@ -11,7 +11,6 @@ use super::{
 };
 use crate::chunk::Symbols;
 use crate::model::{LabelSet, Overrides, Tenant};
-use crate::planted::{Bug, is};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
     BlockLogOptions, BlockStore, BodyView, Contents, DamageReport, FoundBlock, Hold, Plan, Quarantine, RecordRef,
@@ -270,11 +269,11 @@ fn restore_stream(
         let places = blocks.iter().filter(|b| b.tables.chunk == *number).map(|b| b.place);
         stream.note_flushed(*number, &places.collect::<Vec<_>>());
     }
-    let mut last_of: BTreeMap<u64, (i64, u128)> = BTreeMap::new();
+    let mut last_of: Vec<(u64, (i64, u128))> = Vec::with_capacity(blocks.len());
     for FoundBlock { place, tables } in blocks {
         newest_chunk = newest_chunk.max(Some(tables.chunk));
         stream.note_newest(tables.newest_timestamp);
-        last_of.insert(tables.end_seq, (tables.last_timestamp, tables.last_hash));
+        last_of.push((tables.end_seq, (tables.last_timestamp, tables.last_hash)));
         let data_len = place.len.saturating_sub(RECORD_HEAD_LEN as u32 + tables.encoded_len() as u32);
         let block = SealedBlock::of(tables, *place, data_len, store.clone(), metadata);
         let (true, Ok(block)) = (tables.first_seq >= end && !decided.flushed.contains_key(&tables.chunk), block) else {
@@ -304,7 +303,8 @@ fn restore_stream(
         .collect();
     let settled = merged(settled);
     let prefix = settled.front().filter(|r| r.start == 0).map_or(0, |r| r.end);
-    stream.restore(chunks, newest, settled, last_of.remove(&prefix));
+    let last = last_of.into_iter().rev().find(|(end, _)| *end == prefix).map(|(_, last)| last);
+    stream.restore(chunks, newest, settled, last);
     lines
 }
 
@@ -411,11 +411,7 @@ impl Replay<'_> {
                     decided.entry(c.stream).or_default().closed.insert(c.chunk, reason);
                 }
                 Hold::Flushed(c) => {
-                    decided
-                        .entry(c.stream)
-                        .or_default()
-                        .flushed
-                        .insert(c.chunk, if is(Bug::FlushedAsPrefix) { 0 } else { c.first_seq }..c.end_seq);
+                    decided.entry(c.stream).or_default().flushed.insert(c.chunk, c.first_seq..c.end_seq);
                 }
                 Hold::Gap(_) => {}
             }

@@ -8,7 +8,9 @@ use super::format::{
     SegmentHeader,
 };
 use super::group::GroupBuilder;
-use super::record::{BlockTables, BlocksSynced, ChunkClosed, Footer, SeriesDef, decode_control};
+use super::record::{
+    BlockTables, BlocksSynced, ChunkClosed, Footer, FooterRef, SeriesDef, SeriesRef, decode_control, with_footer,
+};
 use super::repair::WIDE;
 use super::scan::Damage;
 use super::segment::{self, Prepared};
@@ -643,6 +645,7 @@ impl RecoveredBlocks {
         live: &[BlocksSynced],
         retired: impl Fn(u64) -> bool,
         uncertain: bool,
+        known: &(dyn Fn(u64, u64) -> bool + Sync),
     ) -> io::Result<Self> {
         let entries = match options.fs.list(&options.blocks.dir) {
             // Older than the block log.
@@ -667,7 +670,7 @@ impl RecoveredBlocks {
         let total: u64 = entries.iter().map(|e| e.len).sum();
         let store = out.store.clone();
         let work = |_: &mut (), synced: BlocksSynced| {
-            let mut reading = Reading::new(&store, synced);
+            let mut reading = Reading::new(&store, known, synced);
             if files.binary_search(&synced.segment).is_ok() {
                 reading.run(Some(synced.segment) == newest).map(|()| reading)
             } else {
@@ -681,7 +684,8 @@ impl RecoveredBlocks {
         for number in files.into_iter().filter(|n| !live.iter().any(|b| b.segment == *n)) {
             if uncertain && !retired(number) {
                 // The record that names it may be lost. What it holds is sound where its checksums hold.
-                let mut reading = Reading::new(&store, BlocksSynced { segment: number, end: u64::MAX, footer: 0 });
+                let mut reading =
+                    Reading::new(&store, known, BlocksSynced { segment: number, end: u64::MAX, footer: 0 });
                 reading.run(false)?;
                 out.take(reading);
                 let blocks = out.found.blocks.iter().filter(|b| b.place.segment == number);
@@ -747,6 +751,8 @@ impl RecoveredBlocks {
 /// One segment of the block log on its way into [`FoundBlocks`].
 struct Reading<'a> {
     store: &'a BlockStore,
+    /// Is this next seq of a stream, or a higher one, known already?
+    known: &'a (dyn Fn(u64, u64) -> bool + Sync),
     synced: BlocksSynced,
     found: FoundBlocks,
     /// Nothing without a sound header.
@@ -762,8 +768,8 @@ struct Opened {
 }
 
 impl<'a> Reading<'a> {
-    fn new(store: &'a BlockStore, synced: BlocksSynced) -> Self {
-        Self { store, synced, found: FoundBlocks::default(), opened: None }
+    fn new(store: &'a BlockStore, known: &'a (dyn Fn(u64, u64) -> bool + Sync), synced: BlocksSynced) -> Self {
+        Self { store, known, synced, found: FoundBlocks::default(), opened: None }
     }
 
     /// Notes what does not hold, if it counts.
@@ -800,36 +806,40 @@ impl<'a> Reading<'a> {
             self.judge(Part::Header, copy, true);
         }
         self.found.bytes = header.file_len;
-        let footer = match synced.footer {
-            0 => None,
-            at => read_footer(&*file, &header, at, synced.end)?,
-        };
-        let footer = match footer {
-            Some(footer) => footer,
-            None => {
-                if synced.footer > 0 {
-                    self.judge(Part::Record(Kind::Footer), synced.footer..synced.end, false);
-                }
-                self.scan(&*file, &header)?
-            }
-        };
         let mut used = 0;
-        for (offset, len, tables) in &footer.blocks {
-            let place = BlockPlace { segment: header.number, offset: *offset, len: *len };
-            match BlockTables::decode(tables) {
-                Ok(tables) => self.found.blocks.push(FoundBlock { place, tables }),
-                Err(_) => {
-                    let bytes = *offset..offset + u64::from(*len);
-                    self.judge(Part::Record(Kind::Block), bytes, false);
-                }
+        if synced.footer > 0 {
+            let sound = read_footer(&*file, &header, synced.footer, synced.end, |footer| {
+                let fresh = footer.definitions.iter().filter(|d| !(self.known)(d.id, d.next_seq));
+                self.found.definitions.extend(fresh.map(SeriesRef::to_owned));
+                used = self.blocks(&header, footer.blocks.iter().copied());
+            })?;
+            if sound {
+                self.opened = Some(Opened { header, used, active: None });
+                return Ok(());
             }
-            used += u64::from(*len);
+            self.judge(Part::Record(Kind::Footer), synced.footer..synced.end, false);
         }
+        let footer = self.scan(&*file, &header)?;
+        used = self.blocks(&header, footer.blocks.iter().map(|(at, len, tables)| (*at, *len, &tables[..])));
+        self.found.definitions.extend(footer.definitions.iter().cloned());
         let goes_on = newest && synced.footer == 0 && synced.end < header.file_len;
-        let active = goes_on.then(|| Active::again(header, file, synced.end, footer.clone()));
-        self.found.definitions = footer.definitions;
+        let active = goes_on.then(|| Active::again(header, file, synced.end, footer));
         self.opened = Some(Opened { header, used, active });
         Ok(())
+    }
+
+    /// Takes blocks by their tables; returns the bytes of their records.
+    fn blocks<'b>(&mut self, header: &SegmentHeader, blocks: impl Iterator<Item = (u64, u32, &'b [u8])>) -> u64 {
+        let mut used = 0;
+        for (offset, len, tables) in blocks {
+            let place = BlockPlace { segment: header.number, offset, len };
+            match BlockTables::decode(tables) {
+                Ok(tables) => self.found.blocks.push(FoundBlock { place, tables }),
+                Err(_) => self.judge(Part::Record(Kind::Block), offset..offset + u64::from(len), false),
+            }
+            used += u64::from(len);
+        }
+        used
     }
 
     /// Reads a segment up to its durable end, and makes its footer.
@@ -873,8 +883,14 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// The footer in the group at `at`, if it is sound.
-fn read_footer(file: &dyn File, header: &SegmentHeader, at: u64, end: u64) -> io::Result<Option<Footer>> {
+/// Hands on the footer in the group at `at`, if it is sound; returns whether it is.
+fn read_footer(
+    file: &dyn File,
+    header: &SegmentHeader,
+    at: u64,
+    end: u64,
+    take: impl FnOnce(FooterRef<'_>),
+) -> io::Result<bool> {
     let len = end.min(header.file_len).saturating_sub(at);
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
     let read = read_full_at(file, at, &mut bytes)?;
@@ -886,7 +902,7 @@ fn read_footer(file: &dyn File, header: &SegmentHeader, at: u64, end: u64) -> io
         let head = RecordHead::decode_at(record, offset, header)?;
         let body = record.get(RECORD_HEAD_LEN..head.len as usize)?;
         let sound = head.known_kind() == Some(Kind::Footer) && head.tables_len == 0 && crc32(&[body]) == head.body_crc;
-        if sound { decode_control(&head, body).ok() } else { None }
+        if sound { with_footer(&head, body, take).ok() } else { None }
     };
-    Ok(parse())
+    Ok(parse().is_some())
 }

@@ -439,6 +439,13 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
         .for_each(|d| out.define(d));
     find_tail(&live, &mut out);
     find_losses(&live, &judge, &mut out);
+    if is(Bug::DamageSilent) && !out.loss.is_empty() {
+        let first = out.loss.damage.first().map_or(0, |(segment, _)| *segment);
+        out.replay.retain(|(number, _)| *number < first);
+    }
+    if is(Bug::LossNotTold) || is(Bug::DamageSilent) {
+        out.loss = Loss::default();
+    }
     settle_ends(&used, &live, &mut out);
     find_decisions(&used, &live, &mut out);
     out
@@ -528,6 +535,9 @@ fn bounds<'a>(used: &[&'a Summary], durable: u64, first_live: u64, loss: &mut Lo
                 loss.missing_segments.push(number);
                 byte_end = u64::MAX;
             }
+        }
+        if is(Bug::VoidBytesCount) {
+            (lsn_end, byte_end) = (u64::MAX, u64::MAX);
         }
         live.push(Live { summary, lsn_end, byte_end });
         if summary.may_be_torn_copy(durable) {

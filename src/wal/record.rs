@@ -636,6 +636,45 @@ pub struct Footer {
     pub blocks: Vec<(u64, u32, Vec<u8>)>,
 }
 
+/// A [`Footer`] without copies: most of what it tells is known already when a log is recovered.
+#[derive(Debug, bincode::BorrowDecode)]
+pub(super) struct FooterRef<'a> {
+    pub definitions: Vec<SeriesRef<'a>>,
+    pub blocks: Vec<(u64, u32, &'a [u8])>,
+}
+
+/// A [`SeriesDef`] without copies.
+#[derive(Debug, bincode::BorrowDecode)]
+pub(super) struct SeriesRef<'a> {
+    pub id: u64,
+    tenant: &'a str,
+    labels: Vec<(&'a str, &'a str)>,
+    fingerprint: u64,
+    pub next_seq: u64,
+    settled_seq: u64,
+}
+
+impl SeriesRef<'_> {
+    pub fn to_owned(&self) -> SeriesDef {
+        let Self { id, tenant, ref labels, fingerprint, next_seq, settled_seq } = *self;
+        let labels = labels.iter().map(|(n, v)| ((*n).to_string(), (*v).to_string())).collect();
+        SeriesDef { id, tenant: tenant.to_string(), labels, fingerprint, next_seq, settled_seq }
+    }
+}
+
+/// Decodes a footer and hands it to `take`.
+pub(super) fn with_footer(head: &RecordHead, stored: &[u8], take: impl FnOnce(FooterRef<'_>)) -> Result<(), BodyError> {
+    const LIMIT: usize = MAX_RECORD_LEN as usize;
+    let raw = decompress_body(head, stored)?;
+    let (footer, used) = bincode::borrow_decode_from_slice(&raw, bincode::config::standard().with_limit::<LIMIT>())
+        .map_err(|e| BodyError::Control("Footer", e.to_string()))?;
+    if used != raw.len() {
+        return Err(BodyError::Inconsistent("bytes are left over behind the footer"));
+    }
+    take(footer);
+    Ok(())
+}
+
 /// The tables of a Block record: everything that is known of a block without its bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockTables {

@@ -112,7 +112,8 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     }
     let blocks_dir = options.blocks.dir.clone();
     let retired = |number| plan.retired_blocks.contains(&number);
-    let blocks = RecoveredBlocks::read(&options, &plan.blocks, retired, plan.blocks_are_uncertain)
+    let known = |id: u64, next_seq: u64| plan.definitions.get(&id).is_some_and(|d| d.next_seq >= next_seq);
+    let blocks = RecoveredBlocks::read(&options, &plan.blocks, retired, plan.blocks_are_uncertain, &known)
         .map_err(io_error("read the block log in", &blocks_dir))?;
     if plan.has_tail() && !blocks.found.definitions.is_empty() {
         // They may name streams of the tail, too.

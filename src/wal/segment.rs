@@ -91,8 +91,7 @@ pub(super) fn recycle(
     number: u64,
     file_len: u64,
 ) -> io::Result<Prepared> {
-    let salt = if is(Bug::SaltKept) { 1 } else { new_salt() };
-    let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt, volume, recycled: true };
+    let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt: new_salt(), volume, recycled: true };
     make(fs, dir, header, |fs, temporary| {
         fs.rename(&dir.join(segment_name(from)), temporary)?;
         fs.sync_dir(dir)?;

@@ -1088,9 +1088,7 @@ impl Writer {
             }
         }
         self.write(builder, lines)?;
-        if !is(Bug::TailUnsynced) {
-            self.sync()?;
-        }
+        self.sync()?;
         for record in tail {
             if let TailRecord::Kept { rows, holds, .. } = record {
                 rows.iter().for_each(|r| self.retention.logged(r.stream, r.end_seq()));

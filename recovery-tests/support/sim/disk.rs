@@ -446,6 +446,9 @@ impl SimFs {
     fn enter(&self, fresh_inode: Option<usize>, is_watermark: bool) -> io::Result<MutexGuard<'_, State>> {
         let mut state = self.disk.shared.state.lock();
         if state.gate.free {
+            if state.gate.hold && std::thread::current().name() == Some("wal") {
+                self.disk.wait(&mut state, "the driver", |s| !s.gate.hold || s.process != self.process);
+            }
             return if state.process == self.process { Ok(state) } else { dead() };
         }
         if is_preparing_thread() {

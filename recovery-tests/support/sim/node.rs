@@ -221,6 +221,22 @@ impl Node {
         }
     }
 
+    /// Pushes the same lines again while their first push waits for its sync; returns whether the second was answered.
+    pub fn twins(&mut self) -> bool {
+        let Some(live) = &self.live else { return false };
+        let push = Arc::new(push_of(&[(1, 1_700_000_000_000_000_000, b"twice".to_vec())]));
+        let (tenant, disk) = (tenant(), &self.disk);
+        disk.hold();
+        let answered = self.runtime.block_on(async {
+            let mut first = std::pin::pin!(live.push(&tenant, push.clone(), &[0]));
+            let early = tokio::time::timeout(Duration::from_millis(100), &mut first).await.is_ok();
+            let second = tokio::time::timeout(Duration::from_millis(200), live.push(&tenant, push.clone(), &[0])).await;
+            early || second.is_ok_and(|answer| answer.is_ok())
+        });
+        disk.release();
+        answered
+    }
+
     fn small(&mut self) -> Result<bool, Stop> {
         self.push(&[(1, 40, true), (3, 30, true), (4 + self.next as usize % 2, 20, true)])
     }
@@ -431,19 +447,22 @@ fn read<L>(ingester: &Ingester<L>) -> Result<Seen, String> {
 }
 
 /// What a start on this image reads.
-pub fn start(image: &Image) -> Result<Seen, String> {
+pub fn start(image: &Image) -> Result<(Seen, u64), String> {
     thread_local! {
         static METRICS: IngesterMetrics = metrics(&Registry::new());
     }
     let replayed = replay(Arc::new(image.clone()), METRICS.with(Clone::clone)).map_err(|e| e.to_string())?;
     sound(&replayed.report)?;
-    read(replayed.ingester())
+    let stored = replayed.report.lines + replayed.report.block_lines;
+    Ok((read(replayed.ingester())?, stored))
 }
 
 /// What a look below the deduplication finds.
 pub struct Below {
     /// Blocks that are there twice, because they are being copied.
     pub copies: usize,
+    /// Lines with a name of their own: memory holds no more.
+    pub names: u64,
     pub next_lsn: u64,
     pub next_stream_id: u64,
 }
@@ -480,6 +499,7 @@ pub fn below(image: &Image) -> Result<Below, String> {
     let plan = &recovered.plan;
     Ok(Below {
         copies: places.values().filter(|n| **n > 1).count(),
+        names: names.by_name.len() as u64,
         next_lsn: plan.next_lsn,
         next_stream_id: plan.next_stream_id,
     })
@@ -506,6 +526,9 @@ impl Names {
     fn record(&mut self, r: &RecordRef, file: &[u8]) -> Result<(), String> {
         let raw = decompress_body(&r.head, r.head.body(file, r.offset)).map_err(|e| e.to_string())?;
         let tables = Tables::decode(r.head.tables(file, r.offset)).map_err(|e| e.to_string())?;
+        if tables.tenant != tenant().as_str() {
+            return Err(format!("LSN {} is of tenant {}", r.head.lsn, tables.tenant));
+        }
         let view = BodyView::new(&raw).map_err(|e| e.to_string())?;
         let mut start = 0;
         for row in &tables.rows {

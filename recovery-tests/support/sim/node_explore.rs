@@ -91,8 +91,11 @@ impl States<'_> {
         let path = format!("{}/{at}/{label}", self.path);
         let check = || {
             let below = below(image)?;
-            let seen = start(image)?;
+            let (seen, stored) = start(image)?;
             book.check(at, &seen)?;
+            if stored > below.names {
+                return Err(format!("memory holds {stored} lines, the logs {}", below.names));
+            }
             Ok::<_, String>((below, seen))
         };
         match catch_unwind(AssertUnwindSafe(check)) {
