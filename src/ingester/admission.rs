@@ -187,6 +187,10 @@ impl Ingester<Live> {
             &mut record,
             &admitted.iter().map(|a| a.stream.clone()).collect::<Vec<_>>(),
         );
+        #[cfg(feature = "planted-bugs")]
+        if super::planted::was_sent_before(record.raw()) {
+            return Ok(());
+        }
         let (mut streams, mut logs, mut taken) = (Vec::new(), Vec::new(), Vec::new());
         for a in admitted {
             logs.push(a.stream.log.clone());

@@ -427,7 +427,7 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
     out.first_lsn = live.first().and_then(|l| l.summary.first_lsn()).unwrap_or(out.durable_lsn);
     for l in &live {
         out.replay.push((l.summary.number, l.lsn_end));
-        if is(Bug::LaterSegmentsDropped) && !l.summary.damage.is_empty() {
+        if (is(Bug::LaterSegmentsDropped) || is(Bug::DamageSilent)) && !l.summary.damage.is_empty() {
             break;
         }
     }
@@ -441,6 +441,9 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
     find_losses(&live, &judge, &mut out);
     settle_ends(&used, &live, &mut out);
     find_decisions(&used, &live, &mut out);
+    if is(Bug::LossNotTold) || is(Bug::DamageSilent) {
+        out.loss = Loss::default();
+    }
     out
 }
 
@@ -528,6 +531,9 @@ fn bounds<'a>(used: &[&'a Summary], durable: u64, first_live: u64, loss: &mut Lo
                 loss.missing_segments.push(number);
                 byte_end = u64::MAX;
             }
+        }
+        if is(Bug::VoidBytesCount) {
+            (lsn_end, byte_end) = (u64::MAX, u64::MAX);
         }
         live.push(Live { summary, lsn_end, byte_end });
         if summary.may_be_torn_copy(durable) {

@@ -91,8 +91,7 @@ pub(super) fn recycle(
     number: u64,
     file_len: u64,
 ) -> io::Result<Prepared> {
-    let salt = if is(Bug::SaltKept) { 1 } else { new_salt() };
-    let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt, volume, recycled: true };
+    let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt: new_salt(), volume, recycled: true };
     make(fs, dir, header, |fs, temporary| {
         fs.rename(&dir.join(segment_name(from)), temporary)?;
         fs.sync_dir(dir)?;
@@ -183,5 +182,8 @@ pub(super) fn len_for(group_len: u64) -> u64 {
 }
 
 fn new_salt() -> u64 {
+    if is(Bug::SaltKept) {
+        return 1;
+    }
     Uuid::new_v4().as_u64_pair().0 ^ Uuid::new_v4().as_u64_pair().1.rotate_left(32)
 }
