@@ -30,9 +30,9 @@ const TASK: &str = "TIMBERLINE_MUTANT_TASK";
 /// The planted bug of the whole process; the program itself reads it.
 const PLANTED: &str = "TIMBERLINE_PLANTED_BUG";
 /// What one hunter may take.
-const BUDGET: Duration = Duration::from_secs(10);
+const BUDGET: Duration = Duration::from_secs(20);
 /// A child that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One way to look for a bug.
 #[derive(Clone, Copy, Debug, PartialEq)]
