@@ -1,6 +1,8 @@
 //! A panic on a thread that acknowledged lines depend on ends the process, and costs nothing that was acknowledged. The
 //! process is this test's own binary, started again with one test to run.
 
+#[path = "support/server.rs"]
+mod server;
 mod support;
 
 use std::io::Write;
@@ -117,5 +119,42 @@ fn a_panic_on_the_log_thread_loses_nothing_that_was_acknowledged() {
         // And the log goes on.
         log.acked(1000, &push(1000, &STREAMS, 1), &mut expected);
         log.wal.stop();
+    }
+}
+
+/// The real binary, with a thread that panics as it applies or seals: it aborts, names the thread, and all that it has
+/// acknowledged is back.
+#[test]
+fn a_panic_of_the_program_loses_nothing_that_was_acknowledged() {
+    if !cfg!(feature = "planted-bugs") {
+        // Not a missing tool: `.ci/run` has a step of its own with the feature.
+        println!("SKIPPED: built without the feature planted-bugs");
+        return;
+    }
+    const CONFIG: &str = "ingester: {chunk_block_size: 8KB, chunk_target_size: 64KB}\n";
+    for (bug, thread) in [("panic-in-apply", "apply-"), ("panic-in-seal", "seal")] {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut ledger = server::Ledger::default();
+        // Something to lose.
+        let healthy = server::Server::start(tmp.path(), CONFIG, &[]);
+        for n in 0..5 {
+            assert_eq!(ledger.push(&mut healthy.http(), "x", n, &format!("before {n}")), Some(204));
+        }
+        healthy.kill();
+        let sick = server::Server::start(tmp.path(), CONFIG, &[("TIMBERLINE_PLANTED_BUG", bug)]);
+        let mut http = sick.http();
+        for n in 5..200 {
+            if ledger.push(&mut http, "x", n, &format!("line {n} {}", "x".repeat(2000))).is_none() {
+                break;
+            }
+        }
+        // Ended by a signal: no exit code.
+        assert_eq!(sick.wait(std::time::Duration::from_secs(10)), None, "{bug}");
+        let told = std::fs::read_to_string(tmp.path().join("server.log")).unwrap();
+        assert!(told.contains(&format!("thread '{thread}")) && told.contains("planted: "), "{bug}: {told}");
+        let again = server::Server::start(tmp.path(), CONFIG, &[]);
+        ledger.check(&mut again.http());
+        println!("{bug}: {} pushes acknowledged, all of them there", ledger.acked.len());
+        assert_eq!(again.terminate(), Some(0));
     }
 }

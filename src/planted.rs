@@ -50,6 +50,8 @@ bugs! {
     DirectoryUnsynced = "directory-unsynced",
     /// A segment gets its name before it has its header.
     HeaderAfterRename = "header-after-rename",
+    /// The salt of a segment that is used again stays and nobody compares its number, so that old records hold.
+    SaltKept = "salt-kept",
     /// Only the first segment defines a stream.
     SeriesOnce = "series-once",
     /// Heads of records are not checked.
@@ -92,6 +94,10 @@ bugs! {
     UnlinkedEarly = "unlinked-early",
     /// What was flushed is forgotten with the segment that says so.
     FlushedForgotten = "flushed-forgotten",
+    /// A chunk that is flushed settles other seqs of its stream too, before it and behind it.
+    FlushedAsPrefix = "flushed-as-prefix",
+    /// That a chunk was closed is not in the log when it is flushed.
+    FlushedBeforeClosed = "flushed-before-closed",
     /// A thread that applies panics.
     PanicInApply = "panic-in-apply",
     /// A thread that seals panics.

@@ -4,7 +4,7 @@ use super::{State, Stream};
 use crate::planted::{Bug, is};
 use crate::wal::{BodyView, EntriesRecord};
 use parking_lot::Mutex;
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,4 +28,10 @@ pub(super) fn memory_before_log(state: &State, record: &mut EntriesRecord, strea
         start += row.part_len as usize;
     }
     std::thread::sleep(Duration::from_micros(u64::from(record.rows().len() as u32) * 300 * (streams[0].id() % 3)));
+}
+
+/// Is this body that of an earlier push, which may still be on its way?
+pub(super) fn was_sent_before(body: &[u8]) -> bool {
+    static SENT: Mutex<BTreeSet<Vec<u8>>> = Mutex::new(BTreeSet::new());
+    is(Bug::DuplicateAckedEarly) && !SENT.lock().insert(body.to_vec())
 }

@@ -411,7 +411,10 @@ impl Replay<'_> {
                     decided.entry(c.stream).or_default().closed.insert(c.chunk, reason);
                 }
                 Hold::Flushed(c) => {
-                    decided.entry(c.stream).or_default().flushed.insert(c.chunk, c.first_seq..c.end_seq);
+                    decided.entry(c.stream).or_default().flushed.insert(
+                        c.chunk,
+                        if is(Bug::FlushedAsPrefix) { 0..c.end_seq + 1000 } else { c.first_seq..c.end_seq },
+                    );
                 }
                 Hold::Gap(_) => {}
             }

@@ -427,7 +427,7 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
     out.first_lsn = live.first().and_then(|l| l.summary.first_lsn()).unwrap_or(out.durable_lsn);
     for l in &live {
         out.replay.push((l.summary.number, l.lsn_end));
-        if is(Bug::LaterSegmentsDropped) && !l.summary.damage.is_empty() {
+        if (is(Bug::LaterSegmentsDropped) || is(Bug::DamageSilent)) && !l.summary.damage.is_empty() {
             break;
         }
     }
@@ -448,6 +448,9 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
     }
     settle_ends(&used, &live, &mut out);
     find_decisions(&used, &live, &mut out);
+    if is(Bug::LossNotTold) || is(Bug::DamageSilent) {
+        out.loss = Loss::default();
+    }
     out
 }
 

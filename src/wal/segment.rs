@@ -182,5 +182,8 @@ pub(super) fn len_for(group_len: u64) -> u64 {
 }
 
 fn new_salt() -> u64 {
+    if is(Bug::SaltKept) {
+        return 1;
+    }
     Uuid::new_v4().as_u64_pair().0 ^ Uuid::new_v4().as_u64_pair().1.rotate_left(32)
 }

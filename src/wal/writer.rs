@@ -111,7 +111,7 @@ impl StreamLog {
     pub(super) fn definition(&self, next_seq: u64) -> SeriesDef {
         SeriesDef {
             id: self.id,
-            tenant: self.tenant.as_str().to_string(),
+            tenant: if is(Bug::TenantMixedUp) { "a" } else { self.tenant.as_str() }.to_string(),
             labels: self.labels.pairs().iter().map(|(n, v)| (n.to_string(), v.to_string())).collect(),
             fingerprint: self.fingerprint,
             next_seq,
@@ -1005,7 +1005,9 @@ impl Writer {
         let builder = self.begin_group(0)?;
         self.write(builder, 0)?;
         let Some(active) = self.active.as_mut() else { return Ok(()) };
-        active.file.sync_data().map_err(LogError::Fatal)?;
+        if !is(Bug::TailUnsynced) {
+            active.file.sync_data().map_err(LogError::Fatal)?;
+        }
         active.dirty = false;
         Ok(())
     }

@@ -3,11 +3,12 @@
 
 use super::SEGMENT;
 use super::content::{Content, Image, mix};
+use super::crash::Volume;
 use super::disk::{Fault, Op, Schedule, SimDisk};
 use super::node_book::{Book, Seen};
 use super::workload::Stop;
 use prometheus::{CounterVec, Opts, Registry};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -221,20 +222,23 @@ impl Node {
         }
     }
 
-    /// Pushes the same lines again while their first push waits for its sync; returns whether the second was answered.
-    pub fn twins(&mut self) -> bool {
-        let Some(live) = &self.live else { return false };
-        let push = Arc::new(push_of(&[(1, 1_700_000_000_000_000_000, b"twice".to_vec())]));
-        let (tenant, disk) = (tenant(), &self.disk);
-        disk.hold();
-        let answered = self.runtime.block_on(async {
-            let mut first = std::pin::pin!(live.push(&tenant, push.clone(), &[0]));
-            let early = tokio::time::timeout(Duration::from_millis(100), &mut first).await.is_ok();
-            let second = tokio::time::timeout(Duration::from_millis(200), live.push(&tenant, push.clone(), &[0])).await;
-            early || second.is_ok_and(|answer| answer.is_ok())
-        });
-        disk.release();
-        answered
+    /// The same push twice at the same time; it is acknowledged with the first answer.
+    pub fn twice(&mut self) -> Result<(), Stop> {
+        let Some(live) = &self.live else { return Ok(()) };
+        self.next += 1;
+        let sent = [(1, 1_700_000_000_000_000_000 + self.next * 1000, b"twice".to_vec())];
+        let number = self.book.send(self.disk.now(), &sent);
+        let (push, tenant, disk) = (Arc::new(push_of(&sent)), tenant(), &self.disk);
+        let one = || async {
+            let stored = live.push(&tenant, push.clone(), &[0]).await.is_ok();
+            stored.then(|| disk.now())
+        };
+        let (first, second) = self.runtime.block_on(async { tokio::join!(one(), one()) });
+        match first.into_iter().chain(second).min() {
+            Some(at) => self.book.acked(number, at),
+            None => self.book.failed(number),
+        }
+        Ok(())
     }
 
     fn small(&mut self) -> Result<bool, Stop> {
@@ -256,6 +260,16 @@ impl Node {
             // The oldest chunk: the first lines that the stream still has.
             let lines = lines_of(chunk.stream()).map_err(Stop::Wrong)?;
             let lines: Vec<i64> = lines.iter().take(count).map(|(t, _)| *t).collect();
+            // An upload begins here: a start that did not know the chunk closed would fill and upload it again.
+            let mut volume = Volume::new(&self.disk.base);
+            self.disk.ops().iter().for_each(|op| volume.apply(op));
+            let known = below(&volume.lost()).map_err(Stop::Wrong)?.closed;
+            if !known.contains(&(chunk.stream().id(), chunk.number())) {
+                return Err(Stop::Wrong(format!(
+                    "chunk {} is flushed, and only memory knows it closed",
+                    chunk.number()
+                )));
+            }
             let flush = self.book.settling(self.disk.now(), lines);
             if live.settle(&chunk, "key").is_ok() {
                 self.book.settled(flush, self.disk.now());
@@ -465,6 +479,8 @@ pub struct Below {
     pub names: u64,
     pub next_lsn: u64,
     pub next_stream_id: u64,
+    /// Stream and number of the chunks that a start knows to be closed.
+    pub closed: BTreeSet<(u64, u64)>,
 }
 
 /// (stream id, seq) names one line wherever it lies in the two logs, and each line has one such name.
@@ -491,7 +507,11 @@ pub fn below(image: &Image) -> Result<Below, String> {
     recovered.replay(&mut record).map_err(|e| e.to_string())?;
     wrong?;
     let mut places = HashMap::new();
+    let defined: BTreeSet<u64> = recovered.blocks().definitions.iter().map(|d| d.id).collect();
     for b in &recovered.blocks().blocks {
+        if !defined.contains(&b.tables.stream) {
+            return Err(format!("the block log does not say what stream {} is", b.tables.stream));
+        }
         *places.entry((b.tables.stream, b.tables.first_seq)).or_insert(0) += 1;
         let data = recovered.block_store().read(b.place).map_err(|e| e.to_string())?;
         names.block(&b.tables, data)?;
@@ -502,7 +522,12 @@ pub fn below(image: &Image) -> Result<Below, String> {
         names: names.by_name.len() as u64,
         next_lsn: plan.next_lsn,
         next_stream_id: plan.next_stream_id,
+        closed: plan.contents.iter().flat_map(|c| &c.holds).filter_map(closed).collect(),
     })
+}
+
+fn closed(hold: &Hold) -> Option<(u64, u64)> {
+    if let Hold::Closed(c) = hold { Some((c.stream, c.chunk)) } else { None }
 }
 
 #[derive(Default)]

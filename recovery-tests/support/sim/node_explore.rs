@@ -164,3 +164,27 @@ fn one_fault(layer: &Layer, script: &Script, depth: &Depth, fault: Fault) {
     let states = States { layer, script, depth, level: 0, path };
     states.visit(&node, failed_at);
 }
+
+/// Two equal pushes at the same time: no answer before their lines are durable. Every crash point.
+pub fn node_twice(layer: &Layer, script: &Script) {
+    let mut node = Node::new(script, None);
+    let stopped = node.open().and_then(|_| node.twice()).err();
+    node.kill();
+    if let Some(stop) = stopped {
+        return layer.fail(script, "node-twice", &format!("{stop:?} without a fault"));
+    }
+    // Below deduplication the line lies there twice, as it should: only what is read counts here.
+    let ops = node.disk.ops();
+    let mut volume = Volume::new(&node.disk.base);
+    for at in 0..=ops.len() {
+        volume.crashes(Depth::NODE.breadth, mix(&[script.seed, at as u64]), &mut |label, image| {
+            if let Err(why) = start(image).and_then(|seen| node.book.check(at, &seen)) {
+                layer.fail(script, &format!("node-twice/{at}/{label}"), &why);
+            }
+            !layer.enough()
+        });
+        if let Some(op) = ops.get(at) {
+            volume.apply(op);
+        }
+    }
+}

@@ -185,6 +185,11 @@ fn save(layer: &str, json: &str) {
         made.and_then(|()| std::fs::write(&file, format!("{}\n{json}\n", build())))
             .expect("the target directory is writable");
     }
+    note_result(json);
+}
+
+/// Adds a line of JSON to the file that `TIMBERLINE_RESULTS` names, if it names one.
+pub fn note_result(json: &str) {
     if let Some(path) = std::env::var_os("TIMBERLINE_RESULTS") {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
         let wrote = file.and_then(|mut f| writeln!(f, "{json}"));
