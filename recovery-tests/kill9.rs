@@ -413,38 +413,3 @@ fn distinct_lines_taken_for_duplicates_are_found() {
 fn a_segment_that_goes_before_its_blocks_are_synced_is_found() {
     planted("retired-too-early");
 }
-
-/// A thread that is gone must not leave a server behind that looks alive.
-#[test]
-fn a_panic_of_a_critical_thread_ends_the_process() {
-    if !can_plant() {
-        return;
-    }
-    for (bug, thread) in [("panic-in-apply", "apply-0"), ("panic-in-seal", "seal-0")] {
-        let tmp = tempfile::tempdir().unwrap();
-        let server = Server::start(tmp.path(), CONFIG, &[]);
-        assert_eq!(server.http().push("before", 1_700_000_000_000_000_000, &["kept".to_string()]).unwrap(), 204);
-        assert_eq!(server.terminate(), Some(0));
-        let mut server = Server::start(tmp.path(), CONFIG, &[("TIMBERLINE_PLANTED_BUG", bug)]);
-        let lines: Vec<String> = (0..1000).map(|n| format!("line {n} {}", "x".repeat(40))).collect();
-        // The answer may come before a head is sealed, and never when applying has ended.
-        let answer = server.http().push("after", 1_700_000_000_000_000_000, &lines);
-        assert!(bug != "panic-in-apply" || answer.is_err(), "{answer:?}");
-        let begin = Instant::now();
-        let status = loop {
-            if let Some(status) = server.ended() {
-                break status;
-            }
-            assert!(begin.elapsed() < Duration::from_secs(5), "{bug}: the process goes on");
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(6), "{bug}: {status}");
-        assert!(server.log_tail().contains(thread), "{bug}: {}", server.log_tail());
-        let server = Server::start(tmp.path(), CONFIG, &[]);
-        let found = server.http().all_lines();
-        assert_eq!(found.get("kept"), Some(&1), "{bug}: an acknowledged line is gone");
-        // Written and synced before either panic.
-        assert!(found.keys().filter(|l| l.starts_with("line ")).count() == 1000, "{bug}");
-        assert_eq!(server.terminate(), Some(0));
-    }
-}

@@ -60,6 +60,8 @@ bugs! {
     BodyUnchecked = "body-unchecked",
     /// The end of the log is served without being written again.
     TailNotRewritten = "tail-not-rewritten",
+    /// The end of the log is written again, and not synced.
+    TailUnsynced = "tail-unsynced",
     /// Segments behind a damaged one are dropped (Prometheus).
     LaterSegmentsDropped = "later-segments-dropped",
     /// Damage ends the log, and nobody is told.

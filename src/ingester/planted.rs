@@ -8,12 +8,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Was an equal push admitted before, durable or not?
-pub(super) fn is_twin(record: &EntriesRecord) -> bool {
-    static ADMITTED: Mutex<Option<HashSet<Vec<u8>>>> = Mutex::new(None);
-    is(Bug::DuplicateAckedEarly) && !ADMITTED.lock().get_or_insert_default().insert(record.raw().to_vec())
-}
-
 /// Loki's order: memory first, with the stream's counter, and the log later, without the lock in between.
 pub(super) fn memory_before_log(state: &State, record: &mut EntriesRecord, streams: &[Arc<Stream>]) {
     if !is(Bug::MemoryBeforeLog) {

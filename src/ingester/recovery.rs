@@ -11,6 +11,7 @@ use super::{
 };
 use crate::chunk::Symbols;
 use crate::model::{LabelSet, Overrides, Tenant};
+use crate::planted::{Bug, is};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
     BlockLogOptions, BlockStore, BodyView, Contents, DamageReport, FoundBlock, Hold, Plan, Quarantine, RecordRef,

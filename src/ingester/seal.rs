@@ -87,7 +87,7 @@ fn seal_stream(state: &State, stream: &Arc<Stream>, log: &BlockLog<Sealing>) {
         let full = compressed >= state.config.chunk_target_size;
         let closed = job.close.or(full.then_some(CloseReason::Full));
         let tables = tables_of(&job, stream, block.meta(), &job.symbols, &ids);
-        let closes = closed.map(|reason| ChunkClosed {
+        let closes = closed.filter(|_| !is(Bug::FlushedBeforeClosed)).map(|reason| ChunkClosed {
             stream: stream.log.id,
             chunk: job.chunk,
             end_seq: job.end_seq,

@@ -439,13 +439,6 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
         .for_each(|d| out.define(d));
     find_tail(&live, &mut out);
     find_losses(&live, &judge, &mut out);
-    if is(Bug::DamageSilent) && !out.loss.is_empty() {
-        let first = out.loss.damage.first().map_or(0, |(segment, _)| *segment);
-        out.replay.retain(|(number, _)| *number < first);
-    }
-    if is(Bug::LossNotTold) || is(Bug::DamageSilent) {
-        out.loss = Loss::default();
-    }
     settle_ends(&used, &live, &mut out);
     find_decisions(&used, &live, &mut out);
     if is(Bug::LossNotTold) || is(Bug::DamageSilent) {

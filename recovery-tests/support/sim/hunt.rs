@@ -2,7 +2,7 @@
 
 use super::damage::damage;
 use super::explore::{Depth, crashes, faults};
-use super::node::{Node, Script};
+use super::node::Script;
 use super::node_explore::{node_crashes, node_faults};
 use super::report::Layer;
 use super::workload::Workload;
@@ -31,17 +31,6 @@ pub fn hunt(prey: &[Prey], list: &[Workload], depth: &Depth, budget: Duration) -
         });
     }
     layer.first_failure()
-}
-
-/// Looks whether a push is answered while an equal one before it is not durable yet.
-pub fn hunt_twins(script: &Script) -> Option<String> {
-    let mut node = Node::new(script, None);
-    if let Err(stop) = node.open() {
-        return Some(format!("{stop:?}"));
-    }
-    let answered = node.twins();
-    node.kill();
-    answered.then(|| "a push was answered while its twin, and so itself, was not durable".to_string())
 }
 
 /// As [`hunt`], on scripts of a whole ingester with both logs. There is no damage here.

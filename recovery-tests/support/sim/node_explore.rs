@@ -178,7 +178,7 @@ pub fn node_twice(layer: &Layer, script: &Script) {
     let mut volume = Volume::new(&node.disk.base);
     for at in 0..=ops.len() {
         volume.crashes(Depth::NODE.breadth, mix(&[script.seed, at as u64]), &mut |label, image| {
-            if let Err(why) = start(image).and_then(|seen| node.book.check(at, &seen)) {
+            if let Err(why) = start(image).and_then(|(seen, _)| node.book.check(at, &seen)) {
                 layer.fail(script, &format!("node-twice/{at}/{label}"), &why);
             }
             !layer.enough()
