@@ -408,8 +408,3 @@ fn memory_before_the_log_is_found() {
 fn distinct_lines_taken_for_duplicates_are_found() {
     planted("distinct-dropped");
 }
-
-#[test]
-fn a_segment_that_goes_before_its_blocks_are_synced_is_found() {
-    planted("retired-too-early");
-}
