@@ -173,7 +173,8 @@ fn served() -> Option<String> {
                 .collect();
             let mut wanted: Vec<String> = LINES.iter().map(|l| format!("{l} of {tenant}")).collect();
             let mut sorted = shown.clone();
-            (wanted.sort(), sorted.sort());
+            wanted.sort();
+            sorted.sort();
             if sorted != wanted {
                 return Some(format!("{start}, tenant {tenant} reads {shown:?} and has pushed {wanted:?}: {text}"));
             }

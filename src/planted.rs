@@ -1,6 +1,6 @@
 //! Bugs on purpose: the recovery tests must find each of them, or they prove nothing.
 //!
-//! One bug at a time is chosen while the program runs, by [`plant`] or by the environment variable
+//! One bug at a time is chosen while the program runs, by `plant` or by the environment variable
 //! `TIMBERLINE_PLANTED_BUG`. Without the feature `planted-bugs` nothing of this is left: [`is`] is a constant.
 
 macro_rules! bugs {
