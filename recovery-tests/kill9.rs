@@ -269,17 +269,91 @@ fn check_log(data: &Path) -> Vec<String> {
     wrong
 }
 
-/// Kills during replay: the process is killed a few times before it is ready.
-fn kill_while_starting(dir: &Path, env: &[(&str, &str)], random: &mut Random) {
+/// Kills during replay: the process is killed a few times before it is ready. Returns how often it was not.
+fn kill_while_starting(dir: &Path, env: &[(&str, &str)], random: &mut Random) -> u64 {
+    let mut kills = 0;
     for _ in 0..random.below(3) {
         let server = Server::spawn(dir, CONFIG, env);
         std::thread::sleep(Duration::from_millis(random.below(40)));
+        let ready = server.http().get("/ready").is_ok_and(|(status, _)| status == 200);
         server.kill();
+        kills += u64::from(!ready);
+    }
+    kills
+}
+
+/// What the server was at when it was killed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Phase {
+    /// Nothing but pushes.
+    Ingest,
+    /// The next segment of the log was being made, or had just been taken.
+    Rotate,
+    /// Blocks were being written, or had just come to count.
+    Seal,
+    /// A segment was just given up.
+    Retire,
+    /// It was starting.
+    Recover,
+}
+
+/// The files of both logs: names, and when those of the block log were written.
+fn files(data: &Path) -> (BTreeSet<String>, BTreeMap<String, Option<std::time::SystemTime>>) {
+    let entries = |dir: &str| std::fs::read_dir(data.join(dir)).into_iter().flatten().flatten();
+    let name = |e: &std::fs::DirEntry| e.file_name().to_string_lossy().into_owned();
+    let written = |e: &std::fs::DirEntry| e.metadata().ok().and_then(|m| m.modified().ok());
+    (entries("wal").map(|e| name(&e)).collect(), entries("blocks").map(|e| (name(&e), written(&e))).collect())
+}
+
+/// Waits until the files show that the server is at this, but not for ever.
+fn wait_for(phase: Phase, data: &Path) {
+    let (logs, blocks) = files(data);
+    let deadline = Instant::now() + Duration::from_millis(600);
+    while Instant::now() < deadline {
+        let (now, blocks_now) = files(data);
+        let shows = match phase {
+            Phase::Rotate => now.iter().any(|n| n.ends_with(".tmp")),
+            Phase::Seal => blocks_now != blocks,
+            Phase::Retire => !now.is_superset(&logs) && logs.iter().any(|n| n.ends_with(".wal") && !now.contains(n)),
+            Phase::Ingest | Phase::Recover => true,
+        };
+        if shows {
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
+/// What the server was at, by what it did last to its log.
+fn phase_of(data: &Path) -> Phase {
+    let (logs, _) = files(data);
+    if logs.iter().any(|n| n.ends_with(".tmp")) {
+        return Phase::Rotate;
+    }
+    let written = |name: &String| {
+        let bytes = std::fs::read(data.join("wal").join(name)).ok()?;
+        let scan = wal::scan_segment(&bytes).ok()?;
+        let groups: Vec<_> = scan.groups.into_iter().filter(|g| g.header.is_some()).collect();
+        (!groups.is_empty()).then_some(groups)
+    };
+    let Some(groups) = logs.iter().rev().find_map(written) else { return Phase::Ingest };
+    let last = groups.iter().rev().take(2).flat_map(|g| &g.records).filter_map(|r| r.head.known_kind());
+    let kinds: Vec<wal::Kind> = last.collect();
+    let has = |wanted: &[wal::Kind]| kinds.iter().any(|k| wanted.contains(k));
+    if has(&[wal::Kind::Retiring]) {
+        Phase::Retire
+    } else if has(&[wal::Kind::BlocksSynced, wal::Kind::ChunkClosed]) {
+        Phase::Seal
+    } else if groups.len() <= 2 {
+        Phase::Rotate
+    } else {
+        Phase::Ingest
     }
 }
 
 struct Run {
     kills: u64,
+    phases: BTreeMap<Phase, u64>,
     acks: u64,
     wrong: Vec<String>,
 }
@@ -293,7 +367,8 @@ fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run
         acks: AtomicU64::new(0),
         stop: AtomicBool::new(false),
     });
-    let mut result = Run { kills: 0, acks: 0, wrong: Vec::new() };
+    let mut result = Run { kills: 0, phases: BTreeMap::new(), acks: 0, wrong: Vec::new() };
+    let data = tmp.path().join("data");
     let mut cycle = 0;
     while result.kills < cycles {
         let server = Server::start(tmp.path(), CONFIG, env);
@@ -313,22 +388,27 @@ fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run
         while field.acks.load(Ordering::Relaxed) == before && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
         }
-        std::thread::sleep(Duration::from_micros(random.below(150_000)));
-        if random.below(4) == 0 {
+        std::thread::sleep(Duration::from_micros(random.below(100_000)));
+        let wanted = [Phase::Ingest, Phase::Rotate, Phase::Seal, Phase::Retire][random.below(4) as usize];
+        if wanted == Phase::Ingest {
             // What is visible now must stay visible, whatever was acknowledged.
             let shown = read(&mut http, epoch(cycle));
             let seen = shown.into_iter().flat_map(|(s, e)| e.into_iter().map(move |(t, l)| (s.clone(), t, l)));
             field.ledger.lock().unwrap().seen.extend(seen);
         }
+        wait_for(wanted, &data);
         server.kill();
         field.stop.store(true, Ordering::Relaxed);
         for w in writers {
             w.join().unwrap();
         }
         // A kill without an ack since the last one proves nothing.
-        result.kills += u64::from(field.acks.load(Ordering::Relaxed) > before);
-        kill_while_starting(tmp.path(), env, &mut random);
-        result.wrong.extend(check_log(&tmp.path().join("data")));
+        if field.acks.load(Ordering::Relaxed) > before {
+            result.kills += 1;
+            *result.phases.entry(phase_of(&data)).or_default() += 1;
+        }
+        *result.phases.entry(Phase::Recover).or_default() += kill_while_starting(tmp.path(), env, &mut random);
+        result.wrong.extend(check_log(&data));
         if stop_at_first && !result.wrong.is_empty() {
             break;
         }
@@ -365,7 +445,22 @@ fn every_acknowledged_line_is_back_after_kill_9() {
     let (cycles, seed) = (number("TIMBERLINE_KILL_CYCLES", 25), seed());
     let run = run(cycles, seed, &[], false);
     println!("seed {seed}: {} kills with an ack since the last, {} pushes acknowledged", run.kills, run.acks);
+    println!("by phase: {:?}", run.phases);
+    if let Ok(path) = std::env::var("TIMBERLINE_RESULTS") {
+        let phases: BTreeMap<String, u64> =
+            run.phases.iter().map(|(p, n)| (format!("{p:?}").to_lowercase(), *n)).collect();
+        let line =
+            serde_json::json!({"layer": "kills", "kills": run.kills, "acks": run.acks, "seed": seed, "phases": phases});
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+        writeln!(file, "{line}").unwrap();
+    }
     assert!(run.wrong.is_empty(), "seed {seed}: {:#?}", &run.wrong[..run.wrong.len().min(10)]);
+    // Few kills may miss a phase by chance.
+    let all: u64 = run.phases.values().sum();
+    for phase in [Phase::Rotate, Phase::Seal, Phase::Retire, Phase::Recover].into_iter().filter(|_| cycles >= 200) {
+        let n = run.phases.get(&phase).copied().unwrap_or(0);
+        assert!(n * 10 >= all, "only {n} of {all} kills hit {phase:?}");
+    }
 }
 
 /// Is this build one with bugs to plant?

@@ -16,8 +16,8 @@ pub struct RealFs;
 
 /// Offset, length and address of a write past the page cache are multiples of this.
 const DIRECT_ALIGN: usize = 4096;
-/// Bytes that are copied, to be aligned, for one write.
-const DIRECT_STEP: usize = 256 << 10;
+/// Most bytes that are copied, to be aligned, for one write; larger ones take several.
+const DIRECT_STEP: usize = 4 << 20;
 
 struct RealFile(OwnedFd);
 
@@ -50,9 +50,11 @@ fn with_aligned<T>(bytes: &[u8], write: impl FnOnce(&[u8]) -> T) -> T {
         return write(bytes);
     }
     ALIGNED.with_borrow_mut(|buffer| {
-        buffer.resize(DIRECT_STEP + DIRECT_ALIGN, 0);
-        let start = buffer.as_ptr().align_offset(DIRECT_ALIGN).min(DIRECT_ALIGN);
         let len = bytes.len().min(DIRECT_STEP);
+        if buffer.len() < len + DIRECT_ALIGN {
+            buffer.resize(len + DIRECT_ALIGN, 0);
+        }
+        let start = buffer.as_ptr().align_offset(DIRECT_ALIGN).min(DIRECT_ALIGN);
         let aligned = &mut buffer[start..start + len];
         aligned.copy_from_slice(&bytes[..len]);
         write(aligned)

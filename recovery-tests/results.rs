@@ -1,0 +1,63 @@
+//! Writes RESULTS.md from the figures that the recovery tests leave where `TIMBERLINE_RESULTS` says, a line of JSON each.
+//!
+//! ```text
+//! cargo run --example results -- FIGURES COMMIT > recovery-tests/RESULTS.md
+//! ```
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+const HEAD: &str = "\
+# Results of the recovery tests
+
+Written by `recovery-tests/full`; what each test does is in CONTRIBUTING.md, what it stands for in [COVERAGE.md](COVERAGE.md). A failure of any of them
+would have ended the run: lost, phantom, altered and doubled lines are 0 in every layer below. A layer that is not here was not run.
+";
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let (Some(figures), Some(commit)) = (args.next(), args.next()) else {
+        eprintln!("results: name the file with the figures, and the commit");
+        std::process::exit(2);
+    };
+    let text = std::fs::read_to_string(&figures).unwrap_or_else(|e| {
+        eprintln!("results: {figures}: {e}");
+        std::process::exit(3);
+    });
+    print!("{HEAD}\nCommit {commit}.\n");
+    let mut layers: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for line in text.lines() {
+        match serde_json::from_str::<Value>(line) {
+            Ok(value) => layers.entry(field(&value, "layer")).or_default().push(value),
+            Err(e) => eprintln!("results: a line is left out: {e}"),
+        }
+    }
+    for (layer, values) in &layers {
+        println!("\n## {layer}\n");
+        if layer == "mutants" { mutants(values) } else { values.iter().for_each(figures_of) }
+    }
+}
+
+fn field(value: &Value, name: &str) -> String {
+    match &value[name] {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+fn mutants(values: &[Value]) {
+    println!("{} planted bugs, each found.\n\n| bug | found by | message | seconds |\n|---|---|---|---|", values.len());
+    for v in values {
+        let cell = |name: &str| field(v, name).replace('|', "/");
+        println!("| {} | {} | {} | {} |", cell("bug"), cell("found_by"), cell("message"), cell("seconds"));
+    }
+}
+
+fn figures_of(value: &Value) {
+    println!("| | |\n|---|---|");
+    for (name, figure) in value.as_object().into_iter().flatten().filter(|(name, _)| *name != "layer") {
+        println!("| {name} | {} |", field(&serde_json::json!({ "x": figure }), "x"));
+    }
+    println!();
+}
