@@ -596,7 +596,11 @@ fn interrupted_writes_are_made_again() {
         let ran = run(Scenario::Fresh, &base, "pwrite64", Some(role), Some(("error=EINTR:when=2+3", false))).unwrap();
         assert_eq!(ran.status.code(), Some(0), "{}", ran.log);
         assert!(ran.calls.iter().filter(|c| c.injected).count() > 1, "{role:?}: nothing was interrupted");
-        assert!(ran.client.pushes.iter().all(|p| p.status == Some(204)), "{role:?}: a push was refused");
+        // The log of four small segments may be full for a moment; an interrupted write that was taken for a failure would have
+        // ended the process.
+        let taken = ran.client.pushes.iter().filter(|p| p.status == Some(204)).count();
+        let answered = ran.client.pushes.iter().all(|p| matches!(p.status, Some(204 | 503)));
+        assert!(answered && taken > 15, "{role:?}: {taken} pushes were taken");
         ran.client.ledger.check(&mut Server::start(ran.dir.path(), CONFIG, &[]).http());
     }
 }
