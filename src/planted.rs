@@ -111,7 +111,7 @@ compile_error!("planted bugs are for tests: a release build has none");
 
 #[cfg(feature = "planted-bugs")]
 mod on {
-    use super::Bug;
+    use crate::planted::Bug;
     use std::sync::Once;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
