@@ -99,9 +99,10 @@ struct Work {
     state: Weak<State>,
     wal: Arc<Wal<Payload>>,
     blocks: Arc<BlockLog<Sealing>>,
-    /// Streams whose entries of the oldest segment were carried, with the seq up to which.
-    carried: AHashMap<u64, u64>,
-    /// The oldest segment, which `carried` is about.
+    /// Streams whose entries were logged again: the seq up to which, and the oldest segment in which the copy can be. A head is
+    /// carried once for each round of the log, not once for each segment.
+    carried: AHashMap<u64, (u64, u64)>,
+    /// The oldest segment: copies in it do not count any more.
     oldest: u64,
     /// The segment of the block log whose blocks are being copied.
     cleaning: Option<u64>,
@@ -126,7 +127,7 @@ impl Work {
             };
             if self.oldest != number {
                 self.oldest = number;
-                self.carried.clear();
+                self.carried.retain(|_, (_, segment)| *segment > number);
             }
             let pinned = self.clean_segment(state, streams)?;
             state.metrics.wal_pinned_streams.set(i64::try_from(pinned).unwrap_or(i64::MAX));
@@ -153,7 +154,7 @@ impl Work {
         for (id, end_seq) in streams {
             // A stream that memory does not know has nothing in it: all its pushes failed, or it was flushed.
             let Some(stream) = state.stream(id) else { continue };
-            if self.carried.get(&id).is_some_and(|end| *end >= end_seq) {
+            if self.carried.get(&id).is_some_and(|(end, _)| *end >= end_seq) {
                 continue;
             }
             match stream.unsettled(end_seq) {
@@ -225,13 +226,13 @@ impl Work {
         }
         let record = builder.finish_carried(tenant.as_str(), state.config.wal_codec, &seqs);
         state.metrics.wal_carried_bytes.inc_by(record.len() as u64);
+        let segment = self.wal.retention().bounds().map_or(0, |(_, newest)| newest);
         self.wal.decide(vec![Decision::Carried { record, streams: logs }])?;
         state.metrics.wal_carried_lines.inc_by(lines);
         for (stream, carry) in heads {
             let end = carry.runs.last().map_or(0, |(first, count)| first + u64::from(*count));
             // Behind the last run only duplicates have used up seqs.
-            let known = self.carried.entry(stream.log.id).or_default();
-            *known = end.max(*known);
+            self.carried.insert(stream.log.id, (end, segment));
         }
         Ok(())
     }

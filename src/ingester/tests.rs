@@ -276,6 +276,27 @@ async fn the_log_stays_within_its_budget_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn small_heads_are_carried_once_for_each_round_of_the_log() {
+    let tmp = tempfile::tempdir().unwrap();
+    let config = IngesterConfig { wal_max_size: 16 << 20, heads_budget: 8 << 20, ..config(tmp.path()) };
+    let unlimited =
+        crate::model::Limits { per_stream_rate_limit: 1e12, per_stream_rate_limit_burst: 1e12, ..Default::default() };
+    let (ingester, _) = start(config, Overrides::new(unlimited, HashMap::new()));
+    // A segment takes about 1,200 of these lines, and in each are lines of all cold streams.
+    let mut cold = 0;
+    for from in (0..40_000).step_by(4000) {
+        load(&ingester, from, 4000).await;
+        cold += 4000 / 20;
+    }
+    let metrics = &ingester.state.metrics;
+    let (carried, retired) = (metrics.wal_carried_lines.get(), metrics.wal_retired.get());
+    println!("{cold} cold lines, {carried} carried, {retired} segments retired");
+    assert!(carried > 0 && retired > 15, "{carried} lines carried, {retired} segments retired");
+    assert!(carried < 4 * cold, "{carried} lines were carried of {cold}");
+    ingester.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn settled_chunks_leave_both_logs_and_do_not_come_back() {
     let tmp = tempfile::tempdir().unwrap();
     let config = || IngesterConfig { blocks_max_size: 1 << 30, ..small(tmp.path()) };
