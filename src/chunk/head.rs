@@ -1,6 +1,8 @@
 use super::{MAX_PAYLOAD, Symbols};
 use std::ops::RangeBounds;
 
+/// Below this many bytes a buffer grows by a quarter: small heads are many, and what they do not use adds up.
+const SMALL: usize = 8 * 1024;
 /// Below this many bytes a buffer doubles; above, it grows to [`FULL`], and then by a quarter.
 const STEP: usize = 64 * 1024;
 /// Loki's block size and a long line.
@@ -65,6 +67,12 @@ impl Head {
     pub fn has_room(&self, line_len: usize, pairs: usize) -> bool {
         let more = line_len.saturating_add(ENTRY_OVERHEAD).saturating_add(pairs.saturating_mul(PAIR_OVERHEAD));
         self.largest_payload().saturating_add(more) <= MAX_PAYLOAD
+    }
+
+    /// Makes room for entries that come together, so that their buffers grow once.
+    pub fn reserve(&mut self, entries: usize, line_bytes: usize) {
+        reserve(&mut self.lines, line_bytes);
+        reserve(&mut self.records, entries);
     }
 
     /// Appends an entry. `metadata` holds (name, value) ids that [`Head::intern`] of this head gave.
@@ -247,7 +255,9 @@ fn reserve<T>(buffer: &mut Vec<T>, additional: usize) {
         return;
     }
     let (held, item) = (buffer.capacity() * size_of::<T>(), size_of::<T>());
-    if held < STEP {
+    if held < SMALL {
+        buffer.reserve_exact(additional.max(buffer.capacity() / 4));
+    } else if held < STEP {
         buffer.reserve(additional);
     } else if held < FULL {
         buffer.reserve_exact(additional.max(FULL / item - buffer.len()));

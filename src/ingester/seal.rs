@@ -12,10 +12,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-/// Above this share of the heads' budget the largest heads are sealed early, down to `LOW`.
-const HIGH: f64 = 0.75;
-const LOW: f64 = 0.5;
+/// What sealing needs of the heads' budget while it frees it: heads that wait for a sync of the block log, at the rate of a
+/// fast disk. At most half of the budget, at least an eighth of it.
+const RESERVE: usize = 64 << 20;
 const CHECK: Duration = Duration::from_millis(100);
+/// Streams that have been idle for less are all alike: the larger head goes first.
+const SHORTLY: Duration = Duration::from_secs(60);
 
 /// Streams with frozen heads. Each stream is in the queue at most once, so streams bound it.
 pub(super) struct Sealer {
@@ -72,8 +74,11 @@ fn next(state: &State) -> Option<(Arc<Stream>, Arc<BlockLog<Sealing>>)> {
     Some((queue.pop_front()?, log))
 }
 
-fn under_pressure(state: &State, share: f64) -> bool {
-    state.head_bytes.load(Ordering::Relaxed) as f64 > state.config.heads_budget as f64 * share
+/// Above how many bytes of heads some are sealed early, and down to how many. The more heads may hold, the fewer blocks are
+/// made of streams that are seldom written.
+fn pressure(budget: usize) -> (usize, usize) {
+    let high = budget - (budget / 8).max(RESERVE.min(budget / 2));
+    (high, high - budget / 8)
 }
 
 /// Compresses a stream's frozen heads and sends the blocks on their way.
@@ -148,22 +153,22 @@ impl BlockSink<Sealing> for Sealed {
 /// Many small heads can fill the budget without one of them reaching the block size: the largest and longest idle are sealed
 /// as they are.
 fn relieve(state: &Arc<State>) {
-    if !under_pressure(state, HIGH) {
+    let (high, low) = pressure(state.config.heads_budget);
+    if state.head_bytes.load(Ordering::Relaxed) <= high {
         return;
     }
     let mut heads: Vec<(usize, u128, Arc<Stream>)> = Vec::new();
     for instance in state.all_instances() {
         heads.extend(instance.shown().into_iter().map(|s| {
             let (size, idle) = s.head_memory();
-            (size, size as u128 * (1 + idle.as_millis()), s)
+            (size, size as u128 * idle.max(SHORTLY).as_millis(), s)
         }));
     }
     heads.sort_unstable_by_key(|(_, weight, _)| std::cmp::Reverse(*weight));
-    let target = (state.config.heads_budget as f64 * LOW) as usize;
     // Frozen heads leave by themselves.
     let mut left: usize = heads.iter().map(|(size, _, _)| size).sum();
     for (size, _, stream) in heads {
-        if left <= target {
+        if left <= low {
             return;
         }
         if stream.freeze_head() {
