@@ -873,8 +873,8 @@ fn both_by_the_crate(dir: &Path) -> Printed {
             crc: tables.crc,
         };
         let mut symbols = Symbols::new();
-        for (id, text) in &tables.symbols {
-            while symbols.len() < *id as usize {
+        for (id, text) in tables.symbols.iter() {
+            while symbols.len() < id as usize {
                 symbols.push(b"");
             }
             symbols.push(text);

@@ -429,7 +429,7 @@ fn append_block(log: &Log, stream: u64) {
         encoding: 0,
         uncompressed_size: 1000,
         crc: 0,
-        symbols: vec![],
+        symbols: Default::default(),
     };
     let labels = Arc::new(LabelSet::new([("app".to_string(), format!("app-{stream}"))]));
     let stream = Arc::new(StreamLog::new(stream, Tenant::new("t").unwrap(), labels, 1));

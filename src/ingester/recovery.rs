@@ -15,12 +15,13 @@ use crate::planted::{Bug, is};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
     BlockLogOptions, BlockStore, BodyView, Contents, DamageReport, FoundBlock, Hold, Plan, Quarantine, RecordRef,
-    RecoverError, Recovered, ReplaySegment, SeriesDef, StreamLog, Tables, WalOptions, decompress_body_into, recover,
+    RecoverError, Recovered, ReplaySegment, SeriesDef, StreamLog, TableRow, Tables, WalOptions, decompress_body_into,
+    recover,
 };
 use ahash::AHashMap;
-use std::cell::RefCell;
+use rayon::prelude::*;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,6 +61,10 @@ pub struct RecoveryReport {
     pub line_bytes: u64,
     /// Seconds from the lock to the last applied line.
     pub seconds: f64,
+    /// Of these, until both logs were read and planned.
+    pub read_seconds: f64,
+    /// Of these, until streams and chunks were made from the block log.
+    pub restored_seconds: f64,
     /// Places that are damaged and were not known before.
     pub damaged_places: usize,
     /// Why the damaged segments could not be kept.
@@ -153,7 +158,9 @@ impl Ingester<NilRecord> {
             bodies: Vec::new(),
             report: RecoveryReport::default(),
         };
+        replay.report.read_seconds = started.elapsed().as_secs_f64();
         replay.restore(&recovered);
+        replay.report.restored_seconds = started.elapsed().as_secs_f64();
         let total = recovered.bytes.max(1);
         progress.total.store(total * 2, Ordering::Relaxed);
         progress.done.store(total, Ordering::Relaxed);
@@ -164,18 +171,16 @@ impl Ingester<NilRecord> {
             progress.done.fetch_add(len, Ordering::Relaxed);
             state.metrics.replay_bytes.add(i64::try_from(len).unwrap_or(i64::MAX));
         };
-        // Two callbacks look at it, one after the other.
-        let replay = RefCell::new(replay);
-        let mut is_needed = |contents: &Contents| {
-            let needed = replay.borrow().needs(contents);
+        let needed = |contents: &Contents| {
+            let needed = replay.needs(contents);
             done(if needed { 0 } else { contents.file_len });
             needed
         };
-        recovered.replay_needed(&mut is_needed, &mut |segment| {
-            replay.borrow_mut().segment(&segment);
+        let numbers = recovered.needed(needed);
+        recovered.replay_segments(&numbers, &mut |segment| {
+            replay.segment(&segment);
             done(segment.file.len() as u64);
         })?;
-        let mut replay = replay.into_inner();
         replay.finish(!recovered.has_forgotten());
         let mut report = replay.report;
         report.segments = recovered.segments;
@@ -289,7 +294,7 @@ fn restore_stream(
         chunk.closed = decided.closed.get(&tables.chunk).copied();
         chunk.compressed += block.len();
         chunk.blocks.push(Arc::new(block));
-        symbols.extend(tables.symbols.iter().map(|(id, text)| (*id, &text[..])));
+        symbols.extend(tables.symbols.iter());
     }
     let newest = newest_chunk.map_or(0, |n| n + 1);
     let chunks: VecDeque<ChunkState> = chunks
@@ -390,7 +395,7 @@ fn merged(mut ranges: Vec<Range<u64>>) -> VecDeque<Range<u64>> {
 /// A record with its table resolved to streams.
 struct Part<'a> {
     record: RecordRef,
-    rows: Vec<(crate::wal::TableRow, Option<Arc<Stream>>, usize)>,
+    rows: Vec<(TableRow, Option<Arc<Stream>>, usize)>,
     stored: &'a [u8],
 }
 
@@ -454,46 +459,42 @@ impl Replay<'_> {
     }
 
     fn segment(&mut self, segment: &ReplaySegment<'_>) {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        for record in &segment.records {
-            let Some(part) = self.resolve(segment, *record) else { continue };
-            if part.is_settled() {
-                continue;
-            }
-            bytes += record.head.raw_len as usize;
-            batch.push(part);
-            if bytes >= BATCH {
-                self.apply(&std::mem::take(&mut batch));
-                bytes = 0;
-            }
+        let tables = |r: &RecordRef| Some((*r, Tables::decode(r.head.tables(segment.file, r.offset)).ok()?.rows));
+        let records: Vec<(RecordRef, Vec<TableRow>)> = segment.records.par_iter().filter_map(tables).collect();
+        self.make_streams(&records);
+        let part = |(record, rows)| self.part(segment.file, record, rows);
+        let parts: Vec<Part<'_>> = records.into_par_iter().map(part).filter(|p| !p.is_settled()).collect();
+        let unattributed = parts.iter().flat_map(|p| &p.rows).filter(|(_, stream, _)| stream.is_none());
+        self.report.unattributed_lines += unattributed.map(|(row, _, _)| u64::from(row.count)).sum::<u64>();
+        let mut rest = &parts[..];
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |p: &&Part<'_>| {
+                bytes += p.record.head.raw_len as usize;
+                bytes <= BATCH
+            };
+            let (batch, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            self.apply(batch);
+            rest = later;
         }
-        self.apply(&batch);
     }
 
-    fn resolve<'f>(&mut self, segment: &ReplaySegment<'f>, record: RecordRef) -> Option<Part<'f>> {
-        let tables = Tables::decode(record.head.tables(segment.file, record.offset)).ok()?;
+    /// Makes the streams of these records that are not there, from any surviving definition.
+    fn make_streams(&mut self, records: &[(RecordRef, Vec<TableRow>)]) {
+        let ids = records.par_iter().flat_map_iter(|(_, rows)| rows.iter().map(|row| row.stream));
+        let missing: HashSet<u64> = ids.filter(|id| !self.streams.contains_key(id)).collect();
+        let defined = missing.iter().filter_map(|id| self.plan.definitions.get(id));
+        self.streams.extend(defined.filter_map(|d| Some((d.id, stream_of(self.state, d)?))));
+    }
+
+    fn part<'f>(&self, file: &'f [u8], record: RecordRef, rows: Vec<TableRow>) -> Part<'f> {
         let mut start = 0;
-        let mut rows = Vec::with_capacity(tables.rows.len());
-        for row in tables.rows {
-            let stream = self.stream(row.stream);
-            if stream.is_none() {
-                self.report.unattributed_lines += u64::from(row.count);
-            }
-            rows.push((row, stream, start));
+        let place = |row: TableRow| {
+            let at = start;
             start += row.part_len as usize;
-        }
-        Some(Part { record, rows, stored: record.head.body(segment.file, record.offset) })
-    }
-
-    /// The stream with this id, made from any surviving definition.
-    fn stream(&mut self, id: u64) -> Option<Arc<Stream>> {
-        if let Some(stream) = self.streams.get(&id) {
-            return Some(stream.clone());
-        }
-        let stream = stream_of(self.state, self.plan.definitions.get(&id)?)?;
-        self.streams.insert(id, stream.clone());
-        Some(stream)
+            (row, self.streams.get(&row.stream).cloned(), at)
+        };
+        Part { record, rows: rows.into_iter().map(place).collect(), stored: record.head.body(file, record.offset) }
     }
 
     fn apply(&mut self, batch: &[Part<'_>]) {
@@ -501,15 +502,13 @@ impl Replay<'_> {
         if self.bodies.len() < batch.len() {
             self.bodies.resize_with(batch.len(), Body::default);
         }
-        decompress(batch, &mut self.bodies, threads);
+        batch.par_iter().zip(&mut self.bodies).for_each(|(part, body)| {
+            body.sound = decompress_body_into(&part.record.head, part.stored, &mut body.raw).is_ok();
+        });
         let state = self.state;
         let bodies = &self.bodies[..];
-        let totals: Vec<(u64, u64)> = std::thread::scope(|scope| {
-            let shard = |shard: usize| move || apply_shard(state, batch, bodies, shard, threads);
-            let running: Vec<_> = (0..threads).map(|n| scope.spawn(shard(n))).collect();
-            // A panic while replaying must not pass as a shorter log.
-            running.into_iter().map(|t| t.join().unwrap_or_else(|_| std::process::abort())).collect()
-        });
+        let shards = (0..threads).into_par_iter();
+        let totals: Vec<(u64, u64)> = shards.map(|n| apply_shard(state, batch, bodies, n, threads)).collect();
         for (lines, bytes) in totals {
             self.report.lines += lines;
             self.report.line_bytes += bytes;
@@ -532,22 +531,6 @@ impl Replay<'_> {
             self.state.instance(&stream.log.tenant).recovered(stream, admits);
         }
     }
-}
-
-/// Decompresses the bodies of a batch, each thread a part of it.
-fn decompress(batch: &[Part<'_>], bodies: &mut [Body], threads: usize) {
-    let size = batch.len().div_ceil(threads).max(1);
-    let work = |parts: &[Part<'_>], bodies: &mut [Body]| {
-        for (part, body) in parts.iter().zip(bodies) {
-            body.sound = decompress_body_into(&part.record.head, part.stored, &mut body.raw).is_ok();
-        }
-    };
-    std::thread::scope(|scope| {
-        let pieces = batch.chunks(size).zip(bodies.chunks_mut(size));
-        let running: Vec<_> = pieces.map(|(parts, bodies)| scope.spawn(move || work(parts, bodies))).collect();
-        // A panic while replaying must not pass as a shorter log.
-        running.into_iter().for_each(|t| t.join().unwrap_or_else(|_| std::process::abort()));
-    });
 }
 
 fn apply_shard(state: &State, batch: &[Part<'_>], bodies: &[Body], shard: usize, threads: usize) -> (u64, u64) {

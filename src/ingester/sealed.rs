@@ -101,7 +101,7 @@ fn tables(
     symbols: &Symbols,
     ids: &[u32],
 ) -> BlockTables {
-    let text = |id: &u32| (*id, symbols.get(*id).unwrap_or_default().to_vec());
+    let text = |id: &u32| (*id, symbols.get(*id).unwrap_or_default());
     BlockTables {
         stream,
         chunk,

@@ -238,8 +238,15 @@ impl Stream {
         let mut outcome = Outcome::default();
         let part = body.part(part_start, row)?;
         let mut content = self.content.lock();
+        if row.end_seq() <= content.next_seq && !is(Bug::AppliedTwice) {
+            return Ok(outcome);
+        }
         let mut symbols = SymbolMap::new(body.symbols().len());
         let before = content.head.memory();
+        // A head takes a block only, and an entry takes three bytes at least.
+        let room = state.config.chunk_block_size.saturating_sub(content.head.uncompressed_size());
+        let bytes = (row.part_len as usize).min(room);
+        content.head.reserve((row.count as usize).min(bytes / 3), bytes);
         let mut frozen_bytes = 0;
         let (mut oldest, mut newest) = self.bounds();
         for (entry, seq) in part.zip(row.first_seq..) {

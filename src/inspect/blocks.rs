@@ -142,15 +142,15 @@ pub fn read_block(record: &RecordScan, file: &[u8]) -> Result<(BlockTables, Vec<
         compressed_len: record.head.body_len,
         crc: tables.crc,
     };
-    let mut texts: Vec<&(u32, Vec<u8>)> = tables.symbols.iter().collect();
+    let mut texts: Vec<(u32, &[u8])> = tables.symbols.iter().collect();
     texts.sort_by_key(|(id, _)| *id);
     let mut symbols = Symbols::new();
     for (id, text) in texts {
-        if *id > MAX_SYMBOL {
-            return Err(UnreadableBlock::Symbol(*id));
+        if id > MAX_SYMBOL {
+            return Err(UnreadableBlock::Symbol(id));
         }
         // Symbols that only other blocks of the chunk use.
-        while symbols.len() < *id as usize {
+        while symbols.len() < id as usize {
             symbols.push(b"");
         }
         symbols.push(text);

@@ -252,6 +252,8 @@ fn tell(config: &Config, report: &RecoveryReport) {
         streams = report.streams,
         lines = report.lines,
         block_lines = report.block_lines,
+        read_seconds = format!("{:.3}", report.read_seconds),
+        blocks_seconds = format!("{:.3}", report.restored_seconds - report.read_seconds),
         seconds = format!("{:.3}", report.seconds),
         "recovered the write-ahead log"
     );

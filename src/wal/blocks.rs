@@ -9,7 +9,8 @@ use super::format::{
 };
 use super::group::GroupBuilder;
 use super::record::{
-    BlockTables, BlocksSynced, ChunkClosed, Footer, FooterRef, SeriesDef, SeriesRef, decode_control, with_footer,
+    BlockTables, BlocksSynced, ChunkClosed, Footer, FooterRef, SeriesDef, SeriesRef, borrow_control, decode_control,
+    decompress_body,
 };
 use super::repair::WIDE;
 use super::scan::Damage;
@@ -902,7 +903,8 @@ fn read_footer(
         let head = RecordHead::decode_at(record, offset, header)?;
         let body = record.get(RECORD_HEAD_LEN..head.len as usize)?;
         let sound = head.known_kind() == Some(Kind::Footer) && head.tables_len == 0 && crc32(&[body]) == head.body_crc;
-        if sound { with_footer(&head, body, take).ok() } else { None }
+        let raw = if sound { decompress_body(&head, body).ok()? } else { return None };
+        borrow_control(Kind::Footer, &raw).ok().map(take)
     };
     Ok(parse().is_some())
 }

@@ -32,9 +32,9 @@ pub use metrics::WalMetrics;
 pub use plan::{Loss, Plan, RecordRef, Summary, plan};
 pub use quarantine::{DamageReport, QUARANTINE_BUDGET, Quarantine};
 pub use record::{
-    Beginning, BlockTables, BlocksSynced, BodyError, BodyView, ChunkClosed, ChunkFlushed, Codec, EntriesBuilder,
-    EntriesRecord, EntryView, Footer, Gap, Open, PartIter, Previous, Retiring, SeriesDef, TableRow, Tables,
-    decode_control, decompress_body, decompress_body_into,
+    Beginning, BlockSymbols, BlockTables, BlocksSynced, BodyError, BodyView, ChunkClosed, ChunkFlushed, Codec,
+    EntriesBuilder, EntriesRecord, EntryView, Footer, Gap, Open, PartIter, Previous, Retiring, SeriesDef, TableRow,
+    Tables, decode_control, decompress_body, decompress_body_into,
 };
 pub use repair::{RecoverError, Recovered, ReplaySegment, recover};
 pub use retention::{Contents, Hold, Retention};

@@ -3,13 +3,16 @@
 use super::format::{FIRST_GROUP, FLAG_CARRIED, FLAG_SKIPPABLE, GROUP_ALIGN, Kind, LogKind, RecordHead, SegmentHeader};
 use super::group::chain_digest;
 use super::record::{
-    Beginning, BlocksSynced, Gap, Open, Previous, Retiring, SeriesDef, TableRow, Tables, decode_control,
+    Beginning, BlocksSynced, Gap, Open, Previous, Retiring, SeriesDef, SeriesRef, TableRow, Tables, borrow_control,
+    decode_control, decompress_body,
 };
 use super::retention::{Contents, Hold};
 use super::scan::{Damage, GroupScan, RecordScan, SegmentScan};
 use super::verdict::{Finding, Part, Place, Verdict, verdict};
 use crate::planted::{Bug, is};
 use ahash::AHashMap;
+use parking_lot::Mutex;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
@@ -74,6 +77,31 @@ pub struct RecordRef {
     pub head: RecordHead,
 }
 
+/// Definitions of streams that segments have told so far: each segment defines its streams again, and what a newer one tells
+/// makes that of an older one needless.
+#[derive(Default)]
+pub(super) struct KnownSeries(Mutex<AHashMap<u64, (u64, u64)>>);
+
+impl KnownSeries {
+    /// Leaves those that no newer segment has told.
+    fn fresh(&self, segment: u64, definitions: &mut Vec<SeriesRef<'_>>) {
+        let mut known = self.0.lock();
+        definitions.retain(|d| match known.entry(d.id) {
+            Entry::Vacant(entry) => {
+                entry.insert((segment, d.next_seq));
+                true
+            }
+            Entry::Occupied(mut entry) => {
+                let (newest, next_seq) = *entry.get();
+                if newest <= segment && next_seq <= d.next_seq {
+                    entry.insert((segment, d.next_seq));
+                }
+                newest <= segment || next_seq < d.next_seq
+            }
+        });
+    }
+}
+
 impl Summary {
     /// A segment whose header is unusable.
     pub fn unusable(number: u64) -> Self {
@@ -107,6 +135,11 @@ impl Summary {
 
     /// Sums a scan up. `number` is the one in the file's name, `file` are the bytes that were scanned.
     pub fn of(number: u64, scan: &SegmentScan, file: &[u8]) -> Self {
+        Self::with_known(number, scan, file, &KnownSeries::default())
+    }
+
+    /// As [`Summary::of`], without definitions that a newer segment has told.
+    pub(super) fn with_known(number: u64, scan: &SegmentScan, file: &[u8], known: &KnownSeries) -> Self {
         if (scan.header.number, scan.header.log) != (number, LogKind::Wal) {
             let damage = vec![Damage { bytes: 0..FIRST_GROUP, part: Part::Name }];
             return Self { damage, ..Self::empty(number) };
@@ -118,7 +151,7 @@ impl Summary {
         out.damage.extend(scan.bad_header.clone().map(|bytes| Damage { bytes, part: Part::Header }));
         let durable = scan.groups.iter().filter_map(|g| g.header).map(|h| h.durable_lsn).max().unwrap_or(0);
         for group in &scan.groups {
-            out.group(group, file, durable);
+            out.group(group, file, durable, known);
         }
         if scan.missing > 0 {
             let end = scan.header.file_len;
@@ -137,11 +170,11 @@ impl Summary {
         self.groups.is_empty() && self.lsns.is_empty() && self.damage.is_empty()
     }
 
-    fn group(&mut self, group: &GroupScan, file: &[u8], durable: u64) {
+    fn group(&mut self, group: &GroupScan, file: &[u8], durable: u64, known: &KnownSeries) {
         let mut lines = 0;
         let mut range: Option<Range<u64>> = None;
         for record in &group.records {
-            let Some(n) = self.record(record, file, durable) else {
+            let Some(n) = self.record(record, file, durable, known) else {
                 self.damage.push(Damage {
                     bytes: record.offset..record.offset + u64::from(record.head.len),
                     part: Part::record(record.head.known_kind()),
@@ -175,7 +208,7 @@ impl Summary {
     }
 
     /// Takes a record in; returns its lines, or `None` if it is sound and still does not decode.
-    fn record(&mut self, record: &RecordScan, file: &[u8], durable: u64) -> Option<u64> {
+    fn record(&mut self, record: &RecordScan, file: &[u8], durable: u64, known: &KnownSeries) -> Option<u64> {
         let RecordScan { offset, head, body_is_sound } = *record;
         let Some(kind) = head.known_kind() else {
             if head.flags & FLAG_SKIPPABLE == 0 {
@@ -202,9 +235,11 @@ impl Summary {
         match kind {
             Kind::Open => self.open = self.open.take().or(Some(decode_control(&head, body).ok()?)),
             Kind::Series => {
-                let definitions: Vec<SeriesDef> = decode_control(&head, body).ok()?;
+                let raw = decompress_body(&head, body).ok()?;
+                let mut definitions: Vec<SeriesRef<'_>> = borrow_control(kind, &raw).ok()?;
                 self.max_stream_id = definitions.iter().map(|d| d.id).fold(self.max_stream_id, u64::max);
-                self.definitions.extend(definitions);
+                known.fresh(self.number, &mut definitions);
+                self.definitions.extend(definitions.iter().map(SeriesRef::to_owned));
             }
             Kind::Gap => {
                 let gap: Gap = decode_control(&head, body).ok()?;
@@ -335,7 +370,7 @@ pub struct Plan {
     /// The next stream id.
     pub next_stream_id: u64,
     /// Every stream that any segment defines.
-    pub definitions: HashMap<u64, SeriesDef>,
+    pub definitions: AHashMap<u64, SeriesDef>,
     /// Losses that were settled before.
     pub gaps: Vec<Gap>,
     /// Where the next segment's Open says that the log ended.

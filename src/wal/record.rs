@@ -350,8 +350,26 @@ pub fn decode_control<T: bincode::Decode<()>>(head: &RecordHead, stored: &[u8]) 
     const LIMIT: usize = MAX_RECORD_LEN as usize;
     let name = head.known_kind().map_or("record", Kind::name);
     let raw = decompress_body(head, stored)?;
-    let (value, used) = bincode::decode_from_slice(&raw, bincode::config::standard().with_limit::<LIMIT>())
-        .map_err(|e| BodyError::Control(name, e.to_string()))?;
+    let decoded = bincode::decode_from_slice(&raw, bincode::config::standard().with_limit::<LIMIT>());
+    only_value(name, &raw, decoded)
+}
+
+/// As [`decode_control`], of a decompressed body and without copies.
+///
+/// # Errors
+/// The body does not hold exactly one value of the type.
+pub(super) fn borrow_control<'a, T: bincode::BorrowDecode<'a, ()>>(kind: Kind, raw: &'a [u8]) -> Result<T, BodyError> {
+    const LIMIT: usize = MAX_RECORD_LEN as usize;
+    let decoded = bincode::borrow_decode_from_slice(raw, bincode::config::standard().with_limit::<LIMIT>());
+    only_value(kind.name(), raw, decoded)
+}
+
+fn only_value<T>(
+    name: &'static str,
+    raw: &[u8],
+    decoded: Result<(T, usize), bincode::error::DecodeError>,
+) -> Result<T, BodyError> {
+    let (value, used) = decoded.map_err(|e| BodyError::Control(name, e.to_string()))?;
     if used != raw.len() {
         return Err(BodyError::Control(name, format!("{} bytes are left over", raw.len() - used)));
     }
@@ -662,19 +680,6 @@ impl SeriesRef<'_> {
     }
 }
 
-/// Decodes a footer and hands it to `take`.
-pub(super) fn with_footer(head: &RecordHead, stored: &[u8], take: impl FnOnce(FooterRef<'_>)) -> Result<(), BodyError> {
-    const LIMIT: usize = MAX_RECORD_LEN as usize;
-    let raw = decompress_body(head, stored)?;
-    let (footer, used) = bincode::borrow_decode_from_slice(&raw, bincode::config::standard().with_limit::<LIMIT>())
-        .map_err(|e| BodyError::Control("Footer", e.to_string()))?;
-    if used != raw.len() {
-        return Err(BodyError::Inconsistent("bytes are left over behind the footer"));
-    }
-    take(footer);
-    Ok(())
-}
-
 /// The tables of a Block record: everything that is known of a block without its bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockTables {
@@ -705,7 +710,48 @@ pub struct BlockTables {
     /// CRC-32C of the block's bytes, as Loki's chunk has it.
     pub crc: u32,
     /// Ids and texts of the chunk's symbols that the block uses.
-    pub symbols: Vec<(u32, Vec<u8>)>,
+    pub symbols: BlockSymbols,
+}
+
+/// Ids and texts of symbols, as a record holds them: a log has many blocks with two or three short symbols each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockSymbols(Box<[u8]>);
+
+impl BlockSymbols {
+    /// Takes the bytes that `count` symbols make up.
+    fn decode(count: u32, bytes: &[u8]) -> Result<Self, BodyError> {
+        let mut c = Cursor::new(bytes);
+        for _ in 0..count {
+            let (_id, len) = (c.u32()?, c.u32()?);
+            c.bytes(len as usize)?;
+        }
+        if c.remaining() > 0 {
+            return Err(BodyError::Inconsistent("the block's tables have bytes left over"));
+        }
+        Ok(Self(bytes.into()))
+    }
+
+    /// Each id with its text.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        let mut c = Cursor::new(&self.0);
+        // The bytes were decoded once, or made here.
+        std::iter::from_fn(move || {
+            let (id, len) = (c.u32().ok()?, c.u32().ok()?);
+            Some((id, c.bytes(len as usize).ok()?))
+        })
+    }
+}
+
+impl<'a> FromIterator<(u32, &'a [u8])> for BlockSymbols {
+    fn from_iter<I: IntoIterator<Item = (u32, &'a [u8])>>(symbols: I) -> Self {
+        let mut bytes = Vec::new();
+        for (id, text) in symbols {
+            bytes.extend_from_slice(&id.to_le_bytes());
+            bytes.extend_from_slice(&(text.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(text);
+        }
+        Self(bytes.into())
+    }
 }
 
 impl BlockTables {
@@ -713,7 +759,7 @@ impl BlockTables {
 
     /// Bytes of the tables.
     pub fn encoded_len(&self) -> usize {
-        Self::FIXED_LEN + self.symbols.iter().map(|(_, text)| text.len() + 8).sum::<usize>()
+        Self::FIXED_LEN + self.symbols.0.len()
     }
 
     /// The bytes of the tables.
@@ -727,14 +773,10 @@ impl BlockTables {
         }
         out.extend_from_slice(&self.last_hash.to_le_bytes());
         out.extend_from_slice(&self.uncompressed_size.to_le_bytes());
-        for v in [self.entries, self.crc, u32::from(self.encoding), self.symbols.len() as u32] {
+        for v in [self.entries, self.crc, u32::from(self.encoding), self.symbols.iter().count() as u32] {
             out.extend_from_slice(&v.to_le_bytes());
         }
-        for (id, text) in &self.symbols {
-            out.extend_from_slice(&id.to_le_bytes());
-            out.extend_from_slice(&(text.len() as u32).to_le_bytes());
-            out.extend_from_slice(text);
-        }
+        out.extend_from_slice(&self.symbols.0);
         out
     }
 
@@ -757,19 +799,10 @@ impl BlockTables {
             crc: c.u32()?,
             encoding: u8::try_from(c.u32()?)
                 .map_err(|_| BodyError::Inconsistent("the encoding is not a number of one byte"))?,
-            symbols: Vec::new(),
+            symbols: BlockSymbols::default(),
         };
-        let count = c.u32()? as usize;
-        if count.saturating_mul(8) > c.remaining() {
-            return Err(DecodeError::Truncated.into());
-        }
-        for _ in 0..count {
-            let (id, len) = (c.u32()?, c.u32()?);
-            out.symbols.push((id, c.bytes(len as usize)?.to_vec()));
-        }
-        if c.remaining() > 0 {
-            return Err(BodyError::Inconsistent("the block's tables have bytes left over"));
-        }
+        let count = c.u32()?;
+        out.symbols = BlockSymbols::decode(count, c.bytes(c.remaining())?)?;
         if out.first_seq >= out.end_seq {
             return Err(BodyError::Inconsistent("the block holds no seq"));
         }

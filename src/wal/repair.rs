@@ -3,7 +3,7 @@
 
 use super::blocks::{BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks};
 use super::format::{HeaderError, Kind, RecordHead};
-use super::plan::{Plan, RecordRef, Summary, plan, plan_with};
+use super::plan::{KnownSeries, Plan, RecordRef, Summary, plan, plan_with};
 use super::record::{
     Beginning, BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
 };
@@ -15,6 +15,7 @@ use super::survivors::{LostBlock, Survivors, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
 use crate::fs::{File, read_full_at};
 use crate::planted::{Bug, is};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -84,11 +85,13 @@ pub(super) const WIDE: u64 = 32 << 20;
 pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Recovered, RecoverError> {
     let list = options.fs.list(&options.dir).map_err(io_error("list", &options.dir))?;
     let mut numbers: Vec<(u64, u64)> = list.iter().filter_map(|e| Some((segment_number(&e.name)?, e.len))).collect();
-    numbers.sort_unstable();
+    // The newest first: its definitions of streams know the most.
+    numbers.sort_unstable_by_key(|(number, _)| Reverse(*number));
     let total: u64 = numbers.iter().map(|(_, len)| len).sum();
     let mut done = 0;
+    let known = KnownSeries::default();
     let work = |reader: &mut SegmentReader<'_>, (number, len): (u64, u64)| {
-        (len, reader.disk_truth(number).and_then(|file| summarize(&options, number, file)))
+        (len, reader.disk_truth(number).and_then(|file| summarize(&options, number, file, &known)))
     };
     let read = spread(
         numbers,
@@ -106,6 +109,7 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
         bytes += if summary.is_empty() { 0 } else { len };
         summaries.push(summary);
     }
+    summaries.reverse();
     let mut plan = plan(&summaries);
     if is(Bug::StreamIdsAgain) {
         plan.next_stream_id = 1;
@@ -147,14 +151,14 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     })
 }
 
-fn summarize(options: &WalOptions, number: u64, file: &[u8]) -> Result<Summary, RecoverError> {
+fn summarize(options: &WalOptions, number: u64, file: &[u8], known: &KnownSeries) -> Result<Summary, RecoverError> {
     let name = segment_name(number);
     match scan_segment(file) {
         Ok(scan) if scan.header.volume != options.volume => {
             Err(RecoverError::Foreign(name, scan.header.volume, options.volume))
         }
         Ok(scan) => {
-            let summary = Summary::of(number, &scan, file);
+            let summary = Summary::with_known(number, &scan, file, known);
             summary.unknown_kind.map_or(Ok(summary), |kind| Err(RecoverError::Kind(name, kind)))
         }
         Err(e @ HeaderError::Version(_)) => Err(RecoverError::Version(name, e)),
@@ -190,6 +194,13 @@ impl<'a> SegmentReader<'a> {
         self.read(&*file, &path)
     }
 
+    /// Reads a segment [again](SegmentReader::again), and finds the records to apply.
+    fn records(&mut self, number: u64, plan: &Plan) -> Result<(u64, Vec<RecordRef>), RecoverError> {
+        // The plan has reported files that are no segment.
+        let scan = scan_segment(self.again(number)?);
+        Ok((number, scan.map(|scan| plan.records(number, &scan)).unwrap_or_default()))
+    }
+
     fn read(&mut self, file: &dyn File, path: &Path) -> Result<&[u8], RecoverError> {
         let len = file.len().map_err(io_error("size of", path))?;
         let len = usize::try_from(len).unwrap_or(usize::MAX);
@@ -199,7 +210,8 @@ impl<'a> SegmentReader<'a> {
         }
         self.buffer.truncate(len);
         let read = read_full_at(file, 0, &mut self.buffer).map_err(io_error("read", path))?;
-        Ok(self.buffer.get(..read).unwrap_or_default())
+        self.buffer.truncate(read);
+        Ok(&self.buffer)
     }
 }
 
@@ -256,29 +268,33 @@ impl Recovered {
     ///
     /// # Errors
     /// A file could not be read.
-    pub fn replay(&self, apply: &mut dyn FnMut(ReplaySegment<'_>)) -> Result<(), RecoverError> {
-        self.replay_needed(&mut |_| true, apply)
+    pub fn replay(&self, apply: &mut (dyn FnMut(ReplaySegment<'_>) + Send)) -> Result<(), RecoverError> {
+        self.replay_segments(&self.needed(|_| true), apply)
     }
 
-    /// As [`Recovered::replay`], without segments that are not needed.
+    /// Numbers of the segments for whose contents `is_needed` holds, and of those whose contents are unknown.
+    pub fn needed(&self, is_needed: impl Fn(&Contents) -> bool) -> Vec<u64> {
+        let contents = |number: &u64| self.plan.contents.iter().find(|c| c.begins.segment == *number);
+        self.plan.replay.iter().map(|(n, _)| *n).filter(|n| contents(n).is_none_or(&is_needed)).collect()
+    }
+
+    /// As [`Recovered::replay`], of these segments only. Each is read and checked while the one before it is applied.
     ///
     /// # Errors
     /// A file could not be read.
-    pub fn replay_needed(
+    pub fn replay_segments(
         &self,
-        is_needed: &mut dyn FnMut(&Contents) -> bool,
-        apply: &mut dyn FnMut(ReplaySegment<'_>),
+        numbers: &[u64],
+        apply: &mut (dyn FnMut(ReplaySegment<'_>) + Send),
     ) -> Result<(), RecoverError> {
-        let mut reader = SegmentReader::new(&self.options);
-        for (number, _) in &self.plan.replay {
-            let contents = self.plan.contents.iter().find(|c| c.begins.segment == *number);
-            if contents.is_some_and(|c| !is_needed(c)) {
-                continue;
-            }
-            let file = reader.again(*number)?;
-            // The plan has reported files that are no segment.
-            let Ok(scan) = scan_segment(file) else { continue };
-            apply(ReplaySegment { number: *number, file, records: self.plan.records(*number, &scan) });
+        let (mut reader, mut ahead) = (SegmentReader::new(&self.options), SegmentReader::new(&self.options));
+        let mut numbers = numbers.iter().copied();
+        let mut current = numbers.next().map(|n| ahead.records(n, &self.plan)).transpose()?;
+        while let Some((number, records)) = current {
+            std::mem::swap(&mut reader, &mut ahead);
+            let (file, next) = (&reader.buffer[..], numbers.next());
+            let read = || next.map(|n| ahead.records(n, &self.plan)).transpose();
+            current = rayon::join(read, || apply(ReplaySegment { number, file, records })).0?;
         }
         Ok(())
     }
