@@ -902,4 +902,42 @@ mod whole {
         let again = outcome(sample, "the second time", dir.path());
         assert_eq!((again.report.lost_lines, again.missing), (1, first.missing));
     }
+
+    /// Damage that is found later in a segment that has a report already is a report of its own: neither is told again.
+    #[test]
+    fn a_second_damage_in_a_segment_takes_the_place_of_no_report() {
+        let sample = sample();
+        let dir = copy(sample.dir.path());
+        let entries = records(dir.path(), Kind::Entries);
+        let same: Vec<_> = entries.iter().filter(|(_, number, ..)| *number == entries[0].1).collect();
+        let (log, number, offset, _) = *same[10];
+        flip(&path(dir.path(), log, number), offset + 9);
+        let first = outcome(sample, "the first", dir.path());
+        assert_eq!(first.report.lost_lines, 1);
+        let (log, number, offset, _) = *same[20];
+        flip(&path(dir.path(), log, number), offset + 9);
+        for start_again in [false, true] {
+            let (ingester, report) = start(dir.path());
+            let new = if start_again { (0, 0) } else { (1, 1) };
+            assert_eq!((report.damaged_places, report.lost_lines), new, "again: {start_again}: {report:?}");
+            ingester.stop();
+        }
+        let kept = Quarantine::read(&RealFs, &dir.path().join("quarantine")).unwrap();
+        assert_eq!((kept.reports.len(), kept.unread.len(), kept.bytes), (2, 2, 1 << 20), "{kept:?}");
+    }
+
+    #[test]
+    fn a_damaged_chunk_flushed_says_that_lines_may_be_shown_twice() {
+        let sample = sample();
+        let dir = copy(sample.dir.path());
+        let (log, number, offset, head) = records(dir.path(), Kind::ChunkFlushed)[0];
+        flip(&path(dir.path(), log, number), offset + u64::from(head.len) - 1);
+        let after = outcome(sample, "ChunkFlushed", dir.path());
+        assert_eq!((after.missing.len(), after.again.len()), (0, sample.flushed.len()));
+        let kept = Quarantine::read(&RealFs, &dir.path().join("quarantine")).unwrap();
+        let [report] = &kept.reports[..] else { panic!("{kept:?}") };
+        let [remark] = &report.remarks[..] else { panic!("{report:?}") };
+        assert!(remark.contains("shown twice") && remark.contains("none of them is lost"), "{remark}");
+        assert_eq!(report.lines_missing, 0);
+    }
 }

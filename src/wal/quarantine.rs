@@ -5,7 +5,7 @@ use super::repair::Recovered;
 use super::scan::Damage;
 use super::segment::file_name;
 use super::survivors::LostBlock;
-use super::verdict::Part;
+use super::verdict::{Cost, Part, Place, verdict};
 use crate::fs::{Fs, read_full_at, replace_durably};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -18,9 +18,12 @@ pub const QUARANTINE_BUDGET: u64 = 1 << 30;
 const ACKNOWLEDGED: &str = ".acknowledged.json";
 /// Largest report that is read back.
 const MAX_REPORT: u64 = 16 << 20;
+/// Most ranges of seqs that a report lists, so that it stays far below that.
+const MAX_STREAMS: usize = 10_000;
 
 /// What is wrong with one segment, and what all the damage together has cost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DamageReport {
     /// `wal` or `blocks`.
     pub log: String,
@@ -39,13 +42,42 @@ pub struct DamageReport {
     /// Wall clock, in nanoseconds since the Unix epoch, of the last sound group before the first lost LSN and of the first
     /// one after the last.
     pub between: Option<(i64, i64)>,
+    /// What else an operator should know, a sentence each.
+    pub remarks: Vec<String>,
 }
 
 impl DamageReport {
-    /// Name of the report; the link has the same without `.json`.
-    fn name(&self) -> String {
+    /// Name of the link to the segment.
+    fn link(&self) -> String {
         let kind = if self.log == "blocks" { LogKind::Blocks } else { LogKind::Wal };
-        format!("{:016x}-{}.json", self.salt, file_name(kind, self.segment))
+        format!("{:016x}-{}", self.salt, file_name(kind, self.segment))
+    }
+
+    /// A name for the report that no other has, read or not: damage that is found later in the same segment is a report of
+    /// its own, and takes the place of none.
+    fn free_name(&self, taken: &HashSet<String>) -> String {
+        let link = self.link();
+        let numbered = |n: u64| if n == 1 { link.clone() } else { format!("{link}.{n}") };
+        let is_free = |name: &String| {
+            !taken.contains(&format!("{name}.json")) && !taken.contains(&format!("{name}{ACKNOWLEDGED}"))
+        };
+        // As many names as are taken, and one more, hold a free one.
+        let free = (1..=taken.len() as u64 + 1).map(numbered).find(is_free);
+        format!("{}.json", free.unwrap_or(link))
+    }
+
+    /// Writes the report, and links the segment beside it unless it has that name already, or `room` bytes are too few;
+    /// returns the bytes that are kept with it.
+    pub(super) fn keep(&self, fs: &dyn Fs, dir: &Path, segment: &Path, room: u64) -> io::Result<u64> {
+        let taken: HashSet<String> = fs.list(dir)?.into_iter().map(|e| e.name).collect();
+        let len = fs.open(segment, false).and_then(|f| f.len()).unwrap_or(0);
+        let mut kept = 0;
+        if len > 0 && len <= room && !taken.contains(&self.link()) {
+            fs.hard_link(segment, &dir.join(self.link()))?;
+            kept = len;
+        }
+        replace_durably(fs, &dir.join(self.free_name(&taken)), &serde_json::to_vec_pretty(self)?)?;
+        Ok(kept)
     }
 }
 
@@ -151,13 +183,36 @@ impl Recovered {
         let in_blocks = self.lost_blocks().iter().flat_map(|b| b.seqs.iter().map(|r| (b.stream, r.clone())));
         let seqs = plan.loss.seqs.iter().cloned().chain(in_blocks);
         let streams = seqs.map(|(stream, r)| (stream, labels(stream), r.start, r.end));
-        let streams: Vec<_> = streams.collect();
+        let mut streams: Vec<_> = streams.collect();
+        let mut remarks = self.remarks();
+        if streams.len() > MAX_STREAMS {
+            remarks.push(format!(
+                "lines are missing in {} places of streams; the first {MAX_STREAMS} are listed",
+                streams.len()
+            ));
+            streams.truncate(MAX_STREAMS);
+        }
         let lines_missing = plan.loss.lines + self.lost_blocks().iter().map(|b| b.lines).sum::<u64>();
         for report in &mut out {
             report.lsns = plan.loss.lsns.iter().map(|r| (r.start, r.end)).collect();
             report.lines_missing = lines_missing;
             report.streams = streams.clone();
             report.between = plan.loss.between;
+            report.remarks = remarks.clone();
+        }
+        out
+    }
+
+    /// What the damage means beyond its places and counts.
+    fn remarks(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        let parts = || self.plan.loss.damage.iter().map(|(_, d)| d.part);
+        let twice = parts().filter(|p| verdict(*p, Place::Durable, false, false).cost == Cost::Twice).count();
+        if twice > 0 {
+            out.push(format!(
+                "{twice} records are damaged that say that a chunk is in the object store: such a chunk counts as not flushed, so its lines \
+                 may be shown twice; none of them is lost"
+            ));
         }
         out
     }
@@ -181,21 +236,12 @@ impl Recovered {
         let (fs, mut kept) = (self.fs(), kept);
         fs.create_dir_all(dir)?;
         for report in reports {
-            let name = report.name();
-            let link = dir.join(name.trim_end_matches(".json"));
             let source = if report.log == "blocks" {
                 self.block_store().path(report.segment)
             } else {
                 self.segment_path(report.segment)
             };
-            let len = fs.open(&source, false).and_then(|f| f.len()).unwrap_or(0);
-            if len > 0 && kept + len <= QUARANTINE_BUDGET {
-                match fs.hard_link(&source, &link) {
-                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                    _ => kept += len,
-                }
-            }
-            replace_durably(fs, &dir.join(name), &serde_json::to_vec_pretty(report)?)?;
+            kept += report.keep(fs, dir, &source, QUARANTINE_BUDGET.saturating_sub(kept))?;
         }
         fs.sync_dir(dir)
     }
