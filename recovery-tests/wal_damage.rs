@@ -940,4 +940,123 @@ mod whole {
         assert!(remark.contains("shown twice") && remark.contains("none of them is lost"), "{remark}");
         assert_eq!(report.lines_missing, 0);
     }
+
+    /// An ingester whose write-ahead log is small, so that most lines are only in blocks.
+    fn small(dir: &Path) -> IngesterConfig {
+        IngesterConfig { wal_max_size: 4 << 20, ..config(dir) }
+    }
+
+    /// Pushes lines of `big` until the write-ahead log no longer has its record with this LSN; returns the next number.
+    fn push_until_retired(ingester: &Ingester<Live>, dir: &Path, lsn: u64, from: u64) -> u64 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut n = from;
+        while plan_of(dir).first_lsn <= lsn {
+            for _ in 0..20 {
+                push(ingester, &runtime, &[("big", n..n + 20)]);
+                n += 20;
+            }
+            std::thread::sleep(Duration::from_millis(60));
+            assert!(n < from + 100_000, "nothing is retired");
+        }
+        n
+    }
+
+    /// Three streams in several segments of both logs; `big` is in all of them. `hot` goes on, and `idle` has all its lines in so
+    /// many blocks, far apart. Returns the lines, and the segment with the last of these blocks.
+    fn mostly_blocks(dir: &Path, idle_blocks: u64) -> (BTreeSet<String>, u64) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let replayed = replay(small(dir)).unwrap();
+        let ingester = replayed.go_live(Box::new(|e| panic!("poisoned: {e}"))).unwrap();
+        push(&ingester, &runtime, &[("hot", 0..10)]);
+        let mut n = push_until_retired(&ingester, dir, 30, 0);
+        for part in 0..idle_blocks {
+            // Large enough to be sealed, and too small to be sealed at once.
+            let part = part * IDLE..(part + 1) * IDLE;
+            part.step_by(100).for_each(|i| push(&ingester, &runtime, &[("idle", i..i + 100)]));
+            n = push_until_retired(&ingester, dir, plan_of(dir).durable_lsn + 1, n);
+        }
+        push(&ingester, &runtime, &[("big", n..n + 1), ("hot", 10..20)]);
+        std::thread::sleep(Duration::from_millis(400));
+        let lines: BTreeSet<String> = read(&ingester).into_keys().collect();
+        assert_eq!(lines.len() as u64, n + 1 + 20 + idle_blocks * IDLE);
+        ingester.stop();
+        let idle = records(dir, Kind::Block).into_iter().filter(|(log, number, offset, head)| {
+            let file = fs::read(path(dir, *log, *number)).unwrap();
+            BlockTables::decode(head.tables(&file, *offset)).unwrap().stream == 3
+        });
+        let idle: Vec<u64> = idle.map(|(_, number, ..)| number).collect();
+        assert_eq!(idle.len() as u64, idle_blocks, "{idle:?}");
+        assert!(idle.is_sorted_by(|a, b| a < b), "{idle:?}");
+        (lines, idle.last().copied().unwrap_or(0))
+    }
+
+    /// Lines of a block of `idle`: less than a block by their bytes, and much more as a head in memory.
+    const IDLE: u64 = 2000;
+
+    fn start_small(dir: &Path) -> (Ingester<Live>, RecoveryReport) {
+        let replayed = replay(small(dir)).unwrap();
+        let report = replayed.report.clone();
+        (replayed.go_live(Box::new(|e| panic!("poisoned: {e}"))).unwrap(), report)
+    }
+
+    /// What is left tells exactly what a block segment held, as long as all its streams go on in the write-ahead log.
+    #[test]
+    fn the_lines_of_a_missing_block_segment_are_counted() {
+        let made = tempfile::tempdir().unwrap();
+        let (lines, _) = mostly_blocks(made.path(), 0);
+        let all = numbers(made.path(), LogKind::Blocks);
+        assert!(all.len() >= 3, "{all:?}");
+        let mut lost = 0;
+        for number in ends(&all) {
+            for header in [false, true] {
+                let dir = copy(made.path());
+                let file = path(dir.path(), LogKind::Blocks, number);
+                if header {
+                    flip(&file, 40);
+                    flip(&file, 4096 + 40);
+                } else {
+                    fs::remove_file(&file).unwrap();
+                }
+                let told = verify(dir.path()).1;
+                let (ingester, report) = start_small(dir.path());
+                let found = read(&ingester);
+                ingester.stop();
+                drop(ingester);
+                let missing: BTreeSet<_> = lines.iter().filter(|l| !found.contains_key(*l)).cloned().collect();
+                let what = format!("segment {number} of {all:?}, only its header: {header}: {report:?}");
+                lost += missing.len();
+                assert_eq!((report.lost_lines, report.at_least), (missing.len() as u64, false), "{what}");
+                assert_eq!(told["verify"]["lost_lines"], report.lost_lines, "{what}");
+                let kept = Quarantine::read(&RealFs, &dir.path().join("quarantine")).unwrap();
+                let streams = &kept.reports[0].streams;
+                let listed: u64 = streams.iter().map(|(_, _, first, end)| end - first).sum();
+                assert_eq!(listed, missing.len() as u64, "{what}: {streams:?}");
+                assert!(streams.iter().all(|s| s.1 == "{app=\"big\"}"), "{what}: {streams:?}");
+                let (ingester, next) = start_small(dir.path());
+                assert_eq!((next.damaged_places, next.lost_lines), (0, 0), "{what}: told again");
+                ingester.stop();
+            }
+        }
+        assert!(lost > 1000, "{lost}");
+    }
+
+    /// All of a stream was in the segment that is gone. What is counted is lost, and the report says that there may be more.
+    #[test]
+    fn lines_of_which_nothing_is_left_are_told_in_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lines, number) = mostly_blocks(dir.path(), 1);
+        fs::remove_file(path(dir.path(), LogKind::Blocks, number)).unwrap();
+        let told = verify(dir.path()).1;
+        let (ingester, report) = start_small(dir.path());
+        let found = read(&ingester);
+        ingester.stop();
+        let missing: BTreeSet<_> = lines.iter().filter(|l| !found.contains_key(*l)).cloned().collect();
+        let idle = missing.iter().filter(|l| l.starts_with("idle")).count() as u64;
+        assert_eq!(idle, IDLE);
+        assert_eq!((report.lost_lines, report.at_least), (missing.len() as u64 - idle, true), "{report:?}");
+        assert_eq!(told["verify"]["lost_lines"], report.lost_lines, "{told}");
+        let remark = report.losses.last().unwrap();
+        assert!(remark.contains("at least") && remark.contains("nothing is left to tell"), "{remark}");
+        assert_eq!(told["lost_block_segments"][0]["what"], remark.as_str(), "{told}");
+    }
 }

@@ -66,7 +66,9 @@ pub struct RecoveryReport {
     pub quarantine_failed: Option<String>,
     /// Acknowledged lines that are gone.
     pub lost_lines: u64,
-    /// Where, one line each; at most ten.
+    /// There may be more of them: nothing is left that would tell.
+    pub at_least: bool,
+    /// Where, one line each, at most ten; and what that means beyond its count.
     pub losses: Vec<String>,
     /// Records at the very end that were cut or damaged within 50 ms of their ack.
     pub unresolved: u64,
@@ -89,8 +91,8 @@ pub enum StartError {
          {places}. Look at it with wal-inspect verify; start with on_damage: salvage to keep everything else"
     )]
     Damaged {
-        /// Acknowledged lines that are gone.
-        lost: u64,
+        /// How many acknowledged lines are gone.
+        lost: String,
         /// Where, at most ten places.
         places: String,
     },
@@ -184,9 +186,9 @@ impl Ingester<NilRecord> {
         state.next_stream_id.store(recovered.plan.next_stream_id, Ordering::SeqCst);
         let quarantine = Quarantine::read(&*config.fs, &config.quarantine_dir).unwrap_or_default();
         let damage = quarantine.news(recovered.damage_reports());
-        report.note(&recovered, &damage);
+        report.note(&recovered, &damage, &quarantine);
         if config.refuse_damage && !damage.is_empty() {
-            return Err(StartError::Damaged { lost: report.lost_lines, places: report.losses.join("; ") });
+            return Err(StartError::Damaged { lost: report.lost(), places: report.losses.join("; ") });
         }
         state.metrics.recovery_ended(&report);
         let ingester = Ingester { state: state.clone(), log: NilRecord };
@@ -568,15 +570,22 @@ fn apply_shard(state: &State, batch: &[Part<'_>], bodies: &[Body], shard: usize,
 }
 
 impl RecoveryReport {
-    fn note(&mut self, recovered: &Recovered, damage: &[DamageReport]) {
+    /// How many acknowledged lines are gone, in words.
+    pub fn lost(&self) -> String {
+        format!("{}{}", if self.at_least { "at least " } else { "" }, self.lost_lines)
+    }
+
+    fn note(&mut self, recovered: &Recovered, damage: &[DamageReport], kept: &Quarantine) {
         let plan = &recovered.plan;
         self.damaged_places = damage.iter().map(|r| r.places.len()).sum();
-        self.lost_lines = recovered.lost_lines(damage);
+        self.lost_lines = recovered.lost_lines(damage, kept);
+        self.at_least = damage.iter().any(|r| r.at_least);
         self.unresolved = plan.unresolved.iter().map(|r| r.end - r.start).sum();
         let place = |r: &DamageReport, p: &String| format!("{} segment {}: {p}", r.log, r.segment);
         let places = damage.iter().flat_map(|r| r.places.iter().map(move |p| place(r, p)));
         let lsns = plan.loss.lsns.iter().map(|Range { start, end }| format!("LSN {start}..{end}"));
         self.losses = places.chain(lsns).take(10).collect();
+        self.losses.extend(damage.first().into_iter().flat_map(|r| r.remarks.iter().cloned()));
         self.block_bytes = recovered.blocks().bytes;
     }
 }

@@ -15,7 +15,7 @@ use super::repair::WIDE;
 use super::scan::Damage;
 use super::segment::{self, Prepared};
 use super::spread::spread;
-use super::verdict::{Finding, Part, Place, verdict};
+use super::verdict::{Cost, Finding, Part, Place, verdict};
 use super::writer::{Decision, LogError, StreamLog, Unavailable, Wal, WalOptions, spawn_critical};
 use crate::codec::{align_up, crc32};
 use crate::fs::{File, Fs, read_full_at, write_all_at, write_all_uncached_at};
@@ -619,6 +619,8 @@ pub struct FoundBlocks {
     pub damage: Vec<(u64, Damage)>,
     /// Blocks whose bytes are damaged: segment, place, and what they held, unless it is in another place.
     pub damaged: Vec<(u64, Range<u64>, BlockTables)>,
+    /// Segments that hold, or held, blocks of which nothing tells.
+    pub unseen: Vec<u64>,
     /// Bytes of all segments.
     pub bytes: u64,
     /// Definitions of streams.
@@ -710,6 +712,7 @@ impl RecoveredBlocks {
         self.found.blocks.extend(found.blocks);
         self.found.damage.extend(found.damage);
         self.found.damaged.extend(found.damaged);
+        self.found.unseen.extend(found.unseen.last());
         self.found.definitions.extend(found.definitions);
         self.found.bytes += found.bytes;
         let Some(Opened { header, used, active }) = opened else { return };
@@ -775,7 +778,11 @@ impl<'a> Reading<'a> {
     /// Notes what does not hold, if it counts.
     fn judge(&mut self, part: Part, bytes: Range<u64>, elsewhere: bool) {
         let place = if self.synced.end == u64::MAX { Place::Unnamed } else { Place::Durable };
-        if verdict(part, place, elsewhere, false).finding == Finding::Damage {
+        let judged = verdict(part, place, elsewhere, false);
+        if judged.finding == Finding::Damage {
+            // The head of a damaged block, or the footer, tells what it held.
+            let is_listed = matches!(part, Part::Record(_));
+            self.found.unseen.extend((judged.cost == Cost::Lines && !is_listed).then_some(self.synced.segment));
             self.found.damage.push((self.synced.segment, Damage { bytes, part }));
         }
     }
@@ -835,7 +842,10 @@ impl<'a> Reading<'a> {
             let place = BlockPlace { segment: header.number, offset, len };
             match BlockTables::decode(tables) {
                 Ok(tables) => self.found.blocks.push(FoundBlock { place, tables }),
-                Err(_) => self.judge(Part::Record(Kind::Block), offset..offset + u64::from(len), false),
+                Err(_) => {
+                    self.judge(Part::Record(Kind::Block), offset..offset + u64::from(len), false);
+                    self.found.unseen.push(header.number);
+                }
             }
             used += u64::from(len);
         }

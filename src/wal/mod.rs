@@ -40,6 +40,6 @@ pub use repair::{RecoverError, Recovered, ReplaySegment, recover};
 pub use retention::{Contents, Hold, Retention};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_segment};
 pub use segment::{file_name, file_number, segment_name, segment_number};
-pub use survivors::{LostBlock, Survivors};
+pub use survivors::{BlockSeqs, LostBlock, LostSegments, Survivors};
 pub use verdict::{Cost, Finding, Part, Place, Then, Verdict, verdict};
 pub use writer::{Append, Applied, Decision, Sink, StreamLog, SyncMode, Unavailable, Wal, WalOptions, spawn_critical};

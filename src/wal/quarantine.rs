@@ -1,15 +1,18 @@
 //! Damaged segments are kept: a hard link, which takes no space, and a report beside it. Only the operator deletes them.
 
 use super::format::{Kind, LogKind};
+use super::ranges::{Ranges, count};
 use super::repair::Recovered;
 use super::scan::Damage;
 use super::segment::file_name;
 use super::survivors::LostBlock;
 use super::verdict::{Cost, Part, Place, verdict};
 use crate::fs::{Fs, read_full_at, replace_durably};
+use ahash::AHashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 /// Bytes of segments that are kept; above, only reports are added.
@@ -37,6 +40,8 @@ pub struct DamageReport {
     pub lsns: Vec<(u64, u64)>,
     /// Acknowledged lines that are lost, over the whole log.
     pub lines_missing: u64,
+    /// There may be more of them, as a remark says.
+    pub at_least: bool,
     /// Of these: stream id, labels, first seq, end seq, where they are known.
     pub streams: Vec<(u64, String, u64, u64)>,
     /// Wall clock, in nanoseconds since the Unix epoch, of the last sound group before the first lost LSN and of the first
@@ -181,7 +186,8 @@ impl Recovered {
             labels.map_or("unattributed".to_string(), |l| l.text().to_string())
         };
         let in_blocks = self.lost_blocks().iter().flat_map(|b| b.seqs.iter().map(|r| (b.stream, r.clone())));
-        let seqs = plan.loss.seqs.iter().cloned().chain(in_blocks);
+        let in_segments = self.lost_segments().seqs.iter().cloned();
+        let seqs = plan.loss.seqs.iter().cloned().chain(in_blocks).chain(in_segments);
         let streams = seqs.map(|(stream, r)| (stream, labels(stream), r.start, r.end));
         let mut streams: Vec<_> = streams.collect();
         let mut remarks = self.remarks();
@@ -192,10 +198,12 @@ impl Recovered {
             ));
             streams.truncate(MAX_STREAMS);
         }
-        let lines_missing = plan.loss.lines + self.lost_blocks().iter().map(|b| b.lines).sum::<u64>();
+        let in_blocks = self.lost_blocks().iter().map(|b| b.lines).sum::<u64>();
+        let lines_missing = plan.loss.lines + in_blocks + self.lost_segments().lines;
         for report in &mut out {
             report.lsns = plan.loss.lsns.iter().map(|r| (r.start, r.end)).collect();
             report.lines_missing = lines_missing;
+            report.at_least = !self.lost_segments().is_exact();
             report.streams = streams.clone();
             report.between = plan.loss.between;
             report.remarks = remarks.clone();
@@ -214,17 +222,29 @@ impl Recovered {
                  may be shown twice; none of them is lost"
             ));
         }
+        if !self.blocks().unseen.is_empty() {
+            out.push(self.lost_segments().to_string());
+        }
         out
     }
 
     /// Lines that are lost in the places that these reports name. Records that are lost are settled by a Gap, so only those
-    /// are counted that no start has counted before; a damaged block is damaged at each start.
-    pub fn lost_lines(&self, reports: &[DamageReport]) -> u64 {
+    /// are counted that no start has counted before; a damaged block is damaged at each start, a segment that is gone is gone at
+    /// each start, and `kept` are the reports of earlier ones.
+    pub fn lost_lines(&self, reports: &[DamageReport], kept: &Quarantine) -> u64 {
         let told = |b: &&LostBlock| {
             let place = Damage { bytes: b.bytes.clone(), part: Part::Record(Kind::Block) }.to_string();
             reports.iter().any(|r| r.log == "blocks" && r.segment == b.segment && r.places.contains(&place))
         };
-        self.plan.loss.lines + self.lost_blocks().iter().filter(told).map(|b| b.lines).sum::<u64>()
+        let mut counted: AHashMap<u64, Ranges> = AHashMap::new();
+        for (stream, _, first, end) in kept.reports.iter().flat_map(|r| &r.streams) {
+            counted.entry(*stream).or_default().insert(*first..*end);
+        }
+        let new = |(stream, seqs): &(u64, Range<u64>)| {
+            count(&counted.get(stream).map_or_else(|| vec![seqs.clone()], |c| c.missing(seqs)))
+        };
+        let in_segments = self.lost_segments().seqs.iter().map(new).sum::<u64>();
+        self.plan.loss.lines + self.lost_blocks().iter().filter(told).map(|b| b.lines).sum::<u64>() + in_segments
     }
 
     /// Keeps the segments of these reports, and the reports. What does not fit is left out and told by the error; that is no

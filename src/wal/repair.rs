@@ -11,12 +11,13 @@ use super::retention::{Contents, Hold};
 use super::scan::scan_segment;
 use super::segment::{Prepared, segment_name, segment_number};
 use super::spread::spread;
-use super::survivors::{LostBlock, Survivors, held_by};
+use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
 use crate::fs::{File, read_full_at};
 use crate::planted::{Bug, is};
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -66,6 +67,7 @@ pub struct Recovered {
     options: WalOptions,
     blocks: RecoveredBlocks,
     lost_blocks: Vec<LostBlock>,
+    lost_segments: LostSegments,
     /// What was found and what will be done.
     pub plan: Plan,
     /// Bytes of segments that hold something.
@@ -124,8 +126,9 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     if !blocks.adopted.is_empty() {
         plan.skip_ids();
     }
-    let mut lost_blocks = Vec::new();
-    if !plan.loss.lsns.is_empty() || !blocks.found.damaged.is_empty() {
+    let (mut lost_blocks, mut lost_segments) = (Vec::new(), LostSegments::default());
+    let found = &blocks.found;
+    if !plan.loss.lsns.is_empty() || !found.damaged.is_empty() || !found.unseen.is_empty() {
         let mut reader = SegmentReader::new(&options);
         let mut survivors = Survivors::new(&plan);
         for (number, _) in &plan.replay {
@@ -133,18 +136,29 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
             let Ok(scan) = scan_segment(file) else { continue };
             survivors.segment(&plan, *number, &scan, file);
         }
-        let held = held_by(&plan, &blocks.found);
+        let held = held_by(&plan, found);
         survivors.settle(&mut plan.loss, &held);
-        lost_blocks = survivors.lost_blocks(&blocks.found, held);
+        lost_blocks = survivors.lost_blocks(found, held);
+        if !found.unseen.is_empty() {
+            lost_segments = survivors.lost_segments(&plan, &block_seqs(found), &known_lost(&plan, found));
+        }
     }
     Ok(Recovered {
         plan,
         blocks,
         lost_blocks,
+        lost_segments,
         bytes,
         segments: summaries.iter().filter(|s| !s.is_empty()).count(),
         options,
     })
+}
+
+/// Seqs of records and blocks that are damaged, and tell what they held.
+fn known_lost(plan: &Plan, found: &FoundBlocks) -> Vec<(u64, Range<u64>)> {
+    let records = plan.loss.streams.iter().map(|r| (r.stream, r.first_seq..r.end_seq()));
+    let blocks = found.damaged.iter().map(|(_, _, t)| (t.stream, t.first_seq..t.end_seq));
+    records.chain(blocks).collect()
 }
 
 fn summarize(options: &WalOptions, number: u64, file: &[u8]) -> Result<Summary, RecoverError> {
@@ -230,6 +244,11 @@ impl Recovered {
     /// Blocks whose bytes were found damaged, and what is lost with each.
     pub fn lost_blocks(&self) -> &[LostBlock] {
         &self.lost_blocks
+    }
+
+    /// What is lost with segments of the block log that are gone.
+    pub fn lost_segments(&self) -> &LostSegments {
+        &self.lost_segments
     }
 
     /// Reads blocks.
