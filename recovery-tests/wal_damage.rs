@@ -1059,4 +1059,34 @@ mod whole {
         assert!(remark.contains("at least") && remark.contains("nothing is left to tell"), "{remark}");
         assert_eq!(told["lost_block_segments"][0]["what"], remark.as_str(), "{told}");
     }
+
+    /// A block segment is gone, the log goes on, and the segment is put back: what was pushed meanwhile has no seq of a line in it.
+    #[test]
+    fn a_block_segment_that_comes_back_hides_no_line_that_came_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut lines, number) = mostly_blocks(dir.path(), 2);
+        let file = path(dir.path(), LogKind::Blocks, number);
+        let kept = fs::read(&file).unwrap();
+        // Its stream is defined in another segment of the block log, too, with fewer lines.
+        fs::remove_file(&file).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (ingester, _) = start_small(dir.path());
+        for n in 0..3 {
+            push(&ingester, &runtime, &[("idle", 5000 + n..5001 + n), ("hot", 5000 + n..5001 + n)]);
+        }
+        lines.extend((5000..5003).flat_map(|n| [line("idle", n), line("hot", n)]));
+        ingester.stop();
+        drop(ingester);
+        fs::write(&file, kept).unwrap();
+        let (ingester, report) = start_small(dir.path());
+        let found = read(&ingester);
+        ingester.stop();
+        let missing: Vec<_> = lines.iter().filter(|l| !found.contains_key(*l)).collect();
+        assert!(
+            missing.is_empty() && found.len() == lines.len(),
+            "{} of {}: {missing:?}: {report:?}",
+            found.len(),
+            lines.len()
+        );
+    }
 }

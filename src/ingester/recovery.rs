@@ -178,7 +178,9 @@ impl Ingester<NilRecord> {
             done(segment.file.len() as u64);
         })?;
         let mut replay = replay.into_inner();
-        replay.finish(!recovered.has_forgotten());
+        let may_go_on = recovered.may_go_on();
+        let admits = |id: u64| may_go_on.as_ref().is_none_or(|known| known.contains(&id));
+        replay.finish(|id| !recovered.has_forgotten() && admits(id));
         let mut report = replay.report;
         report.segments = recovered.segments;
         report.bytes = recovered.bytes;
@@ -520,7 +522,7 @@ impl Replay<'_> {
 
     /// Lines up the streams with the log's end, and lets new entries go to them with `admits`: after damage, seqs at a
     /// stream's end may have been used by lost records, and its labels go on under a new id.
-    fn finish(&mut self, admits: bool) {
+    fn finish(&mut self, admits: impl Fn(u64) -> bool) {
         self.report.streams = self.streams.len() as u64;
         let mut lost: AHashMap<u64, u64> = AHashMap::new();
         for (id, _, end) in self.plan.gaps.iter().flat_map(|g| &g.seqs) {
@@ -531,7 +533,7 @@ impl Replay<'_> {
             let defined = self.plan.definitions.get(id).map_or(0, |d| d.next_seq);
             stream.replayed(defined.max(lost.get(id).copied().unwrap_or(0)));
             stream.log.resume_at(stream.next_seq());
-            self.state.instance(&stream.log.tenant).recovered(stream, admits);
+            self.state.instance(&stream.log.tenant).recovered(stream, admits(*id));
         }
     }
 }

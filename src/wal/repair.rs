@@ -15,6 +15,7 @@ use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
 use crate::fs::{File, read_full_at};
 use crate::planted::{Bug, is};
+use ahash::AHashSet;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -234,6 +235,13 @@ impl Recovered {
     /// May seqs and stream ids have been given that nothing shows any more? Then none of the known ones goes on.
     pub fn has_forgotten(&self) -> bool {
         !self.plan.loss.lsns.is_empty() || self.plan.forgets || !self.blocks.adopted.is_empty()
+    }
+
+    /// The streams whose seqs go on where the known ones end, all of them if there is no answer. What was in a segment of the block
+    /// log that is gone may come back with it, and may be more than is known of a stream without records in the write-ahead log.
+    pub fn may_go_on(&self) -> Option<AHashSet<u64>> {
+        let gone = !self.blocks.found.unseen.is_empty();
+        gone.then(|| self.plan.contents.iter().flat_map(|c| c.streams.keys().copied()).collect())
     }
 
     /// What was found of the block log.
