@@ -125,6 +125,8 @@ pub struct BlockStore {
     volume: Uuid,
     options: BlockLogOptions,
     segments: RwLock<BTreeMap<u64, Usage>>,
+    /// Blocks that a read has found damaged, and those of them that nobody was told of yet. No more than there are blocks.
+    damaged: Mutex<(HashSet<BlockPlace>, Vec<BlockPlace>)>,
 }
 
 /// What is known of one segment.
@@ -146,11 +148,16 @@ impl BlockStore {
             volume: options.volume,
             options: options.blocks.clone(),
             segments: RwLock::default(),
+            damaged: Mutex::default(),
         }
     }
 
     pub(super) fn path(&self, number: u64) -> PathBuf {
         self.options.dir.join(segment::file_name(LogKind::Blocks, number))
+    }
+
+    pub(super) fn fs(&self) -> &dyn Fs {
+        &*self.fs
     }
 
     pub(super) fn dir(&self) -> &std::path::Path {
@@ -176,8 +183,19 @@ impl BlockStore {
             Some(head) if record.get(start..).is_some_and(|body| crc32(&[body]) == head.body_crc) => {
                 Ok(record.slice(start..))
             }
-            _ => Err(BlockError::Damaged(place)),
+            _ => {
+                let mut damaged = self.damaged.lock();
+                if damaged.0.insert(place) {
+                    damaged.1.push(place);
+                }
+                Err(BlockError::Damaged(place))
+            }
         }
+    }
+
+    /// Blocks that reads have found damaged since the last call.
+    pub fn take_damaged(&self) -> Vec<BlockPlace> {
+        std::mem::take(&mut self.damaged.lock().1)
     }
 
     /// Bytes of all segments.
@@ -610,6 +628,15 @@ pub struct FoundBlock {
     pub tables: BlockTables,
 }
 
+/// A block that a read has found damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    /// Salt of its segment.
+    pub salt: u64,
+    /// Where it lies.
+    pub place: BlockPlace,
+}
+
 /// What recovery found of the block log.
 #[derive(Default)]
 pub struct FoundBlocks {
@@ -648,6 +675,7 @@ impl RecoveredBlocks {
         retired: impl Fn(u64) -> bool,
         uncertain: bool,
         known: &(dyn Fn(u64, u64) -> bool + Sync),
+        read: &mut dyn FnMut(),
     ) -> io::Result<Self> {
         let entries = match options.fs.list(&options.blocks.dir) {
             // Older than the block log.
@@ -680,7 +708,7 @@ impl RecoveredBlocks {
                 Ok(reading)
             }
         };
-        for reading in spread(live.to_vec(), total >= WIDE, || (), work, |_| ()) {
+        for reading in spread(live.to_vec(), total >= WIDE, || (), work, |_| read()) {
             out.take(reading?);
         }
         for number in files.into_iter().filter(|n| !live.iter().any(|b| b.segment == *n)) {
@@ -705,6 +733,25 @@ impl RecoveredBlocks {
             }
         }
         Ok(out)
+    }
+
+    /// Reads blocks that a footer lists and that are said to be damaged: those that are, do not count.
+    pub fn doubt(&mut self, suspects: &[Suspect]) {
+        let suspected: HashSet<BlockPlace> =
+            suspects.iter().filter(|s| self.store.salt(s.place.segment) == Some(s.salt)).map(|s| s.place).collect();
+        if suspected.is_empty() {
+            return;
+        }
+        let is_damaged = |b: &mut FoundBlock| {
+            suspected.contains(&b.place) && matches!(self.store.read(b.place), Err(BlockError::Damaged(_)))
+        };
+        for FoundBlock { place, tables } in self.found.blocks.extract_if(.., is_damaged) {
+            let bytes = place.offset..place.offset + u64::from(place.len);
+            let part = Part::Record(Kind::Block);
+            self.found.damage.push((place.segment, Damage { bytes: bytes.clone(), part }));
+            self.found.damaged.push((place.segment, bytes, tables));
+            self.store.free(place);
+        }
     }
 
     fn take(&mut self, reading: Reading<'_>) {

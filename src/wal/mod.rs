@@ -25,7 +25,7 @@ mod writer;
 
 pub use blocks::{
     BlockAppend, BlockError, BlockLog, BlockLogOptions, BlockPlace, BlockSink, BlockStore, Decide, FoundBlock,
-    FoundBlocks,
+    FoundBlocks, Suspect,
 };
 pub use format::{GroupHeader, Kind, LogKind, RecordHead, SegmentHeader};
 pub use metrics::WalMetrics;
@@ -36,7 +36,7 @@ pub use record::{
     EntriesRecord, EntryView, Footer, Gap, Open, PartIter, Previous, Retiring, SeriesDef, TableRow, Tables,
     decode_control, decompress_body, decompress_body_into,
 };
-pub use repair::{RecoverError, Recovered, ReplaySegment, recover};
+pub use repair::{RecoverError, Recovered, ReplaySegment, recover, recover_doubting};
 pub use retention::{Contents, Hold, Retention};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_segment};
 pub use segment::{file_name, file_number, segment_name, segment_number};

@@ -1,5 +1,6 @@
 //! Damaged segments are kept: a hard link, which takes no space, and a report beside it. Only the operator deletes them.
 
+use super::blocks::{BlockPlace, BlockStore, Suspect};
 use super::format::{Kind, LogKind};
 use super::ranges::{Ranges, count};
 use super::repair::Recovered;
@@ -10,7 +11,7 @@ use super::verdict::{Cost, Part, Place, verdict};
 use crate::fs::{Fs, read_full_at, replace_durably};
 use ahash::AHashMap;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -21,6 +22,9 @@ pub const QUARANTINE_BUDGET: u64 = 1 << 30;
 const ACKNOWLEDGED: &str = ".acknowledged.json";
 /// Largest report that is read back.
 const MAX_REPORT: u64 = 16 << 20;
+/// What a report says of blocks that a running server has found damaged.
+const FOUND_BY_A_READ: &str = "queries answer without the lines of these blocks, and say so; the next start makes them again from the \
+                               write-ahead log where that still has them, and counts what is lost: restart soon, and keep this report";
 /// Most ranges of seqs that a report lists, so that it stays far below that.
 const MAX_STREAMS: usize = 10_000;
 
@@ -49,6 +53,8 @@ pub struct DamageReport {
     pub between: Option<(i64, i64)>,
     /// What else an operator should know, a sentence each.
     pub remarks: Vec<String>,
+    /// Offset and length of blocks that a running server has found damaged: the next start looks at them.
+    pub blocks: Vec<(u64, u32)>,
 }
 
 impl DamageReport {
@@ -128,6 +134,16 @@ impl Quarantine {
         Ok(out)
     }
 
+    /// Blocks that reads have found damaged, for the next start.
+    pub fn suspects(&self) -> Vec<Suspect> {
+        let of = |r: &DamageReport| {
+            let (segment, salt) = (r.segment, r.salt);
+            let place = move |(offset, len): &(u64, u32)| BlockPlace { segment, offset: *offset, len: *len };
+            r.blocks.iter().map(place).map(|place| Suspect { salt, place }).collect::<Vec<_>>()
+        };
+        self.reports.iter().filter(|r| r.log == "blocks").flat_map(of).collect()
+    }
+
     /// Places that some report names already: they were told and counted.
     fn known(&self) -> HashSet<(&str, u64, u64, &str)> {
         self.reports
@@ -149,6 +165,41 @@ impl Quarantine {
             }
         }
         out
+    }
+}
+
+impl BlockStore {
+    /// Keeps the segments of blocks that a read has found damaged, with a report for each, unless one names them already; returns the
+    /// blocks that are new.
+    ///
+    /// # Errors
+    /// A link or a report could not be made.
+    pub fn quarantine(&self, dir: &Path, places: &[BlockPlace]) -> io::Result<Vec<BlockPlace>> {
+        let kept = Quarantine::read(self.fs(), dir)?;
+        let told: HashSet<BlockPlace> = kept.suspects().into_iter().map(|s| s.place).collect();
+        let mut reports: BTreeMap<u64, DamageReport> = BTreeMap::new();
+        let new: Vec<BlockPlace> = places.iter().filter(|p| !told.contains(p)).copied().collect();
+        for place in &new {
+            let report = reports.entry(place.segment).or_default();
+            let bytes = place.offset..place.offset + u64::from(place.len);
+            report.places.push(format!("{}, found by a read", Damage { bytes, part: Part::Record(Kind::Block) }));
+            report.blocks.push((place.offset, place.len));
+        }
+        self.fs().create_dir_all(dir)?;
+        let mut bytes = kept.bytes;
+        for (segment, report) in reports {
+            let report = DamageReport {
+                log: "blocks".to_string(),
+                segment,
+                salt: self.salt(segment).unwrap_or(0),
+                at_least: true,
+                remarks: vec![FOUND_BY_A_READ.to_string()],
+                ..report
+            };
+            bytes += report.keep(self.fs(), dir, &self.path(segment), QUARANTINE_BUDGET.saturating_sub(bytes))?;
+        }
+        self.fs().sync_dir(dir)?;
+        Ok(new)
     }
 }
 

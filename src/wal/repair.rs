@@ -1,15 +1,15 @@
 //! Recovery: reads what the disk holds, plans, replays, writes the unsettled tail again. The only part of the log that
 //! changes what an earlier process wrote, and it only adds a segment or removes an empty one.
 
-use super::blocks::{BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks};
-use super::format::{HeaderError, Kind, RecordHead};
+use super::blocks::{BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks, Suspect};
+use super::format::{HeaderError, Kind, LogKind, RecordHead};
 use super::plan::{Plan, RecordRef, Summary, plan, plan_with};
 use super::record::{
     Beginning, BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
 };
 use super::retention::{Contents, Hold};
 use super::scan::scan_segment;
-use super::segment::{Prepared, segment_name, segment_number};
+use super::segment::{Prepared, file_number, segment_name, segment_number};
 use super::spread::spread;
 use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
@@ -77,6 +77,9 @@ pub struct Recovered {
     pub segments: usize,
 }
 
+/// What the metadata of a block segment counts for in the progress, in bytes of the write-ahead log.
+const FOOTER_WEIGHT: u64 = 1 << 20;
+
 /// From so many bytes on, segments are read by several threads.
 pub(super) const WIDE: u64 = 32 << 20;
 
@@ -85,17 +88,31 @@ pub(super) const WIDE: u64 = 32 << 20;
 /// # Errors
 /// A file could not be read, or belongs to a newer format or to another volume.
 pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Recovered, RecoverError> {
+    recover_doubting(options, &[], progress)
+}
+
+/// As [`recover`], with blocks that reads have found damaged: a start reads no block that a footer lists, but these. What is
+/// damaged indeed does not count, so that its lines are replayed where the write-ahead log still has them.
+///
+/// # Errors
+/// As [`recover`].
+pub fn recover_doubting(
+    options: WalOptions,
+    suspects: &[Suspect],
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Recovered, RecoverError> {
     let list = options.fs.list(&options.dir).map_err(io_error("list", &options.dir))?;
     let mut numbers: Vec<(u64, u64)> = list.iter().filter_map(|e| Some((segment_number(&e.name)?, e.len))).collect();
     numbers.sort_unstable();
-    let total: u64 = numbers.iter().map(|(_, len)| len).sum();
+    let log: u64 = numbers.iter().map(|(_, len)| len).sum();
+    let total = log + block_segments(&options) * FOOTER_WEIGHT;
     let mut done = 0;
     let work = |reader: &mut SegmentReader<'_>, (number, len): (u64, u64)| {
         (len, reader.disk_truth(number).and_then(|file| summarize(&options, number, file)))
     };
     let read = spread(
         numbers,
-        total >= WIDE,
+        log >= WIDE,
         || SegmentReader::new(&options),
         work,
         |(len, _)| {
@@ -116,8 +133,14 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     let blocks_dir = options.blocks.dir.clone();
     let retired = |number| plan.retired_blocks.contains(&number);
     let known = |id: u64, next_seq: u64| plan.definitions.get(&id).is_some_and(|d| d.next_seq >= next_seq);
-    let blocks = RecoveredBlocks::read(&options, &plan.blocks, retired, plan.blocks_are_uncertain, &known)
+    let mut read = || {
+        done = total.min(done + FOOTER_WEIGHT);
+        progress(done, total);
+    };
+    let uncertain = plan.blocks_are_uncertain;
+    let mut blocks = RecoveredBlocks::read(&options, &plan.blocks, retired, uncertain, &known, &mut read)
         .map_err(io_error("read the block log in", &blocks_dir))?;
+    blocks.doubt(suspects);
     if plan.has_tail() && !blocks.found.definitions.is_empty() {
         // They may name streams of the tail, too.
         plan = plan_with(&summaries, &blocks.found.definitions);
@@ -153,6 +176,12 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
         segments: summaries.iter().filter(|s| !s.is_empty()).count(),
         options,
     })
+}
+
+/// Files of the block log; none before it is there.
+fn block_segments(options: &WalOptions) -> u64 {
+    let files = options.fs.list(&options.blocks.dir).unwrap_or_default();
+    files.iter().filter(|e| file_number(LogKind::Blocks, &e.name).is_some()).count() as u64
 }
 
 /// Seqs of records and blocks that are damaged, and tell what they held.
