@@ -288,7 +288,7 @@ fn lost_and_repeated_sectors() {
 }
 
 #[test]
-fn missing_segments_are_told_unless_they_are_the_newest() {
+fn missing_segments_are_told_the_newest_without_its_lines() {
     let log = orderly();
     let used: Vec<u64> = log.summaries.iter().filter(|s| !s.is_empty()).map(|s| s.number).collect();
     for missing in &used {
@@ -297,12 +297,34 @@ fn missing_segments_are_told_unless_they_are_the_newest() {
         let lines = read(&plan, |n| log.file(n));
         let Found { plan, lost } = log.found(plan, &lines);
         assert_eq!(lost, log.lines_in(*missing, &(0..u64::MAX)));
-        // No file tells of a newer one, so the newest is missed by nobody.
-        if missing != used.last().unwrap() {
-            assert_eq!(plan.loss.missing_segments, [*missing]);
-            assert_eq!(plan.loss.lines, lost.len() as u64);
-        }
+        assert_eq!(plan.loss.missing_segments, [*missing]);
+        let newest = missing == used.last().unwrap();
+        assert_eq!(plan.loss.missing_newest, newest.then_some(*missing));
+        // Only the prepared segment behind the newest one tells of it, and not what it held.
+        assert_eq!(plan.loss.lines, if newest { 0 } else { lost.len() as u64 });
+        assert_eq!(plan.forgets, newest, "what it decided may be lost");
     }
+}
+
+/// A number that was given up has an empty file until a newer segment is used; and what no file tells of nobody misses.
+#[test]
+fn only_a_number_before_a_prepared_segment_is_missed() {
+    let log = orderly();
+    let newest = log.summaries.iter().filter(|s| !s.is_empty()).map(|s| s.number).max().unwrap();
+    let missing = |numbers: &[u64], given_up: &[u64]| {
+        let mut all: Vec<Summary> = log.summaries.iter().filter(|s| !s.is_empty()).cloned().collect();
+        all.extend(numbers.iter().map(|n| Summary::prepared(newest + n)));
+        all.extend(given_up.iter().map(|n| Summary::given_up(newest + n)));
+        all.sort_by_key(|s| s.number);
+        plan(&all).loss.missing_segments.iter().map(|n| n - newest).collect::<Vec<_>>()
+    };
+    assert!(missing(&[], &[]).is_empty());
+    assert!(missing(&[1, 2], &[]).is_empty());
+    assert_eq!(missing(&[2], &[]), [1]);
+    assert_eq!(missing(&[3], &[1]), [2]);
+    assert!(missing(&[2], &[1]).is_empty());
+    assert!(missing(&[1], &[3]).is_empty());
+    assert_eq!(missing(&[u64::MAX - newest], &[]), [1]);
 }
 
 #[test]
@@ -519,9 +541,9 @@ mod whole {
         }
         let all: Vec<u32> = (0..out.streams.len() as u32).collect();
         let out = Arc::new(out);
-        // Refused above the stream's rate: nothing of it was stored.
+        // Refused above the stream's rate, or by a full log: nothing of it was stored.
         while let Err(e) = runtime.block_on(ingester.push(&tenant(), out.clone(), &all)) {
-            assert_eq!(e.status, 429, "{e:?}");
+            assert!(matches!(e.status, 429 | 503), "{e:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -1224,5 +1246,43 @@ mod whole {
         assert!(found.values().all(|n| *n == 1), "a line twice");
         let missing: Vec<_> = sent.iter().filter(|l| !found.contains_key(*l)).take(5).collect();
         assert!(missing.is_empty() && found.len() == sent.len(), "{} of {}: {missing:?}", found.len(), sent.len());
+    }
+
+    /// The newest segment of the write-ahead log is gone. It is told, not its lines; and what only it named of the block log stays.
+    #[test]
+    fn without_the_newest_segment_of_the_log_every_block_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lines, _) = mostly_blocks(dir.path(), 0);
+        let newest = *numbers(dir.path(), LogKind::Wal).last().unwrap();
+        // The segment before it was written full long before the newest blocks.
+        let blocks = numbers(dir.path(), LogKind::Blocks);
+        let in_blocks: BTreeSet<u64> = (0..).zip(&lines).map(|(n, _)| n).collect();
+        assert!(in_blocks.len() > 1000);
+        fs::remove_file(path(dir.path(), LogKind::Wal, newest)).unwrap();
+        let named: Vec<u64> = plan_of(dir.path()).blocks.iter().map(|b| b.segment).collect();
+        let told = verify(dir.path()).1;
+        assert_eq!(told["missing_newest_segment"][0]["segment"], newest, "{told}");
+        let refused = replay(IngesterConfig { refuse_damage: true, ..small(dir.path()) });
+        assert!(matches!(refused, Err(StartError::Damaged { .. })), "on_damage: refuse starts");
+        drop(refused);
+        let (ingester, report) = start_small(dir.path());
+        let found = read(&ingester);
+        assert!(report.damaged_places > 0 && report.at_least, "{report:?}");
+        assert!(report.losses.iter().any(|l| l.contains("behind all that are there")), "{report:?}");
+        ingester.stop();
+        drop(ingester);
+        assert_eq!(numbers(dir.path(), LogKind::Blocks), blocks, "a block segment was removed; {named:?} were named");
+        // `hot` was carried to the newest segment, and the last lines of `big` were only there.
+        let missing: Vec<&String> = lines.iter().filter(|l| !found.contains_key(*l)).collect();
+        assert!(missing.len() < 200, "{} of {}: {report:?}", missing.len(), lines.len());
+        assert!(found.keys().all(|l| lines.contains(l)) && found.values().all(|n| *n == 1));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for n in 0..2 {
+            let (ingester, next) = start_small(dir.path());
+            assert_eq!((next.damaged_places, next.lost_lines), (0, 0), "told again: {next:?}");
+            assert_eq!(read(&ingester).len(), found.len() + n);
+            push(&ingester, &runtime, &[("hot", 7000 + n as u64..7001 + n as u64)]);
+            ingester.stop();
+        }
     }
 }

@@ -282,6 +282,8 @@ impl Check<'_> {
         let ranges = |r: &std::ops::Range<u64>| -> Row { vec![("first", r.start.into()), ("end", r.end.into())] };
         let told = segments.iter().map(|lost| -> Row { vec![("what", lost.to_string().into())] });
         section(printer, "lost_block_segments", told)?;
+        let newest = plan.loss.missing_newest.iter();
+        section(printer, "missing_newest_segment", newest.map(missing_segment_row))?;
         section(printer, "missing_lsns", plan.loss.lsns.iter().map(ranges))?;
         let missing_row = |(id, seqs): &(u64, std::ops::Range<u64>)| -> Row {
             vec![

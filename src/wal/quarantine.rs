@@ -254,7 +254,7 @@ impl Recovered {
         for report in &mut out {
             report.lsns = plan.loss.lsns.iter().map(|r| (r.start, r.end)).collect();
             report.lines_missing = lines_missing;
-            report.at_least = !self.lost_segments().is_exact();
+            report.at_least = !self.lost_segments().is_exact() || plan.loss.missing_newest.is_some();
             report.streams = streams.clone();
             report.between = plan.loss.between;
             report.remarks = remarks.clone();
@@ -271,6 +271,11 @@ impl Recovered {
             out.push(format!(
                 "{twice} records are damaged that say that a chunk is in the object store: such a chunk counts as not flushed, so its lines \
                  may be shown twice; none of them is lost"
+            ));
+        }
+        if let Some(number) = self.plan.loss.missing_newest {
+            out.push(format!(
+                "segment {number} of the write-ahead log is gone, behind all that are there: nothing tells whether lines were in it, and how many"
             ));
         }
         if !self.blocks().unseen.is_empty() {

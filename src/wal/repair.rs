@@ -13,7 +13,7 @@ use super::segment::{Prepared, file_number, segment_name, segment_number};
 use super::spread::spread;
 use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
-use crate::fs::{File, read_full_at};
+use crate::fs::{DirEntry, File, read_full_at};
 use crate::planted::{Bug, is};
 use ahash::AHashSet;
 use std::collections::BTreeMap;
@@ -102,6 +102,7 @@ pub fn recover_doubting(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Recovered, RecoverError> {
     let list = options.fs.list(&options.dir).map_err(io_error("list", &options.dir))?;
+    let given_up: Vec<Summary> = list.iter().filter_map(given_up).map(Summary::given_up).collect();
     let mut numbers: Vec<(u64, u64)> = list.iter().filter_map(|e| Some((segment_number(&e.name)?, e.len))).collect();
     numbers.sort_unstable();
     let log: u64 = numbers.iter().map(|(_, len)| len).sum();
@@ -126,6 +127,8 @@ pub fn recover_doubting(
         bytes += if summary.is_empty() { 0 } else { len };
         summaries.push(summary);
     }
+    summaries.extend(given_up);
+    summaries.sort_by_key(|s| s.number);
     let mut plan = plan(&summaries);
     if is(Bug::StreamIdsAgain) {
         plan.next_stream_id = 1;
@@ -350,13 +353,13 @@ impl Recovered {
     ) -> Result<(Arc<Wal<P>>, BlockLog<B>), RecoverError> {
         let Self { options, plan, blocks, .. } = self;
         let tail = tail_records(&options, &plan)?;
-        let prepared = take_stock(&options, &plan)?;
+        let (prepared, next_segment) = take_stock(&options, &plan)?;
         let start = Start {
             next_lsn: plan.durable_lsn,
             lines: plan.lines,
             first_live: Beginning { segment: plan.first_live_segment, lsn: plan.first_lsn, lines: plan.first_lines },
             previous: plan.previous,
-            next_segment: plan.last_segment + 1,
+            next_segment,
             prepared,
             contents: plan.contents.clone(),
             blocks: plan.blocks.clone(),
@@ -436,8 +439,9 @@ fn lost(lsn: u64, plan: &Plan) -> TailRecord {
     TailRecord::Lost { bytes, head }
 }
 
-/// Keeps prepared segments for use, and removes those of another size, or that newer ones have overtaken.
-fn take_stock(options: &WalOptions, plan: &Plan) -> Result<Vec<Prepared>, RecoverError> {
+/// Keeps prepared segments for use, and removes those of another size, or that newer ones have overtaken. Returns the number
+/// of the next one, too: behind all that hold something none is left out, or it would be missed.
+fn take_stock(options: &WalOptions, plan: &Plan) -> Result<(Vec<Prepared>, u64), RecoverError> {
     let newest_used = plan.replay.last().map_or(0, |(number, _)| *number);
     let mut prepared = Vec::new();
     let mut removed = false;
@@ -446,18 +450,25 @@ fn take_stock(options: &WalOptions, plan: &Plan) -> Result<Vec<Prepared>, Recove
         options.fs.remove(&path).map_err(io_error("remove", &path))?;
         removed = true;
     }
-    for header in &plan.empty {
+    let mut next = plan.last_segment + 1;
+    // From the last on: should a crash keep some, none of them lies behind one that is gone.
+    for header in plan.empty.iter().rev() {
         let path = options.dir.join(segment_name(header.number));
         if header.number > newest_used && header.file_len >= options.segment_size {
             let file = options.fs.open(&path, true).map_err(io_error("open", &path))?;
             prepared.push(Prepared { header: *header, file });
-        } else {
-            options.fs.remove(&path).map_err(io_error("remove", &path))?;
-            removed = true;
+            continue;
+        }
+        options.fs.remove(&path).map_err(io_error("remove", &path))?;
+        removed = true;
+        if header.number > newest_used {
+            options.fs.sync_dir(&options.dir).map_err(io_error("sync", &options.dir))?;
+            next = if header.number + 1 == next { header.number } else { next };
         }
     }
+    prepared.reverse();
     for entry in options.fs.list(&options.dir).map_err(io_error("list", &options.dir))? {
-        if entry.name.ends_with(".wal.tmp") {
+        if entry.name.ends_with(".wal.tmp") && given_up(&entry).is_none_or(|number| number <= newest_used) {
             let path = options.dir.join(&entry.name);
             options.fs.remove(&path).map_err(io_error("remove", &path))?;
             removed = true;
@@ -466,5 +477,10 @@ fn take_stock(options: &WalOptions, plan: &Plan) -> Result<Vec<Prepared>, Recove
     if removed {
         options.fs.sync_dir(&options.dir).map_err(io_error("sync", &options.dir))?;
     }
-    Ok(prepared)
+    Ok((prepared, next))
+}
+
+/// The number that an empty file with a temporary name stands for.
+fn given_up(entry: &DirEntry) -> Option<u64> {
+    segment_number(entry.name.strip_suffix(".tmp")?).filter(|_| entry.len == 0)
 }

@@ -362,6 +362,8 @@ pub(super) fn held_by(plan: &Plan, found: &FoundBlocks) -> AHashMap<u64, Ranges>
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, and one is a list too")]
 mod tests {
+    use super::super::record::{ChunkClosed, ChunkFlushed};
+    use super::super::retention::Contents;
     use super::*;
 
     fn row(stream: u64, seqs: Range<u64>) -> TableRow {
@@ -426,5 +428,71 @@ mod tests {
         log.entries(0, false, &row(1, 0..5));
         assert_eq!(lost(&log, 4, vec![], &held(1, 0..8)).lines, 1);
         assert_eq!(lost(&log, 4, vec![], &held(2, 0..8)).lines, 0, "all of a stream, and no more than was lost");
+    }
+
+    /// A stream whose next seq is 100, whose seqs below 80 are in blocks; the log has those from 90 on, and began before.
+    fn stream(holds: Vec<Hold>, blocks: &[(u64, Range<u64>)]) -> LostSegments {
+        let mut log = log(10, &[]);
+        log.entries(20, false, &row(1, 90..100));
+        let definition =
+            SeriesDef { id: 1, tenant: "a".into(), labels: vec![], fingerprint: 0, next_seq: 100, settled_seq: 80 };
+        let contents = Contents { holds, streams: AHashMap::from_iter([(1, 100)]), ..Contents::default() };
+        let definitions = std::collections::HashMap::from_iter([(1, definition)]);
+        let plan = Plan { first_lsn: 10, next_stream_id: 2, definitions, contents: vec![contents], ..Plan::default() };
+        let block = |(chunk, seqs): &(u64, Range<u64>)| BlockSeqs { stream: 1, chunk: *chunk, seqs: seqs.clone() };
+        log.lost_segments(&plan, &blocks.iter().map(block).collect::<Vec<_>>(), &[])
+    }
+
+    fn closed(chunk: u64, end_seq: u64) -> Hold {
+        Hold::Closed(ChunkClosed { stream: 1, chunk, end_seq, reason: 1 })
+    }
+
+    fn flushed(chunk: u64, seqs: Range<u64>) -> Hold {
+        let (first_seq, end_seq) = (seqs.start, seqs.end);
+        Hold::Flushed(ChunkFlushed { stream: 1, chunk, first_seq, end_seq, key: String::new() })
+    }
+
+    #[test]
+    fn what_is_nowhere_was_in_the_segments_that_are_gone() {
+        let all = [(0, 0..30), (0, 30..60), (1, 60..90)];
+        let sound = LostSegments::default();
+        assert_eq!(stream(vec![], &all), sound);
+        let lost = |seqs: &[Range<u64>], doubtful| LostSegments {
+            lines: count(seqs),
+            seqs: seqs.iter().map(|r| (1, r.clone())).collect(),
+            doubtful,
+            unknown: false,
+        };
+        // The first chunk has a block, so it is not in the object store, and neither are those behind it.
+        assert_eq!(stream(vec![], &[(0, 0..30), (1, 60..90)]), lost(&[30..60], 0));
+        assert_eq!(stream(vec![], &[(0, 30..60), (1, 60..90)]), lost(&[0..30], 0));
+        // Behind all blocks, seqs may be those of duplicates.
+        assert_eq!(stream(vec![], &[(0, 0..30), (0, 30..60)]), lost(&[60..80], 10));
+        // The first chunk may be in the object store, and nothing says so any more; or something says where it ends.
+        assert_eq!(stream(vec![], &[(1, 60..90)]), lost(&[], 60));
+        assert_eq!(stream(vec![closed(0, 60)], &[(1, 60..90)]), lost(&[0..60], 0));
+        assert_eq!(stream(vec![], &[(1, 70..90)]), lost(&[], 70));
+        assert_eq!(stream(vec![closed(0, 60), flushed(0, 0..60)], &[(1, 70..90)]), lost(&[60..70], 0));
+        assert_eq!(stream(vec![closed(1, 60)], &[(2, 70..90)]), lost(&[60..70], 60));
+        // Nothing is left but the log.
+        assert_eq!(stream(vec![], &[]), lost(&[], 90));
+        assert!(!stream(vec![], &[]).is_exact());
+    }
+
+    #[test]
+    fn duplicates_between_carried_lines_are_not_missed_and_streams_without_records_are_told() {
+        let mut log = log(10, &[]);
+        log.entries(20, true, &row(1, 3..5));
+        log.entries(20, true, &row(1, 7..9));
+        log.entries(21, false, &row(1, 9..10));
+        let contents =
+            |ids: &[u64]| Contents { streams: ids.iter().map(|id| (*id, 10)).collect(), ..Contents::default() };
+        let plan =
+            |ids: &[u64]| Plan { first_lsn: 10, next_stream_id: 3, contents: vec![contents(ids)], ..Plan::default() };
+        let blocks = [BlockSeqs { stream: 1, chunk: 0, seqs: 0..3 }];
+        assert_eq!(log.lost_segments(&plan(&[1, 2]), &blocks, &[]), LostSegments::default());
+        let unknown = log.lost_segments(&plan(&[1]), &blocks, &[]);
+        assert_eq!(unknown, LostSegments { unknown: true, ..LostSegments::default() });
+        assert!(unknown.to_string().contains("at least 0 lines"), "{unknown}");
     }
 }
