@@ -288,7 +288,7 @@ fn lost_and_repeated_sectors() {
 }
 
 #[test]
-fn missing_segments_are_told_unless_they_are_the_newest() {
+fn missing_segments_are_told_the_newest_without_its_lines() {
     let log = orderly();
     let used: Vec<u64> = log.summaries.iter().filter(|s| !s.is_empty()).map(|s| s.number).collect();
     for missing in &used {
@@ -297,12 +297,34 @@ fn missing_segments_are_told_unless_they_are_the_newest() {
         let lines = read(&plan, |n| log.file(n));
         let Found { plan, lost } = log.found(plan, &lines);
         assert_eq!(lost, log.lines_in(*missing, &(0..u64::MAX)));
-        // No file tells of a newer one, so the newest is missed by nobody.
-        if missing != used.last().unwrap() {
-            assert_eq!(plan.loss.missing_segments, [*missing]);
-            assert_eq!(plan.loss.lines, lost.len() as u64);
-        }
+        assert_eq!(plan.loss.missing_segments, [*missing]);
+        let newest = missing == used.last().unwrap();
+        assert_eq!(plan.loss.missing_newest, newest.then_some(*missing));
+        // Only the prepared segment behind the newest one tells of it, and not what it held.
+        assert_eq!(plan.loss.lines, if newest { 0 } else { lost.len() as u64 });
+        assert_eq!(plan.forgets, newest, "what it decided may be lost");
     }
+}
+
+/// A number that was given up has an empty file until a newer segment is used; and what no file tells of nobody misses.
+#[test]
+fn only_a_number_before_a_prepared_segment_is_missed() {
+    let log = orderly();
+    let newest = log.summaries.iter().filter(|s| !s.is_empty()).map(|s| s.number).max().unwrap();
+    let missing = |numbers: &[u64], given_up: &[u64]| {
+        let mut all: Vec<Summary> = log.summaries.iter().filter(|s| !s.is_empty()).cloned().collect();
+        all.extend(numbers.iter().map(|n| Summary::prepared(newest + n)));
+        all.extend(given_up.iter().map(|n| Summary::given_up(newest + n)));
+        all.sort_by_key(|s| s.number);
+        plan(&all).loss.missing_segments.iter().map(|n| n - newest).collect::<Vec<_>>()
+    };
+    assert!(missing(&[], &[]).is_empty());
+    assert!(missing(&[1, 2], &[]).is_empty());
+    assert_eq!(missing(&[2], &[]), [1]);
+    assert_eq!(missing(&[3], &[1]), [2]);
+    assert!(missing(&[2], &[1]).is_empty());
+    assert!(missing(&[1], &[3]).is_empty());
+    assert_eq!(missing(&[u64::MAX - newest], &[]), [1]);
 }
 
 #[test]
@@ -519,9 +541,9 @@ mod whole {
         }
         let all: Vec<u32> = (0..out.streams.len() as u32).collect();
         let out = Arc::new(out);
-        // Refused above the stream's rate: nothing of it was stored.
+        // Refused above the stream's rate, or by a full log: nothing of it was stored.
         while let Err(e) = runtime.block_on(ingester.push(&tenant(), out.clone(), &all)) {
-            assert_eq!(e.status, 429, "{e:?}");
+            assert!(matches!(e.status, 429 | 503), "{e:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -578,9 +600,13 @@ mod whole {
             assert!(!flushed.is_empty());
             push(&ingester, &runtime, &[("big", 4000..4001), ("cold", 4000..4001)]);
             let oldest = path(dir.path(), LogKind::Blocks, 1);
+            let is_done = || match flushed_chunks {
+                1 => numbers(dir.path(), LogKind::Blocks).len() >= 2,
+                _ => !oldest.exists(),
+            };
             for _ in 0..500 {
                 std::thread::sleep(Duration::from_millis(20));
-                if flushed_chunks == 1 || !oldest.exists() {
+                if is_done() {
                     break;
                 }
             }
@@ -901,5 +927,362 @@ mod whole {
         flip(&path(dir.path(), log, number), offset + u64::from(head.len) - 1);
         let again = outcome(sample, "the second time", dir.path());
         assert_eq!((again.report.lost_lines, again.missing), (1, first.missing));
+    }
+
+    /// Damage that is found later in a segment that has a report already is a report of its own: neither is told again.
+    #[test]
+    fn a_second_damage_in_a_segment_takes_the_place_of_no_report() {
+        let sample = sample();
+        let dir = copy(sample.dir.path());
+        let entries = records(dir.path(), Kind::Entries);
+        let same: Vec<_> = entries.iter().filter(|(_, number, ..)| *number == entries[0].1).collect();
+        let (log, number, offset, _) = *same[10];
+        flip(&path(dir.path(), log, number), offset + 9);
+        let first = outcome(sample, "the first", dir.path());
+        assert_eq!(first.report.lost_lines, 1);
+        let (log, number, offset, _) = *same[20];
+        flip(&path(dir.path(), log, number), offset + 9);
+        for start_again in [false, true] {
+            let (ingester, report) = start(dir.path());
+            let new = if start_again { (0, 0) } else { (1, 1) };
+            assert_eq!((report.damaged_places, report.lost_lines), new, "again: {start_again}: {report:?}");
+            ingester.stop();
+        }
+        let kept = Quarantine::read(&RealFs, &dir.path().join("quarantine")).unwrap();
+        assert_eq!((kept.reports.len(), kept.unread.len(), kept.bytes), (2, 2, 1 << 20), "{kept:?}");
+    }
+
+    #[test]
+    fn a_damaged_chunk_flushed_says_that_lines_may_be_shown_twice() {
+        let sample = sample();
+        let dir = copy(sample.dir.path());
+        let (log, number, offset, head) = records(dir.path(), Kind::ChunkFlushed)[0];
+        flip(&path(dir.path(), log, number), offset + u64::from(head.len) - 1);
+        let after = outcome(sample, "ChunkFlushed", dir.path());
+        assert_eq!((after.missing.len(), after.again.len()), (0, sample.flushed.len()));
+        let kept = Quarantine::read(&RealFs, &dir.path().join("quarantine")).unwrap();
+        let [report] = &kept.reports[..] else { panic!("{kept:?}") };
+        let [remark] = &report.remarks[..] else { panic!("{report:?}") };
+        assert!(remark.contains("shown twice") && remark.contains("none of them is lost"), "{remark}");
+        assert_eq!(report.lines_missing, 0);
+    }
+
+    /// An ingester whose write-ahead log is small, so that most lines are only in blocks.
+    fn small(dir: &Path) -> IngesterConfig {
+        IngesterConfig { wal_max_size: 4 << 20, ..config(dir) }
+    }
+
+    /// Pushes lines of `big` until the write-ahead log no longer has its record with this LSN; returns the next number.
+    fn push_until_retired(ingester: &Ingester<Live>, dir: &Path, lsn: u64, from: u64) -> u64 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut n = from;
+        while plan_of(dir).first_lsn <= lsn {
+            for _ in 0..20 {
+                push(ingester, &runtime, &[("big", n..n + 20)]);
+                n += 20;
+            }
+            std::thread::sleep(Duration::from_millis(60));
+            assert!(n < from + 100_000, "nothing is retired");
+        }
+        n
+    }
+
+    /// Three streams in several segments of both logs; `big` is in all of them. `hot` goes on, and `idle` has all its lines in so
+    /// many blocks, far apart. Returns the lines, and the segment with the last of these blocks.
+    fn mostly_blocks(dir: &Path, idle_blocks: u64) -> (BTreeSet<String>, u64) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let replayed = replay(small(dir)).unwrap();
+        let ingester = replayed.go_live(Box::new(|e| panic!("poisoned: {e}"))).unwrap();
+        push(&ingester, &runtime, &[("hot", 0..10)]);
+        let mut n = push_until_retired(&ingester, dir, 30, 0);
+        for part in 0..idle_blocks {
+            // Large enough to be sealed, and too small to be sealed at once.
+            let part = part * IDLE..(part + 1) * IDLE;
+            part.step_by(100).for_each(|i| push(&ingester, &runtime, &[("idle", i..i + 100)]));
+            n = push_until_retired(&ingester, dir, plan_of(dir).durable_lsn + 1, n);
+        }
+        push(&ingester, &runtime, &[("big", n..n + 1), ("hot", 10..20)]);
+        std::thread::sleep(Duration::from_millis(400));
+        let lines: BTreeSet<String> = read(&ingester).into_keys().collect();
+        assert_eq!(lines.len() as u64, n + 1 + 20 + idle_blocks * IDLE);
+        ingester.stop();
+        let idle = records(dir, Kind::Block).into_iter().filter(|(log, number, offset, head)| {
+            let file = fs::read(path(dir, *log, *number)).unwrap();
+            BlockTables::decode(head.tables(&file, *offset)).unwrap().stream == 3
+        });
+        let idle: Vec<u64> = idle.map(|(_, number, ..)| number).collect();
+        assert_eq!(idle.len() as u64, idle_blocks, "{idle:?}");
+        assert!(idle.is_sorted_by(|a, b| a < b), "{idle:?}");
+        (lines, idle.last().copied().unwrap_or(0))
+    }
+
+    /// Lines of a block of `idle`: less than a block by their bytes, and much more as a head in memory.
+    const IDLE: u64 = 2000;
+
+    fn start_small(dir: &Path) -> (Ingester<Live>, RecoveryReport) {
+        let replayed = replay(small(dir)).unwrap();
+        let report = replayed.report.clone();
+        (replayed.go_live(Box::new(|e| panic!("poisoned: {e}"))).unwrap(), report)
+    }
+
+    /// What is left tells exactly what a block segment held, as long as all its streams go on in the write-ahead log.
+    #[test]
+    fn the_lines_of_a_missing_block_segment_are_counted() {
+        let made = tempfile::tempdir().unwrap();
+        let (lines, _) = mostly_blocks(made.path(), 0);
+        let all = numbers(made.path(), LogKind::Blocks);
+        assert!(all.len() >= 3, "{all:?}");
+        let mut lost = 0;
+        for number in ends(&all) {
+            for header in [false, true] {
+                let dir = copy(made.path());
+                let file = path(dir.path(), LogKind::Blocks, number);
+                if header {
+                    flip(&file, 40);
+                    flip(&file, 4096 + 40);
+                } else {
+                    fs::remove_file(&file).unwrap();
+                }
+                let told = verify(dir.path()).1;
+                let (ingester, report) = start_small(dir.path());
+                let found = read(&ingester);
+                ingester.stop();
+                drop(ingester);
+                let missing: BTreeSet<_> = lines.iter().filter(|l| !found.contains_key(*l)).cloned().collect();
+                let what = format!("segment {number} of {all:?}, only its header: {header}: {report:?}");
+                lost += missing.len();
+                assert_eq!((report.lost_lines, report.at_least), (missing.len() as u64, false), "{what}");
+                assert_eq!(told["verify"]["lost_lines"], report.lost_lines, "{what}");
+                let kept = Quarantine::read(&RealFs, &dir.path().join("quarantine")).unwrap();
+                let streams = &kept.reports[0].streams;
+                let listed: u64 = streams.iter().map(|(_, _, first, end)| end - first).sum();
+                assert_eq!(listed, missing.len() as u64, "{what}: {streams:?}");
+                assert!(streams.iter().all(|s| s.1 == "{app=\"big\"}"), "{what}: {streams:?}");
+                let (ingester, next) = start_small(dir.path());
+                assert_eq!((next.damaged_places, next.lost_lines), (0, 0), "{what}: told again");
+                ingester.stop();
+            }
+        }
+        assert!(lost > 1000, "{lost}");
+    }
+
+    /// All of a stream was in the segment that is gone. What is counted is lost, and the report says that there may be more.
+    #[test]
+    fn lines_of_which_nothing_is_left_are_told_in_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lines, number) = mostly_blocks(dir.path(), 1);
+        fs::remove_file(path(dir.path(), LogKind::Blocks, number)).unwrap();
+        let told = verify(dir.path()).1;
+        let (ingester, report) = start_small(dir.path());
+        let found = read(&ingester);
+        ingester.stop();
+        let missing: BTreeSet<_> = lines.iter().filter(|l| !found.contains_key(*l)).cloned().collect();
+        let idle = missing.iter().filter(|l| l.starts_with("idle")).count() as u64;
+        assert_eq!(idle, IDLE);
+        assert_eq!((report.lost_lines, report.at_least), (missing.len() as u64 - idle, true), "{report:?}");
+        assert_eq!(told["verify"]["lost_lines"], report.lost_lines, "{told}");
+        let remark = report.losses.last().unwrap();
+        assert!(remark.contains("at least") && remark.contains("nothing is left to tell"), "{remark}");
+        assert_eq!(told["lost_block_segments"][0]["what"], remark.as_str(), "{told}");
+    }
+
+    /// A block segment is gone, the log goes on, and the segment is put back: what was pushed meanwhile has no seq of a line in it.
+    #[test]
+    fn a_block_segment_that_comes_back_hides_no_line_that_came_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut lines, number) = mostly_blocks(dir.path(), 2);
+        let file = path(dir.path(), LogKind::Blocks, number);
+        let kept = fs::read(&file).unwrap();
+        // Its stream is defined in another segment of the block log, too, with fewer lines.
+        fs::remove_file(&file).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (ingester, _) = start_small(dir.path());
+        for n in 0..3 {
+            push(&ingester, &runtime, &[("idle", 5000 + n..5001 + n), ("hot", 5000 + n..5001 + n)]);
+        }
+        lines.extend((5000..5003).flat_map(|n| [line("idle", n), line("hot", n)]));
+        ingester.stop();
+        drop(ingester);
+        fs::write(&file, kept).unwrap();
+        let (ingester, report) = start_small(dir.path());
+        let found = read(&ingester);
+        ingester.stop();
+        let missing: Vec<_> = lines.iter().filter(|l| !found.contains_key(*l)).collect();
+        assert!(
+            missing.is_empty() && found.len() == lines.len(),
+            "{} of {}: {missing:?}: {report:?}",
+            found.len(),
+            lines.len()
+        );
+    }
+
+    /// What a query cannot read.
+    fn unreadable<L>(ingester: &Ingester<L>) -> usize {
+        let all = Selection { start: i64::MIN, end: i64::MAX, forward: true, limit: usize::MAX };
+        let mut out = Vec::new();
+        for s in ingester.streams(&tenant(), &[], i64::MIN, i64::MAX) {
+            select_readable(&s.parts(all.start, all.end), &all, &mut |_, _| true, &mut out);
+        }
+        out.len()
+    }
+
+    fn quarantined(dir: &Path) -> Quarantine {
+        Quarantine::read(&RealFs, &dir.join("quarantine")).unwrap()
+    }
+
+    /// Damages the `n`-th block from the end of those that a footer lists, has a query find it, and stops.
+    fn damage_listed_block(dir: &Path, n: usize, start: fn(&Path) -> (Ingester<Live>, RecoveryReport)) {
+        let listed: Vec<u64> = plan_of(dir).blocks.iter().filter(|b| b.footer > 0).map(|b| b.segment).collect();
+        let blocks = records(dir, Kind::Block).into_iter().filter(|b| listed.contains(&b.1));
+        let (log, number, offset, head) = blocks.rev().nth(n).unwrap();
+        flip(&path(dir, log, number), offset + u64::from(head.len) - u64::from(head.body_len) / 2);
+        let (ingester, report) = start(dir);
+        assert_eq!((report.damaged_places, report.lost_lines), (0, 0), "a start reads no block that a footer lists");
+        assert!(quarantined(dir).reports.is_empty());
+        assert_eq!(unreadable(&ingester), 1, "a query does, and says so");
+        for _ in 0..100 {
+            std::thread::sleep(Duration::from_millis(20));
+            if !quarantined(dir).reports.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(unreadable(&ingester), 1);
+        std::thread::sleep(Duration::from_millis(100));
+        ingester.stop();
+        let kept = quarantined(dir);
+        let [report] = &kept.reports[..] else { panic!("{kept:?}") };
+        assert_eq!((report.segment, &report.blocks[..]), (number, &[(offset, head.len)][..]));
+        assert!(
+            report.places[0].contains("found by a read") && report.remarks[0].contains("restart soon"),
+            "{report:?}"
+        );
+        assert_eq!((kept.unread.len(), kept.bytes > 0), (1, true), "{kept:?}");
+    }
+
+    /// A query finds it, the next start makes the block again from the write-ahead log, whatever becomes of the reports.
+    #[test]
+    fn a_damaged_block_that_a_footer_lists_is_made_again_by_the_next_start() {
+        let sample = sample();
+        for (n, keep_reports) in [(0, true), (7, false)] {
+            let dir = copy(sample.dir.path());
+            damage_listed_block(dir.path(), n, start);
+            let refused = replay(IngesterConfig { refuse_damage: true, ..config(dir.path()) });
+            assert!(matches!(refused, Err(StartError::Damaged { .. })), "on_damage: refuse starts");
+            drop(refused);
+            for again in 0..3 {
+                let (ingester, report) = start(dir.path());
+                assert_eq!(
+                    (report.damaged_places, report.lost_lines),
+                    (usize::from(again == 0), 0),
+                    "{again}: {report:?}"
+                );
+                let found: BTreeSet<String> = read(&ingester).into_keys().collect();
+                assert!(found == sample.lines, "{again}: {} of {}", found.len(), sample.lines.len());
+                assert!(read(&ingester).values().all(|n| *n == 1), "{again}: a line twice");
+                assert_eq!(unreadable(&ingester), 0, "{again}");
+                // What was made again becomes a block that counts.
+                std::thread::sleep(Duration::from_millis(400));
+                ingester.stop();
+                if !keep_reports && again == 0 {
+                    fs::remove_dir_all(dir.path().join("quarantine")).unwrap();
+                }
+            }
+        }
+    }
+
+    /// The write-ahead log has none of its lines any more: they are counted, once.
+    #[test]
+    fn a_damaged_block_whose_lines_are_nowhere_else_is_counted_by_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lines, _) = mostly_blocks(dir.path(), 0);
+        damage_listed_block(dir.path(), 60, start_small);
+        let told = verify(dir.path()).1;
+        for again in [false, true] {
+            let (ingester, report) = start_small(dir.path());
+            let found = read(&ingester);
+            ingester.stop();
+            let missing = lines.iter().filter(|l| !found.contains_key(*l)).count();
+            assert!((10..100).contains(&missing), "{missing}");
+            let new = if again { (0, 0) } else { (1, missing as u64) };
+            assert_eq!((report.damaged_places, report.lost_lines), new, "again: {again}: {report:?}");
+            assert_eq!(told["verify"]["lost_lines"], missing, "{told}");
+            assert!(!report.at_least, "{report:?}");
+        }
+        assert_eq!(quarantined(dir.path()).unread.len(), 2, "what the read found, and what it cost");
+    }
+
+    /// Under a running server every byte of the oldest segment is damaged behind its header, as no one reads it; then it is to go. What
+    /// was only there is carried and sealed from memory, so nothing is lost.
+    #[test]
+    fn what_is_carried_and_sealed_comes_from_memory_never_from_a_damaged_segment() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (ingester, _) = start_small(dir.path());
+        // Small heads are carried, a large one is sealed.
+        push(&ingester, &runtime, &[("hot", 0..10), ("cold", 0..10)]);
+        push(&ingester, &runtime, &[("idle", 0..IDLE)]);
+        push(&ingester, &runtime, &[("big", 0..20)]);
+        let oldest = path(dir.path(), LogKind::Wal, 1);
+        {
+            use std::os::unix::fs::FileExt;
+            let file = fs::OpenOptions::new().write(true).open(&oldest).unwrap();
+            // The group that is written next goes behind what is damaged.
+            let used = scan_segment(&fs::read(&oldest).unwrap()).unwrap().groups.last().unwrap().end;
+            file.write_all_at(&vec![0x5a; usize::try_from(used - 8192).unwrap()], 8192).unwrap();
+        }
+        let n = push_until_retired(&ingester, dir.path(), 10, 20);
+        push(&ingester, &runtime, &[("hot", 10..20), ("cold", 10..20)]);
+        ingester.stop();
+        drop(ingester);
+        let carried = Kind::Entries;
+        let is_carried = |r: &&(LogKind, u64, u64, RecordHead)| r.3.flags & timberline::wal::format::FLAG_CARRIED != 0;
+        assert!(records(dir.path(), carried).iter().filter(is_carried).count() > 0, "nothing was carried");
+        let (ingester, report) = start_small(dir.path());
+        assert_eq!((report.damaged_places, report.lost_lines, report.unattributed_lines), (0, 0, 0), "{report:?}");
+        let found = read(&ingester);
+        ingester.stop();
+        let sent = [("hot", 20), ("cold", 20), ("idle", IDLE), ("big", n)];
+        let sent: BTreeSet<String> = sent.iter().flat_map(|(app, n)| (0..*n).map(|i| line(app, i))).collect();
+        assert!(found.values().all(|n| *n == 1), "a line twice");
+        let missing: Vec<_> = sent.iter().filter(|l| !found.contains_key(*l)).take(5).collect();
+        assert!(missing.is_empty() && found.len() == sent.len(), "{} of {}: {missing:?}", found.len(), sent.len());
+    }
+
+    /// The newest segment of the write-ahead log is gone. It is told, not its lines; and what only it named of the block log stays.
+    #[test]
+    fn without_the_newest_segment_of_the_log_every_block_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lines, _) = mostly_blocks(dir.path(), 0);
+        let newest = *numbers(dir.path(), LogKind::Wal).last().unwrap();
+        // The segment before it was written full long before the newest blocks.
+        let blocks = numbers(dir.path(), LogKind::Blocks);
+        let in_blocks: BTreeSet<u64> = (0..).zip(&lines).map(|(n, _)| n).collect();
+        assert!(in_blocks.len() > 1000);
+        fs::remove_file(path(dir.path(), LogKind::Wal, newest)).unwrap();
+        let named: Vec<u64> = plan_of(dir.path()).blocks.iter().map(|b| b.segment).collect();
+        let told = verify(dir.path()).1;
+        assert_eq!(told["missing_newest_segment"][0]["segment"], newest, "{told}");
+        let refused = replay(IngesterConfig { refuse_damage: true, ..small(dir.path()) });
+        assert!(matches!(refused, Err(StartError::Damaged { .. })), "on_damage: refuse starts");
+        drop(refused);
+        let (ingester, report) = start_small(dir.path());
+        let found = read(&ingester);
+        assert!(report.damaged_places > 0 && report.at_least, "{report:?}");
+        assert!(report.losses.iter().any(|l| l.contains("behind all that are there")), "{report:?}");
+        ingester.stop();
+        drop(ingester);
+        assert_eq!(numbers(dir.path(), LogKind::Blocks), blocks, "a block segment was removed; {named:?} were named");
+        // `hot` was carried to the newest segment, and the last lines of `big` were only there.
+        let missing: Vec<&String> = lines.iter().filter(|l| !found.contains_key(*l)).collect();
+        assert!(missing.len() < 200, "{} of {}: {report:?}", missing.len(), lines.len());
+        assert!(found.keys().all(|l| lines.contains(l)) && found.values().all(|n| *n == 1));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for n in 0..2 {
+            let (ingester, next) = start_small(dir.path());
+            assert_eq!((next.damaged_places, next.lost_lines), (0, 0), "told again: {next:?}");
+            assert_eq!(read(&ingester).len(), found.len() + n);
+            push(&ingester, &runtime, &[("hot", 7000 + n as u64..7001 + n as u64)]);
+            ingester.stop();
+        }
     }
 }

@@ -14,9 +14,9 @@ use crate::model::{LabelSet, Overrides, Tenant};
 use crate::planted::{Bug, is};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
-    BlockLogOptions, BlockStore, BodyView, Contents, DamageReport, FoundBlock, Hold, Plan, Quarantine, RecordRef,
-    RecoverError, Recovered, ReplaySegment, SeriesDef, StreamLog, TableRow, Tables, WalOptions, decompress_body_into,
-    recover,
+    BlockLogOptions, BlockPlace, BlockStore, BodyView, Contents, DamageReport, FoundBlock, Hold, Plan, Quarantine,
+    RecordRef, RecoverError, Recovered, ReplaySegment, SeriesDef, StreamLog, TableRow, Tables, WalOptions,
+    decompress_body_into, recover_doubting,
 };
 use ahash::AHashMap;
 use rayon::prelude::*;
@@ -71,7 +71,9 @@ pub struct RecoveryReport {
     pub quarantine_failed: Option<String>,
     /// Acknowledged lines that are gone.
     pub lost_lines: u64,
-    /// Where, one line each; at most ten.
+    /// There may be more of them: nothing is left that would tell.
+    pub at_least: bool,
+    /// Where, one line each, at most ten; and what that means beyond its count.
     pub losses: Vec<String>,
     /// Records at the very end that were cut or damaged within 50 ms of their ack.
     pub unresolved: u64,
@@ -94,8 +96,8 @@ pub enum StartError {
          {places}. Look at it with wal-inspect verify; start with on_damage: salvage to keep everything else"
     )]
     Damaged {
-        /// Acknowledged lines that are gone.
-        lost: u64,
+        /// How many acknowledged lines are gone.
+        lost: String,
         /// Where, at most ten places.
         places: String,
     },
@@ -146,8 +148,9 @@ impl Ingester<NilRecord> {
             next_stream_id: state.next_stream_id.clone(),
             metrics: state.metrics.wal.clone(),
         };
+        let quarantine = Quarantine::read(&*config.fs, &config.quarantine_dir).unwrap_or_default();
         // Reading counts for half of the way, applying for the other.
-        let recovered = recover(options, &mut |done, total| {
+        let recovered = recover_doubting(options, &quarantine.suspects(), &mut |done, total| {
             progress.total.store(total * 2, Ordering::Relaxed);
             progress.done.store(done, Ordering::Relaxed);
         })?;
@@ -162,13 +165,15 @@ impl Ingester<NilRecord> {
         replay.restore(&recovered);
         replay.report.restored_seconds = started.elapsed().as_secs_f64();
         let total = recovered.bytes.max(1);
-        progress.total.store(total * 2, Ordering::Relaxed);
-        progress.done.store(total, Ordering::Relaxed);
+        // What was read had the metadata of blocks in it.
+        let half = progress.total.load(Ordering::Relaxed) / 2;
+        progress.done.store(half, Ordering::Relaxed);
         state.metrics.replay_bytes_total.set(i64::try_from(total).unwrap_or(i64::MAX));
         // Entries that were carried to a newer segment come first: those behind them have smaller LSNs.
         recovered.replay_carried(&mut |segment| replay.segment(&segment))?;
         let done = |len: u64| {
-            progress.done.fetch_add(len, Ordering::Relaxed);
+            let share = u128::from(len) * u128::from(half) / u128::from(total);
+            progress.done.fetch_add(share as u64, Ordering::Relaxed);
             state.metrics.replay_bytes.add(i64::try_from(len).unwrap_or(i64::MAX));
         };
         let needed = |contents: &Contents| {
@@ -181,17 +186,18 @@ impl Ingester<NilRecord> {
             replay.segment(&segment);
             done(segment.file.len() as u64);
         })?;
-        replay.finish(!recovered.has_forgotten());
+        let may_go_on = recovered.may_go_on();
+        let admits = |id: u64| may_go_on.as_ref().is_none_or(|known| known.contains(&id));
+        replay.finish(|id| !recovered.has_forgotten() && admits(id));
         let mut report = replay.report;
         report.segments = recovered.segments;
         report.bytes = recovered.bytes;
         report.seconds = started.elapsed().as_secs_f64();
         state.next_stream_id.store(recovered.plan.next_stream_id, Ordering::SeqCst);
-        let quarantine = Quarantine::read(&*config.fs, &config.quarantine_dir).unwrap_or_default();
         let damage = quarantine.news(recovered.damage_reports());
-        report.note(&recovered, &damage);
+        report.note(&recovered, &damage, &quarantine);
         if config.refuse_damage && !damage.is_empty() {
-            return Err(StartError::Damaged { lost: report.lost_lines, places: report.losses.join("; ") });
+            return Err(StartError::Damaged { lost: report.lost(), places: report.losses.join("; ") });
         }
         state.metrics.recovery_ended(&report);
         let ingester = Ingester { state: state.clone(), log: NilRecord };
@@ -267,6 +273,7 @@ fn restore_stream(
 ) -> u64 {
     // Of equal blocks, one is a copy that was made for cleaning: the newer place stays.
     blocks.sort_by_key(|b| (b.tables.first_seq, Reverse((b.place.segment, b.place.offset))));
+    take_replaced(&mut blocks).into_iter().for_each(|place| store.free(place));
     let mut chunks: BTreeMap<u64, (ChunkState, BTreeMap<u32, &[u8]>)> = BTreeMap::new();
     let mut settled: Vec<Range<u64>> = decided.flushed.values().cloned().collect();
     settled.extend((settled_seq > 0).then_some(0..settled_seq));
@@ -312,6 +319,25 @@ fn restore_stream(
     let last = last_of.into_iter().rev().find(|(end, _)| *end == prefix).map(|(_, last)| last);
     stream.restore(chunks, newest, settled, last);
     lines
+}
+
+/// Takes out damaged blocks in whose place an earlier start has made others, of what the log still had of their lines: also
+/// when nobody tells any more that they are damaged. No others overlap but in the whole. `blocks` are sorted by their first
+/// seq, the newest of equal ones first.
+fn take_replaced(blocks: &mut Vec<&FoundBlock>) -> Vec<BlockPlace> {
+    let place = |b: &FoundBlock| (b.place.segment, b.place.offset);
+    let mut out = Vec::new();
+    let mut at = 1;
+    while let Some([before, block]) = blocks.get(at - 1..=at) {
+        let inside = (before.tables.first_seq + 1..before.tables.end_seq).contains(&block.tables.first_seq);
+        if inside && place(block) > place(before) {
+            out.push(blocks.remove(at - 1).place);
+            at = at.max(2) - 1;
+        } else {
+            at += 1;
+        }
+    }
+    out
 }
 
 /// The chunk's symbols with their ids. An id that only a damaged block used stands for nothing.
@@ -517,7 +543,7 @@ impl Replay<'_> {
 
     /// Lines up the streams with the log's end, and lets new entries go to them with `admits`: after damage, seqs at a
     /// stream's end may have been used by lost records, and its labels go on under a new id.
-    fn finish(&mut self, admits: bool) {
+    fn finish(&mut self, admits: impl Fn(u64) -> bool) {
         self.report.streams = self.streams.len() as u64;
         let mut lost: AHashMap<u64, u64> = AHashMap::new();
         for (id, _, end) in self.plan.gaps.iter().flat_map(|g| &g.seqs) {
@@ -528,7 +554,7 @@ impl Replay<'_> {
             let defined = self.plan.definitions.get(id).map_or(0, |d| d.next_seq);
             stream.replayed(defined.max(lost.get(id).copied().unwrap_or(0)));
             stream.log.resume_at(stream.next_seq());
-            self.state.instance(&stream.log.tenant).recovered(stream, admits);
+            self.state.instance(&stream.log.tenant).recovered(stream, admits(*id));
         }
     }
 }
@@ -551,15 +577,22 @@ fn apply_shard(state: &State, batch: &[Part<'_>], bodies: &[Body], shard: usize,
 }
 
 impl RecoveryReport {
-    fn note(&mut self, recovered: &Recovered, damage: &[DamageReport]) {
+    /// How many acknowledged lines are gone, in words.
+    pub fn lost(&self) -> String {
+        format!("{}{}", if self.at_least { "at least " } else { "" }, self.lost_lines)
+    }
+
+    fn note(&mut self, recovered: &Recovered, damage: &[DamageReport], kept: &Quarantine) {
         let plan = &recovered.plan;
         self.damaged_places = damage.iter().map(|r| r.places.len()).sum();
-        self.lost_lines = recovered.lost_lines(damage);
+        self.lost_lines = recovered.lost_lines(damage, kept);
+        self.at_least = damage.iter().any(|r| r.at_least);
         self.unresolved = plan.unresolved.iter().map(|r| r.end - r.start).sum();
         let place = |r: &DamageReport, p: &String| format!("{} segment {}: {p}", r.log, r.segment);
         let places = damage.iter().flat_map(|r| r.places.iter().map(move |p| place(r, p)));
         let lsns = plan.loss.lsns.iter().map(|Range { start, end }| format!("LSN {start}..{end}"));
         self.losses = places.chain(lsns).take(10).collect();
+        self.losses.extend(damage.first().into_iter().flat_map(|r| r.remarks.iter().cloned()));
         self.block_bytes = recovered.blocks().bytes;
     }
 }
@@ -574,5 +607,39 @@ impl IngesterMetrics {
         self.corruptions.with_label_values(&["segment"]).inc_by(report.damaged_places as u64);
         self.lost_lines.inc_by(report.lost_lines);
         self.unresolved_lsns.inc_by(report.unresolved);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::BlockTables;
+
+    /// Blocks by place: first and end seq. What is left of them, in the order of their seqs.
+    fn left(blocks: &[(u64, u64)]) -> (Vec<(u64, u64)>, Vec<u64>) {
+        let block = |(offset, (first_seq, end_seq)): (u64, &(u64, u64))| FoundBlock {
+            place: BlockPlace { segment: 1, offset, len: 1 },
+            tables: BlockTables { first_seq: *first_seq, end_seq: *end_seq, ..BlockTables::default() },
+        };
+        let found: Vec<FoundBlock> = (0..).zip(blocks).map(block).collect();
+        let mut blocks: Vec<&FoundBlock> = found.iter().collect();
+        blocks.sort_by_key(|b| (b.tables.first_seq, Reverse(b.place.offset)));
+        let taken = take_replaced(&mut blocks).iter().map(|p| p.offset).collect();
+        (blocks.iter().map(|b| (b.tables.first_seq, b.tables.end_seq)).collect(), taken)
+    }
+
+    #[test]
+    fn what_was_made_again_of_a_damaged_block_takes_its_place() {
+        // Only its end was left in the log, and lines behind it came into the same block.
+        assert_eq!(left(&[(0, 10), (10, 20), (15, 30), (30, 40)]), (vec![(0, 10), (15, 30), (30, 40)], vec![1]));
+        // It was made again in two parts.
+        assert_eq!(left(&[(0, 10), (10, 20), (12, 15), (15, 30)]), (vec![(0, 10), (12, 15), (15, 30)], vec![1]));
+        assert_eq!(left(&[(0, 10), (0, 5), (5, 10)]).1, [0]);
+        // Two neighbours were damaged.
+        assert_eq!(left(&[(0, 10), (10, 20), (5, 18), (18, 30)]), (vec![(5, 18), (18, 30)], vec![0, 1]));
+        // Copies are no replacement, and neighbours none.
+        let copies = [(0, 10), (10, 20), (0, 10), (10, 20)];
+        assert_eq!(left(&copies), (vec![(0, 10), (0, 10), (10, 20), (10, 20)], vec![]));
+        assert_eq!(left(&[]), (vec![], vec![]));
     }
 }

@@ -11,7 +11,8 @@ use super::{State, Stream};
 use crate::model::Tenant;
 use crate::planted::{Bug, is};
 use crate::wal::{
-    BlockAppend, BlockLog, BlockStore, Decision, EntriesBuilder, Hold, StreamLog, Unavailable, Wal, spawn_critical,
+    BlockAppend, BlockLog, BlockPlace, BlockStore, Decision, EntriesBuilder, Hold, StreamLog, Unavailable, Wal,
+    spawn_critical,
 };
 use ahash::AHashMap;
 use parking_lot::{Condvar, Mutex};
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tracing::warn;
+use tracing::{error, warn};
 
 /// How often the logs are looked at.
 const CHECK: Duration = Duration::from_millis(50);
@@ -68,6 +69,8 @@ impl Retainer {
             oldest: 0,
             cleaning: None,
             unreadable: HashSet::new(),
+            damaged: Vec::new(),
+            untold: false,
         };
         let shared = signal.clone();
         let thread = spawn_critical("retain", move || {
@@ -108,6 +111,9 @@ struct Work {
     cleaning: Option<u64>,
     /// Segments with a block that cannot be read.
     unreadable: HashSet<u64>,
+    /// Damaged blocks without a report, and whether writing one has failed.
+    damaged: Vec<BlockPlace>,
+    untold: bool,
 }
 
 impl Work {
@@ -115,8 +121,37 @@ impl Work {
         let Some(state) = self.state.upgrade() else { return Err(Unavailable::Stopped) };
         state.metrics.wal_size.set(i64::try_from(self.wal.retention().size()).unwrap_or(i64::MAX));
         state.metrics.blocks_size.set(i64::try_from(self.blocks.store().size()).unwrap_or(i64::MAX));
+        self.tell_damaged(&state);
         self.clean_wal(&state)?;
         self.clean_blocks(&state)
+    }
+
+    /// Puts blocks that reads have found damaged into quarantine, so that somebody hears of them, and the next start.
+    fn tell_damaged(&mut self, state: &State) {
+        self.damaged.extend(self.blocks.store().take_damaged());
+        if self.damaged.is_empty() {
+            return;
+        }
+        match self.blocks.store().quarantine(&state.config.quarantine_dir, &self.damaged) {
+            Ok(new) => {
+                self.damaged.clear();
+                self.untold = false;
+                state.metrics.corruptions.with_label_values(&["block"]).inc_by(new.len() as u64);
+                for place in new {
+                    error!(
+                        segment = place.segment,
+                        offset = place.offset,
+                        "a block is damaged: queries answer without its lines, and say so; restart soon, because a start makes it again \
+                         from the write-ahead log, while that still has its lines"
+                    );
+                }
+            }
+            // It is tried again, and told once.
+            Err(error) if !std::mem::replace(&mut self.untold, true) => {
+                warn!(%error, blocks = self.damaged.len(), "blocks are damaged, and no report could be written to the quarantine");
+            }
+            Err(_) => {}
+        }
     }
 
     fn clean_wal(&mut self, state: &State) -> Result<(), Unavailable> {

@@ -476,7 +476,10 @@ impl Stream {
         // A chunk with a successor takes no more, and blocks come to count in order.
         let succeeded = content.chunks.len() > 1;
         let chunk = content.chunks.front().filter(|c| succeeded || c.closed.is_some())?;
-        Some((chunk.number, chunk.blocks.first()?.seqs.start..chunk.blocks.last()?.seqs.end))
+        let seqs = chunk.blocks.first()?.seqs.start..chunk.blocks.last()?.seqs.end;
+        // Lines of a damaged block among them, on their way to a new one, are in no chunk yet: they must not count as flushed.
+        let heals = content.sealing.iter().any(|f| seqs.contains(&f.first_seq));
+        (!heals).then_some((chunk.number, seqs))
     }
 
     /// Forgets a chunk that is in the object store; returns the places of its blocks.

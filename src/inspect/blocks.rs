@@ -11,8 +11,8 @@ use crate::fs::Map;
 use crate::model::LogEntry;
 use crate::wal::format::{FIRST_GROUP, HeaderError, Kind};
 use crate::wal::{
-    BlockPlace, BlockTables, BlocksSynced, Footer, Hold, LogKind, Part, Plan, RecordScan, SegmentScan, SeriesDef,
-    decode_control, file_name, scan_segment,
+    BlockPlace, BlockSeqs, BlockTables, BlocksSynced, Footer, Hold, LogKind, Part, Plan, RecordScan, SegmentScan,
+    SeriesDef, decode_control, file_name, scan_segment,
 };
 use ahash::AHashMap;
 use bytes::Bytes;
@@ -81,6 +81,8 @@ pub struct Blocks {
     pub known: Vec<KnownBlock>,
     /// Live segments that are not there.
     pub missing: Vec<u64>,
+    /// There are, or were, blocks of which nothing tells: segments are missing or have no header, or heads do not hold.
+    pub unseen: bool,
     /// What does not hold.
     pub problems: Vec<Problem>,
     /// Streams that it defines.
@@ -180,6 +182,7 @@ pub fn judge(log: &Log, plan: &Plan, volume: Option<Uuid>) -> Result<Option<Bloc
             None if log.block_files.iter().any(|(n, _)| *n == synced.segment) => return Ok(None),
             None => {
                 out.missing.push(synced.segment);
+                out.unseen = true;
                 let (end, number) = (synced.end, synced.segment);
                 out.facts.push(BlockFacts { number, end, state: "missing", ..BlockFacts::default() });
             }
@@ -234,6 +237,12 @@ impl Blocks {
         without(&self.held, seqs).iter().flat_map(|r| without(&self.flushed, r)).filter(|r| !r.is_empty()).collect()
     }
 
+    /// What the sound blocks hold.
+    pub fn seqs(&self) -> Vec<BlockSeqs> {
+        let seqs = |b: &KnownBlock| BlockSeqs { stream: b.stream, chunk: b.chunk, seqs: b.seqs.clone() };
+        self.known.iter().map(seqs).collect()
+    }
+
     /// Blocks that count.
     pub fn counting(&self) -> impl Iterator<Item = &KnownBlock> {
         self.known.iter().filter(|b| b.live)
@@ -268,10 +277,12 @@ impl Blocks {
             Err(error) => {
                 self.problem(number, 0..FIRST_GROUP.min(len), error.to_string());
                 facts.state = "damaged";
+                self.unseen = true;
             }
             Ok(scan) if (scan.header.number, scan.header.log) != (number, LogKind::Blocks) => {
                 self.problem(number, 0..64, "the header is that of another segment");
                 facts.state = "damaged";
+                self.unseen = true;
             }
             Ok(scan) if volume.is_some_and(|v| v != scan.header.volume) => {
                 let what = format!("the segment belongs to another data directory (volume {})", scan.header.volume);
@@ -284,6 +295,7 @@ impl Blocks {
                 }
                 if synced.end != u64::MAX && len < synced.end {
                     self.problem(number, len..synced.end, Part::Cut.to_string());
+                    self.unseen = true;
                 }
                 self.records(&BlockView { synced, file, scan: &scan }, &mut facts);
             }
@@ -299,6 +311,7 @@ impl Blocks {
         let certain = view.synced.end != u64::MAX;
         for damage in view.scan.groups.iter().flat_map(|g| &g.damage).filter(|_| certain) {
             self.problem(number, damage.bytes.clone(), damage.part.to_string());
+            self.unseen |= matches!(damage.part, Part::GroupHeader | Part::RecordHead);
         }
         for record in view.records() {
             let (head, at) = (record.head, record.offset);
@@ -313,7 +326,10 @@ impl Blocks {
                     }
                     Ok(tables) if certain => self.broken.push((tables.stream, tables.first_seq..tables.end_seq)),
                     Ok(_) => {}
-                    Err(error) => self.problem(number, bytes, format!("tables of a block: {error}")),
+                    Err(error) => {
+                        self.problem(number, bytes, format!("tables of a block: {error}"));
+                        self.unseen = true;
+                    }
                 },
                 Some(Kind::Series) if record.body_is_sound => {
                     match decode_control::<Vec<SeriesDef>>(&head, head.body(view.file, at)) {

@@ -139,6 +139,12 @@ impl Log {
         Ok(())
     }
 
+    /// Numbers without a segment that was ever used: an empty file has the name of its preparation.
+    fn given_up(&self) -> impl Iterator<Item = u64> {
+        let empty = self.unfinished.iter().filter(|(_, len)| *len == 0);
+        empty.filter_map(|(name, _)| segment_number(name.strip_suffix(".tmp")?))
+    }
+
     /// Was anything appended, added or removed since the log was listed?
     ///
     /// # Errors
@@ -383,6 +389,7 @@ fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, Inspe
     for segment in &out.log.segments {
         if segment.content == Content::Prepared {
             out.facts.push(Facts::bare(segment, "prepared"));
+            summaries.push(Summary::prepared(segment.number));
             continue;
         }
         let Some(ReadSegment { file, scan }) = out.log.read(segment)? else { return Ok(None) };
@@ -417,6 +424,8 @@ fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, Inspe
         summary.definitions.retain(|d| defined.insert(d.id));
         summaries.push(summary);
     }
+    summaries.extend(out.log.given_up().map(Summary::given_up));
+    summaries.sort_by_key(|s| s.number);
     out.plan = plan(&summaries);
     // What was given up may hold anything.
     out.problems.retain(|p| !out.plan.retired.contains(&p.segment));

@@ -179,7 +179,7 @@ impl Check<'_> {
                 let definitions: Vec<SeriesDef> = decode_control(head, head.body(view.file, at))?;
                 for d in definitions.iter().filter(|_| state == State::Durable) {
                     self.seqs.defined(d.id, d.next_seq, d.settled_seq);
-                    self.survivors.defined(head.lsn, d.id, d.next_seq);
+                    self.survivors.defined(head.lsn, d.id, d.next_seq, d.settled_seq);
                 }
                 Ok(())
             }
@@ -241,7 +241,13 @@ impl Check<'_> {
         let (plan, printer) = (&judged.plan, &mut context.printer);
         let streams = Streams::of(judged);
         self.problems.sort_by_key(Problem::place);
-        let missing = self.seqs.missing(&judged.blocks);
+        let mut missing = self.seqs.missing(&judged.blocks);
+        let segments =
+            judged.blocks.unseen.then(|| self.survivors.lost_segments(plan, &judged.blocks.seqs(), &missing));
+        if let Some(lost) = &segments {
+            missing.extend(lost.seqs.iter().cloned());
+            missing.sort_by_key(|(id, seqs)| (*id, seqs.start));
+        }
         let attributed: u64 = missing.iter().map(|(_, r)| r.end - r.start).sum();
         let mut loss = plan.loss.clone();
         self.survivors.settle(&mut loss, &judged.blocks.settled());
@@ -274,6 +280,10 @@ impl Check<'_> {
         section(printer, "missing_segments", plan.loss.missing_segments.iter().map(missing_segment_row))?;
         section(printer, "missing_block_segments", judged.blocks.missing.iter().map(missing_block_row))?;
         let ranges = |r: &std::ops::Range<u64>| -> Row { vec![("first", r.start.into()), ("end", r.end.into())] };
+        let told = segments.iter().map(|lost| -> Row { vec![("what", lost.to_string().into())] });
+        section(printer, "lost_block_segments", told)?;
+        let newest = plan.loss.missing_newest.iter();
+        section(printer, "missing_newest_segment", newest.map(missing_segment_row))?;
         section(printer, "missing_lsns", plan.loss.lsns.iter().map(ranges))?;
         let missing_row = |(id, seqs): &(u64, std::ops::Range<u64>)| -> Row {
             vec![

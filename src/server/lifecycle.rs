@@ -260,7 +260,7 @@ fn tell(config: &Config, report: &RecoveryReport) {
     if report.damaged_places > 0 {
         error!(
             places = report.damaged_places,
-            lost_lines = report.lost_lines,
+            lost_lines = report.lost(),
             where_ = report.losses.join("; "),
             "the log is damaged; everything else was recovered, and the damaged segments are in {data}/quarantine with a report: \
              run `wal-inspect verify -d {data}`"

@@ -89,10 +89,12 @@ impl ProcessStatus {
             Err(error) => return Some(format!("{shown} cannot be read: {error}")),
         };
         let first = quarantine.unread.first()?;
-        let lines = quarantine.reports.iter().map(|r| r.lines_missing).max().unwrap_or(0);
+        let largest = quarantine.reports.iter().max_by_key(|r| r.lines_missing);
+        let lines = largest.map_or(0, |r| r.lines_missing);
+        let least = if quarantine.reports.iter().any(|r| r.at_least) { "at least " } else { "" };
         let full = if quarantine.bytes >= QUARANTINE_BUDGET { "; it is full, so only reports are added" } else { "" };
         Some(format!(
-            "the log was damaged: {} reports in {shown}, the largest loss is {lines} acknowledged lines{full}; rename a report that \
+            "the log was damaged: {} reports in {shown}, the largest loss is {least}{lines} acknowledged lines{full}; rename a report that \
              you have read (mv {first} {}.acknowledged.json)",
             quarantine.unread.len(),
             first.trim_end_matches(".json")

@@ -16,7 +16,7 @@ use super::repair::WIDE;
 use super::scan::Damage;
 use super::segment::{self, Prepared};
 use super::spread::spread;
-use super::verdict::{Finding, Part, Place, verdict};
+use super::verdict::{Cost, Finding, Part, Place, verdict};
 use super::writer::{Decision, LogError, StreamLog, Unavailable, Wal, WalOptions, spawn_critical};
 use crate::codec::{align_up, crc32};
 use crate::fs::{File, Fs, read_full_at, write_all_at, write_all_uncached_at};
@@ -126,6 +126,8 @@ pub struct BlockStore {
     volume: Uuid,
     options: BlockLogOptions,
     segments: RwLock<BTreeMap<u64, Usage>>,
+    /// Blocks that a read has found damaged, and those of them that nobody was told of yet. No more than there are blocks.
+    damaged: Mutex<(HashSet<BlockPlace>, Vec<BlockPlace>)>,
 }
 
 /// What is known of one segment.
@@ -147,11 +149,16 @@ impl BlockStore {
             volume: options.volume,
             options: options.blocks.clone(),
             segments: RwLock::default(),
+            damaged: Mutex::default(),
         }
     }
 
     pub(super) fn path(&self, number: u64) -> PathBuf {
         self.options.dir.join(segment::file_name(LogKind::Blocks, number))
+    }
+
+    pub(super) fn fs(&self) -> &dyn Fs {
+        &*self.fs
     }
 
     pub(super) fn dir(&self) -> &std::path::Path {
@@ -177,8 +184,19 @@ impl BlockStore {
             Some(head) if record.get(start..).is_some_and(|body| crc32(&[body]) == head.body_crc) => {
                 Ok(record.slice(start..))
             }
-            _ => Err(BlockError::Damaged(place)),
+            _ => {
+                let mut damaged = self.damaged.lock();
+                if damaged.0.insert(place) {
+                    damaged.1.push(place);
+                }
+                Err(BlockError::Damaged(place))
+            }
         }
+    }
+
+    /// Blocks that reads have found damaged since the last call.
+    pub fn take_damaged(&self) -> Vec<BlockPlace> {
+        std::mem::take(&mut self.damaged.lock().1)
     }
 
     /// Bytes of all segments.
@@ -611,6 +629,15 @@ pub struct FoundBlock {
     pub tables: BlockTables,
 }
 
+/// A block that a read has found damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    /// Salt of its segment.
+    pub salt: u64,
+    /// Where it lies.
+    pub place: BlockPlace,
+}
+
 /// What recovery found of the block log.
 #[derive(Default)]
 pub struct FoundBlocks {
@@ -620,6 +647,8 @@ pub struct FoundBlocks {
     pub damage: Vec<(u64, Damage)>,
     /// Blocks whose bytes are damaged: segment, place, and what they held, unless it is in another place.
     pub damaged: Vec<(u64, Range<u64>, BlockTables)>,
+    /// Segments that hold, or held, blocks of which nothing tells.
+    pub unseen: Vec<u64>,
     /// Bytes of all segments.
     pub bytes: u64,
     /// Definitions of streams.
@@ -647,6 +676,7 @@ impl RecoveredBlocks {
         retired: impl Fn(u64) -> bool,
         uncertain: bool,
         known: &(dyn Fn(u64, u64) -> bool + Sync),
+        read: &mut dyn FnMut(),
     ) -> io::Result<Self> {
         let entries = match options.fs.list(&options.blocks.dir) {
             // Older than the block log.
@@ -679,7 +709,7 @@ impl RecoveredBlocks {
                 Ok(reading)
             }
         };
-        for reading in spread(live.to_vec(), total >= WIDE, || (), work, |_| ()) {
+        for reading in spread(live.to_vec(), total >= WIDE, || (), work, |_| read()) {
             out.take(reading?);
         }
         for number in files.into_iter().filter(|n| !live.iter().any(|b| b.segment == *n)) {
@@ -706,11 +736,31 @@ impl RecoveredBlocks {
         Ok(out)
     }
 
+    /// Reads blocks that a footer lists and that are said to be damaged: those that are, do not count.
+    pub fn doubt(&mut self, suspects: &[Suspect]) {
+        let suspected: HashSet<BlockPlace> =
+            suspects.iter().filter(|s| self.store.salt(s.place.segment) == Some(s.salt)).map(|s| s.place).collect();
+        if suspected.is_empty() {
+            return;
+        }
+        let is_damaged = |b: &mut FoundBlock| {
+            suspected.contains(&b.place) && matches!(self.store.read(b.place), Err(BlockError::Damaged(_)))
+        };
+        for FoundBlock { place, tables } in self.found.blocks.extract_if(.., is_damaged) {
+            let bytes = place.offset..place.offset + u64::from(place.len);
+            let part = Part::Record(Kind::Block);
+            self.found.damage.push((place.segment, Damage { bytes: bytes.clone(), part }));
+            self.found.damaged.push((place.segment, bytes, tables));
+            self.store.free(place);
+        }
+    }
+
     fn take(&mut self, reading: Reading<'_>) {
         let Reading { synced, found, opened, .. } = reading;
         self.found.blocks.extend(found.blocks);
         self.found.damage.extend(found.damage);
         self.found.damaged.extend(found.damaged);
+        self.found.unseen.extend(found.unseen.last());
         self.found.definitions.extend(found.definitions);
         self.found.bytes += found.bytes;
         let Some(Opened { header, used, active }) = opened else { return };
@@ -776,7 +826,11 @@ impl<'a> Reading<'a> {
     /// Notes what does not hold, if it counts.
     fn judge(&mut self, part: Part, bytes: Range<u64>, elsewhere: bool) {
         let place = if self.synced.end == u64::MAX { Place::Unnamed } else { Place::Durable };
-        if verdict(part, place, elsewhere, false).finding == Finding::Damage {
+        let judged = verdict(part, place, elsewhere, false);
+        if judged.finding == Finding::Damage {
+            // The head of a damaged block, or the footer, tells what it held.
+            let is_listed = matches!(part, Part::Record(_));
+            self.found.unseen.extend((judged.cost == Cost::Lines && !is_listed).then_some(self.synced.segment));
             self.found.damage.push((self.synced.segment, Damage { bytes, part }));
         }
     }
@@ -836,7 +890,10 @@ impl<'a> Reading<'a> {
             let place = BlockPlace { segment: header.number, offset, len };
             match BlockTables::decode(tables) {
                 Ok(tables) => self.found.blocks.push(FoundBlock { place, tables }),
-                Err(_) => self.judge(Part::Record(Kind::Block), offset..offset + u64::from(len), false),
+                Err(_) => {
+                    self.judge(Part::Record(Kind::Block), offset..offset + u64::from(len), false);
+                    self.found.unseen.push(header.number);
+                }
             }
             used += u64::from(len);
         }

@@ -25,7 +25,7 @@ mod writer;
 
 pub use blocks::{
     BlockAppend, BlockError, BlockLog, BlockLogOptions, BlockPlace, BlockSink, BlockStore, Decide, FoundBlock,
-    FoundBlocks,
+    FoundBlocks, Suspect,
 };
 pub use format::{GroupHeader, Kind, LogKind, RecordHead, SegmentHeader};
 pub use metrics::WalMetrics;
@@ -36,10 +36,10 @@ pub use record::{
     EntriesBuilder, EntriesRecord, EntryView, Footer, Gap, Open, PartIter, Previous, Retiring, SeriesDef, TableRow,
     Tables, decode_control, decompress_body, decompress_body_into,
 };
-pub use repair::{RecoverError, Recovered, ReplaySegment, recover};
+pub use repair::{RecoverError, Recovered, ReplaySegment, recover, recover_doubting};
 pub use retention::{Contents, Hold, Retention};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_segment};
 pub use segment::{file_name, file_number, segment_name, segment_number};
-pub use survivors::{LostBlock, Survivors};
+pub use survivors::{BlockSeqs, LostBlock, LostSegments, Survivors};
 pub use verdict::{Cost, Finding, Part, Place, Then, Verdict, verdict};
 pub use writer::{Append, Applied, Decision, Sink, StreamLog, SyncMode, Unavailable, Wal, WalOptions, spawn_critical};

@@ -26,6 +26,8 @@ pub struct Summary {
     pub number: u64,
     /// Constants; `None` if the header is unusable.
     pub header: Option<SegmentHeader>,
+    /// It was prepared for use, and not used.
+    is_prepared: bool,
     open: Option<Open>,
     /// Sound records that use an LSN, as merged ranges.
     lsns: Vec<Range<u64>>,
@@ -109,10 +111,21 @@ impl Summary {
         Self { header: None, damage, ..Self::empty(number) }
     }
 
+    /// A number without a segment that was ever used: its preparation, or its enlargement, has failed.
+    pub fn given_up(number: u64) -> Self {
+        Self::empty(number)
+    }
+
+    /// A segment that holds nothing.
+    pub fn prepared(number: u64) -> Self {
+        Self { is_prepared: true, ..Self::empty(number) }
+    }
+
     fn empty(number: u64) -> Self {
         Self {
             number,
             header: None,
+            is_prepared: false,
             open: None,
             lsns: Vec::new(),
             broken: Vec::new(),
@@ -146,6 +159,7 @@ impl Summary {
         }
         let mut out = Self { header: Some(scan.header), ..Self::empty(number) };
         if scan.is_prepared() {
+            out.is_prepared = true;
             return out;
         }
         out.damage.extend(scan.bad_header.clone().map(|bytes| Damage { bytes, part: Part::Header }));
@@ -324,6 +338,8 @@ pub struct Loss {
     pub seqs: Vec<(u64, Range<u64>)>,
     /// Segments that should be there and are not.
     pub missing_segments: Vec<u64>,
+    /// Of these, the one behind all that hold something: nothing tells what it held.
+    pub missing_newest: Option<u64>,
     /// Wall clock of the last group before the first lost LSN and of the first one after the last, in nanoseconds since the
     /// Unix epoch.
     pub between: Option<(i64, i64)>,
@@ -473,6 +489,8 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
         .chain(used.iter().rev().flat_map(|s| s.definitions.iter().rev()))
         .for_each(|d| out.define(d));
     find_tail(&live, &mut out);
+    out.loss.missing_newest = missing_newest(summaries);
+    out.loss.missing_segments.extend(out.loss.missing_newest);
     find_losses(&live, &judge, &mut out);
     settle_ends(&used, &live, &mut out);
     find_decisions(&used, &live, &mut out);
@@ -480,6 +498,18 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
         out.loss = Loss::default();
     }
     out
+}
+
+/// The first number behind the newest segment with content that has no file, while a prepared segment behind it has one: they are prepared,
+/// and used, in the order of their numbers, and none is left out.
+fn missing_newest(summaries: &[Summary]) -> Option<u64> {
+    let newest = summaries.iter().filter(|s| !s.is_empty()).map(|s| s.number).max().unwrap_or(0);
+    let behind = || summaries.iter().filter(|s| s.number > newest);
+    let last = behind().filter(|s| s.is_prepared).map(|s| s.number).max()?;
+    let known: HashSet<u64> = behind().map(|s| s.number).collect();
+    // As many numbers as there are files, and one more, hold one without.
+    let missing = (newest + 1..last).take(known.len() + 1).find(|n| !known.contains(n));
+    missing.filter(|_| !is(Bug::DamageSilent))
 }
 
 /// What was decided about both logs. A decision was true when it was written, so one that lies in void bytes counts too.

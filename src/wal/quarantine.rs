@@ -1,15 +1,19 @@
 //! Damaged segments are kept: a hard link, which takes no space, and a report beside it. Only the operator deletes them.
 
+use super::blocks::{BlockPlace, BlockStore, Suspect};
 use super::format::{Kind, LogKind};
+use super::ranges::{Ranges, count};
 use super::repair::Recovered;
 use super::scan::Damage;
 use super::segment::file_name;
 use super::survivors::LostBlock;
-use super::verdict::Part;
+use super::verdict::{Cost, Part, Place, verdict};
 use crate::fs::{Fs, read_full_at, replace_durably};
+use ahash::AHashMap;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 /// Bytes of segments that are kept; above, only reports are added.
@@ -18,9 +22,15 @@ pub const QUARANTINE_BUDGET: u64 = 1 << 30;
 const ACKNOWLEDGED: &str = ".acknowledged.json";
 /// Largest report that is read back.
 const MAX_REPORT: u64 = 16 << 20;
+/// What a report says of blocks that a running server has found damaged.
+const FOUND_BY_A_READ: &str = "queries answer without the lines of these blocks, and say so; the next start makes them again from the \
+                               write-ahead log where that still has them, and counts what is lost: restart soon, and keep this report";
+/// Most ranges of seqs that a report lists, so that it stays far below that.
+const MAX_STREAMS: usize = 10_000;
 
 /// What is wrong with one segment, and what all the damage together has cost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DamageReport {
     /// `wal` or `blocks`.
     pub log: String,
@@ -34,18 +44,51 @@ pub struct DamageReport {
     pub lsns: Vec<(u64, u64)>,
     /// Acknowledged lines that are lost, over the whole log.
     pub lines_missing: u64,
+    /// There may be more of them, as a remark says.
+    pub at_least: bool,
     /// Of these: stream id, labels, first seq, end seq, where they are known.
     pub streams: Vec<(u64, String, u64, u64)>,
     /// Wall clock, in nanoseconds since the Unix epoch, of the last sound group before the first lost LSN and of the first
     /// one after the last.
     pub between: Option<(i64, i64)>,
+    /// What else an operator should know, a sentence each.
+    pub remarks: Vec<String>,
+    /// Offset and length of blocks that a running server has found damaged: the next start looks at them.
+    pub blocks: Vec<(u64, u32)>,
 }
 
 impl DamageReport {
-    /// Name of the report; the link has the same without `.json`.
-    fn name(&self) -> String {
+    /// Name of the link to the segment.
+    fn link(&self) -> String {
         let kind = if self.log == "blocks" { LogKind::Blocks } else { LogKind::Wal };
-        format!("{:016x}-{}.json", self.salt, file_name(kind, self.segment))
+        format!("{:016x}-{}", self.salt, file_name(kind, self.segment))
+    }
+
+    /// A name for the report that no other has, read or not: damage that is found later in the same segment is a report of
+    /// its own, and takes the place of none.
+    fn free_name(&self, taken: &HashSet<String>) -> String {
+        let link = self.link();
+        let numbered = |n: u64| if n == 1 { link.clone() } else { format!("{link}.{n}") };
+        let is_free = |name: &String| {
+            !taken.contains(&format!("{name}.json")) && !taken.contains(&format!("{name}{ACKNOWLEDGED}"))
+        };
+        // As many names as are taken, and one more, hold a free one.
+        let free = (1..=taken.len() as u64 + 1).map(numbered).find(is_free);
+        format!("{}.json", free.unwrap_or(link))
+    }
+
+    /// Writes the report, and links the segment beside it unless it has that name already, or `room` bytes are too few;
+    /// returns the bytes that are kept with it.
+    pub(super) fn keep(&self, fs: &dyn Fs, dir: &Path, segment: &Path, room: u64) -> io::Result<u64> {
+        let taken: HashSet<String> = fs.list(dir)?.into_iter().map(|e| e.name).collect();
+        let len = fs.open(segment, false).and_then(|f| f.len()).unwrap_or(0);
+        let mut kept = 0;
+        if len > 0 && len <= room && !taken.contains(&self.link()) {
+            fs.hard_link(segment, &dir.join(self.link()))?;
+            kept = len;
+        }
+        replace_durably(fs, &dir.join(self.free_name(&taken)), &serde_json::to_vec_pretty(self)?)?;
+        Ok(kept)
     }
 }
 
@@ -91,6 +134,16 @@ impl Quarantine {
         Ok(out)
     }
 
+    /// Blocks that reads have found damaged, for the next start.
+    pub fn suspects(&self) -> Vec<Suspect> {
+        let of = |r: &DamageReport| {
+            let (segment, salt) = (r.segment, r.salt);
+            let place = move |(offset, len): &(u64, u32)| BlockPlace { segment, offset: *offset, len: *len };
+            r.blocks.iter().map(place).map(|place| Suspect { salt, place }).collect::<Vec<_>>()
+        };
+        self.reports.iter().filter(|r| r.log == "blocks").flat_map(of).collect()
+    }
+
     /// Places that some report names already: they were told and counted.
     fn known(&self) -> HashSet<(&str, u64, u64, &str)> {
         self.reports
@@ -112,6 +165,41 @@ impl Quarantine {
             }
         }
         out
+    }
+}
+
+impl BlockStore {
+    /// Keeps the segments of blocks that a read has found damaged, with a report for each, unless one names them already; returns the
+    /// blocks that are new.
+    ///
+    /// # Errors
+    /// A link or a report could not be made.
+    pub fn quarantine(&self, dir: &Path, places: &[BlockPlace]) -> io::Result<Vec<BlockPlace>> {
+        let kept = Quarantine::read(self.fs(), dir)?;
+        let told: HashSet<BlockPlace> = kept.suspects().into_iter().map(|s| s.place).collect();
+        let mut reports: BTreeMap<u64, DamageReport> = BTreeMap::new();
+        let new: Vec<BlockPlace> = places.iter().filter(|p| !told.contains(p)).copied().collect();
+        for place in &new {
+            let report = reports.entry(place.segment).or_default();
+            let bytes = place.offset..place.offset + u64::from(place.len);
+            report.places.push(format!("{}, found by a read", Damage { bytes, part: Part::Record(Kind::Block) }));
+            report.blocks.push((place.offset, place.len));
+        }
+        self.fs().create_dir_all(dir)?;
+        let mut bytes = kept.bytes;
+        for (segment, report) in reports {
+            let report = DamageReport {
+                log: "blocks".to_string(),
+                segment,
+                salt: self.salt(segment).unwrap_or(0),
+                at_least: true,
+                remarks: vec![FOUND_BY_A_READ.to_string()],
+                ..report
+            };
+            bytes += report.keep(self.fs(), dir, &self.path(segment), QUARANTINE_BUDGET.saturating_sub(bytes))?;
+        }
+        self.fs().sync_dir(dir)?;
+        Ok(new)
     }
 }
 
@@ -149,27 +237,70 @@ impl Recovered {
             labels.map_or("unattributed".to_string(), |l| l.text().to_string())
         };
         let in_blocks = self.lost_blocks().iter().flat_map(|b| b.seqs.iter().map(|r| (b.stream, r.clone())));
-        let seqs = plan.loss.seqs.iter().cloned().chain(in_blocks);
+        let in_segments = self.lost_segments().seqs.iter().cloned();
+        let seqs = plan.loss.seqs.iter().cloned().chain(in_blocks).chain(in_segments);
         let streams = seqs.map(|(stream, r)| (stream, labels(stream), r.start, r.end));
-        let streams: Vec<_> = streams.collect();
-        let lines_missing = plan.loss.lines + self.lost_blocks().iter().map(|b| b.lines).sum::<u64>();
+        let mut streams: Vec<_> = streams.collect();
+        let mut remarks = self.remarks();
+        if streams.len() > MAX_STREAMS {
+            remarks.push(format!(
+                "lines are missing in {} places of streams; the first {MAX_STREAMS} are listed",
+                streams.len()
+            ));
+            streams.truncate(MAX_STREAMS);
+        }
+        let in_blocks = self.lost_blocks().iter().map(|b| b.lines).sum::<u64>();
+        let lines_missing = plan.loss.lines + in_blocks + self.lost_segments().lines;
         for report in &mut out {
             report.lsns = plan.loss.lsns.iter().map(|r| (r.start, r.end)).collect();
             report.lines_missing = lines_missing;
+            report.at_least = !self.lost_segments().is_exact() || plan.loss.missing_newest.is_some();
             report.streams = streams.clone();
             report.between = plan.loss.between;
+            report.remarks = remarks.clone();
+        }
+        out
+    }
+
+    /// What the damage means beyond its places and counts.
+    fn remarks(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        let parts = || self.plan.loss.damage.iter().map(|(_, d)| d.part);
+        let twice = parts().filter(|p| verdict(*p, Place::Durable, false, false).cost == Cost::Twice).count();
+        if twice > 0 {
+            out.push(format!(
+                "{twice} records are damaged that say that a chunk is in the object store: such a chunk counts as not flushed, so its lines \
+                 may be shown twice; none of them is lost"
+            ));
+        }
+        if let Some(number) = self.plan.loss.missing_newest {
+            out.push(format!(
+                "segment {number} of the write-ahead log is gone, behind all that are there: nothing tells whether lines were in it, and how many"
+            ));
+        }
+        if !self.blocks().unseen.is_empty() {
+            out.push(self.lost_segments().to_string());
         }
         out
     }
 
     /// Lines that are lost in the places that these reports name. Records that are lost are settled by a Gap, so only those
-    /// are counted that no start has counted before; a damaged block is damaged at each start.
-    pub fn lost_lines(&self, reports: &[DamageReport]) -> u64 {
+    /// are counted that no start has counted before; a damaged block is damaged at each start, a segment that is gone is gone at
+    /// each start, and `kept` are the reports of earlier ones.
+    pub fn lost_lines(&self, reports: &[DamageReport], kept: &Quarantine) -> u64 {
         let told = |b: &&LostBlock| {
             let place = Damage { bytes: b.bytes.clone(), part: Part::Record(Kind::Block) }.to_string();
             reports.iter().any(|r| r.log == "blocks" && r.segment == b.segment && r.places.contains(&place))
         };
-        self.plan.loss.lines + self.lost_blocks().iter().filter(told).map(|b| b.lines).sum::<u64>()
+        let mut counted: AHashMap<u64, Ranges> = AHashMap::new();
+        for (stream, _, first, end) in kept.reports.iter().flat_map(|r| &r.streams) {
+            counted.entry(*stream).or_default().insert(*first..*end);
+        }
+        let new = |(stream, seqs): &(u64, Range<u64>)| {
+            count(&counted.get(stream).map_or_else(|| vec![seqs.clone()], |c| c.missing(seqs)))
+        };
+        let in_segments = self.lost_segments().seqs.iter().map(new).sum::<u64>();
+        self.plan.loss.lines + self.lost_blocks().iter().filter(told).map(|b| b.lines).sum::<u64>() + in_segments
     }
 
     /// Keeps the segments of these reports, and the reports. What does not fit is left out and told by the error; that is no
@@ -181,21 +312,12 @@ impl Recovered {
         let (fs, mut kept) = (self.fs(), kept);
         fs.create_dir_all(dir)?;
         for report in reports {
-            let name = report.name();
-            let link = dir.join(name.trim_end_matches(".json"));
             let source = if report.log == "blocks" {
                 self.block_store().path(report.segment)
             } else {
                 self.segment_path(report.segment)
             };
-            let len = fs.open(&source, false).and_then(|f| f.len()).unwrap_or(0);
-            if len > 0 && kept + len <= QUARANTINE_BUDGET {
-                match fs.hard_link(&source, &link) {
-                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                    _ => kept += len,
-                }
-            }
-            replace_durably(fs, &dir.join(name), &serde_json::to_vec_pretty(report)?)?;
+            kept += report.keep(fs, dir, &source, QUARANTINE_BUDGET.saturating_sub(kept))?;
         }
         fs.sync_dir(dir)
     }

@@ -1,23 +1,25 @@
 //! Recovery: reads what the disk holds, plans, replays, writes the unsettled tail again. The only part of the log that
 //! changes what an earlier process wrote, and it only adds a segment or removes an empty one.
 
-use super::blocks::{BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks};
-use super::format::{HeaderError, Kind, RecordHead};
+use super::blocks::{BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks, Suspect};
+use super::format::{HeaderError, Kind, LogKind, RecordHead};
 use super::plan::{KnownSeries, Plan, RecordRef, Summary, plan, plan_with};
 use super::record::{
     Beginning, BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
 };
 use super::retention::{Contents, Hold};
 use super::scan::scan_segment;
-use super::segment::{Prepared, segment_name, segment_number};
+use super::segment::{Prepared, file_number, segment_name, segment_number};
 use super::spread::spread;
-use super::survivors::{LostBlock, Survivors, held_by};
+use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
-use crate::fs::{File, read_full_at};
+use crate::fs::{DirEntry, File, read_full_at};
 use crate::planted::{Bug, is};
+use ahash::AHashSet;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -67,6 +69,7 @@ pub struct Recovered {
     options: WalOptions,
     blocks: RecoveredBlocks,
     lost_blocks: Vec<LostBlock>,
+    lost_segments: LostSegments,
     /// What was found and what will be done.
     pub plan: Plan,
     /// Bytes of segments that hold something.
@@ -74,6 +77,9 @@ pub struct Recovered {
     /// Segments that hold something.
     pub segments: usize,
 }
+
+/// What the metadata of a block segment counts for in the progress, in bytes of the write-ahead log.
+const FOOTER_WEIGHT: u64 = 1 << 20;
 
 /// From so many bytes on, segments are read by several threads.
 pub(super) const WIDE: u64 = 32 << 20;
@@ -83,11 +89,26 @@ pub(super) const WIDE: u64 = 32 << 20;
 /// # Errors
 /// A file could not be read, or belongs to a newer format or to another volume.
 pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Recovered, RecoverError> {
+    recover_doubting(options, &[], progress)
+}
+
+/// As [`recover`], with blocks that reads have found damaged: a start reads no block that a footer lists, but these. What is
+/// damaged indeed does not count, so that its lines are replayed where the write-ahead log still has them.
+///
+/// # Errors
+/// As [`recover`].
+pub fn recover_doubting(
+    options: WalOptions,
+    suspects: &[Suspect],
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Recovered, RecoverError> {
     let list = options.fs.list(&options.dir).map_err(io_error("list", &options.dir))?;
+    let given_up: Vec<Summary> = list.iter().filter_map(given_up).map(Summary::given_up).collect();
     let mut numbers: Vec<(u64, u64)> = list.iter().filter_map(|e| Some((segment_number(&e.name)?, e.len))).collect();
     // The newest first: its definitions of streams know the most.
     numbers.sort_unstable_by_key(|(number, _)| Reverse(*number));
-    let total: u64 = numbers.iter().map(|(_, len)| len).sum();
+    let log: u64 = numbers.iter().map(|(_, len)| len).sum();
+    let total = log + block_segments(&options) * FOOTER_WEIGHT;
     let mut done = 0;
     let known = KnownSeries::default();
     let work = |reader: &mut SegmentReader<'_>, (number, len): (u64, u64)| {
@@ -95,7 +116,7 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     };
     let read = spread(
         numbers,
-        total >= WIDE,
+        log >= WIDE,
         || SegmentReader::new(&options),
         work,
         |(len, _)| {
@@ -109,7 +130,8 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
         bytes += if summary.is_empty() { 0 } else { len };
         summaries.push(summary);
     }
-    summaries.reverse();
+    summaries.extend(given_up);
+    summaries.sort_by_key(|s| s.number);
     let mut plan = plan(&summaries);
     if is(Bug::StreamIdsAgain) {
         plan.next_stream_id = 1;
@@ -117,8 +139,14 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     let blocks_dir = options.blocks.dir.clone();
     let retired = |number| plan.retired_blocks.contains(&number);
     let known = |id: u64, next_seq: u64| plan.definitions.get(&id).is_some_and(|d| d.next_seq >= next_seq);
-    let blocks = RecoveredBlocks::read(&options, &plan.blocks, retired, plan.blocks_are_uncertain, &known)
+    let mut read = || {
+        done = total.min(done + FOOTER_WEIGHT);
+        progress(done, total);
+    };
+    let uncertain = plan.blocks_are_uncertain;
+    let mut blocks = RecoveredBlocks::read(&options, &plan.blocks, retired, uncertain, &known, &mut read)
         .map_err(io_error("read the block log in", &blocks_dir))?;
+    blocks.doubt(suspects);
     if plan.has_tail() && !blocks.found.definitions.is_empty() {
         // They may name streams of the tail, too.
         plan = plan_with(&summaries, &blocks.found.definitions);
@@ -128,8 +156,9 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
     if !blocks.adopted.is_empty() {
         plan.skip_ids();
     }
-    let mut lost_blocks = Vec::new();
-    if !plan.loss.lsns.is_empty() || !blocks.found.damaged.is_empty() {
+    let (mut lost_blocks, mut lost_segments) = (Vec::new(), LostSegments::default());
+    let found = &blocks.found;
+    if !plan.loss.lsns.is_empty() || !found.damaged.is_empty() || !found.unseen.is_empty() {
         let mut reader = SegmentReader::new(&options);
         let mut survivors = Survivors::new(&plan);
         for (number, _) in &plan.replay {
@@ -137,18 +166,35 @@ pub fn recover(options: WalOptions, progress: &mut dyn FnMut(u64, u64)) -> Resul
             let Ok(scan) = scan_segment(file) else { continue };
             survivors.segment(&plan, *number, &scan, file);
         }
-        let held = held_by(&plan, &blocks.found);
+        let held = held_by(&plan, found);
         survivors.settle(&mut plan.loss, &held);
-        lost_blocks = survivors.lost_blocks(&blocks.found, held);
+        lost_blocks = survivors.lost_blocks(found, held);
+        if !found.unseen.is_empty() {
+            lost_segments = survivors.lost_segments(&plan, &block_seqs(found), &known_lost(&plan, found));
+        }
     }
     Ok(Recovered {
         plan,
         blocks,
         lost_blocks,
+        lost_segments,
         bytes,
         segments: summaries.iter().filter(|s| !s.is_empty()).count(),
         options,
     })
+}
+
+/// Files of the block log; none before it is there.
+fn block_segments(options: &WalOptions) -> u64 {
+    let files = options.fs.list(&options.blocks.dir).unwrap_or_default();
+    files.iter().filter(|e| file_number(LogKind::Blocks, &e.name).is_some()).count() as u64
+}
+
+/// Seqs of records and blocks that are damaged, and tell what they held.
+fn known_lost(plan: &Plan, found: &FoundBlocks) -> Vec<(u64, Range<u64>)> {
+    let records = plan.loss.streams.iter().map(|r| (r.stream, r.first_seq..r.end_seq()));
+    let blocks = found.damaged.iter().map(|(_, _, t)| (t.stream, t.first_seq..t.end_seq));
+    records.chain(blocks).collect()
 }
 
 fn summarize(options: &WalOptions, number: u64, file: &[u8], known: &KnownSeries) -> Result<Summary, RecoverError> {
@@ -234,6 +280,13 @@ impl Recovered {
         !self.plan.loss.lsns.is_empty() || self.plan.forgets || !self.blocks.adopted.is_empty()
     }
 
+    /// The streams whose seqs go on where the known ones end, all of them if there is no answer. What was in a segment of the block
+    /// log that is gone may come back with it, and may be more than is known of a stream without records in the write-ahead log.
+    pub fn may_go_on(&self) -> Option<AHashSet<u64>> {
+        let gone = !self.blocks.found.unseen.is_empty();
+        gone.then(|| self.plan.contents.iter().flat_map(|c| c.streams.keys().copied()).collect())
+    }
+
     /// What was found of the block log.
     pub fn blocks(&self) -> &FoundBlocks {
         &self.blocks.found
@@ -242,6 +295,11 @@ impl Recovered {
     /// Blocks whose bytes were found damaged, and what is lost with each.
     pub fn lost_blocks(&self) -> &[LostBlock] {
         &self.lost_blocks
+    }
+
+    /// What is lost with segments of the block log that are gone.
+    pub fn lost_segments(&self) -> &LostSegments {
+        &self.lost_segments
     }
 
     /// Reads blocks.
@@ -310,13 +368,13 @@ impl Recovered {
     ) -> Result<(Arc<Wal<P>>, BlockLog<B>), RecoverError> {
         let Self { options, plan, blocks, .. } = self;
         let tail = tail_records(&options, &plan)?;
-        let prepared = take_stock(&options, &plan)?;
+        let (prepared, next_segment) = take_stock(&options, &plan)?;
         let start = Start {
             next_lsn: plan.durable_lsn,
             lines: plan.lines,
             first_live: Beginning { segment: plan.first_live_segment, lsn: plan.first_lsn, lines: plan.first_lines },
             previous: plan.previous,
-            next_segment: plan.last_segment + 1,
+            next_segment,
             prepared,
             contents: plan.contents.clone(),
             blocks: plan.blocks.clone(),
@@ -396,8 +454,9 @@ fn lost(lsn: u64, plan: &Plan) -> TailRecord {
     TailRecord::Lost { bytes, head }
 }
 
-/// Keeps prepared segments for use, and removes those of another size, or that newer ones have overtaken.
-fn take_stock(options: &WalOptions, plan: &Plan) -> Result<Vec<Prepared>, RecoverError> {
+/// Keeps prepared segments for use, and removes those of another size, or that newer ones have overtaken. Returns the number
+/// of the next one, too: behind all that hold something none is left out, or it would be missed.
+fn take_stock(options: &WalOptions, plan: &Plan) -> Result<(Vec<Prepared>, u64), RecoverError> {
     let newest_used = plan.replay.last().map_or(0, |(number, _)| *number);
     let mut prepared = Vec::new();
     let mut removed = false;
@@ -406,18 +465,25 @@ fn take_stock(options: &WalOptions, plan: &Plan) -> Result<Vec<Prepared>, Recove
         options.fs.remove(&path).map_err(io_error("remove", &path))?;
         removed = true;
     }
-    for header in &plan.empty {
+    let mut next = plan.last_segment + 1;
+    // From the last on: should a crash keep some, none of them lies behind one that is gone.
+    for header in plan.empty.iter().rev() {
         let path = options.dir.join(segment_name(header.number));
         if header.number > newest_used && header.file_len >= options.segment_size {
             let file = options.fs.open(&path, true).map_err(io_error("open", &path))?;
             prepared.push(Prepared { header: *header, file });
-        } else {
-            options.fs.remove(&path).map_err(io_error("remove", &path))?;
-            removed = true;
+            continue;
+        }
+        options.fs.remove(&path).map_err(io_error("remove", &path))?;
+        removed = true;
+        if header.number > newest_used {
+            options.fs.sync_dir(&options.dir).map_err(io_error("sync", &options.dir))?;
+            next = if header.number + 1 == next { header.number } else { next };
         }
     }
+    prepared.reverse();
     for entry in options.fs.list(&options.dir).map_err(io_error("list", &options.dir))? {
-        if entry.name.ends_with(".wal.tmp") {
+        if entry.name.ends_with(".wal.tmp") && given_up(&entry).is_none_or(|number| number <= newest_used) {
             let path = options.dir.join(&entry.name);
             options.fs.remove(&path).map_err(io_error("remove", &path))?;
             removed = true;
@@ -426,5 +492,10 @@ fn take_stock(options: &WalOptions, plan: &Plan) -> Result<Vec<Prepared>, Recove
     if removed {
         options.fs.sync_dir(&options.dir).map_err(io_error("sync", &options.dir))?;
     }
-    Ok(prepared)
+    Ok((prepared, next))
+}
+
+/// The number that an empty file with a temporary name stands for.
+fn given_up(entry: &DirEntry) -> Option<u64> {
+    segment_number(entry.name.strip_suffix(".tmp")?).filter(|_| entry.len == 0)
 }

@@ -176,6 +176,16 @@ pub(super) fn extend(file: &dyn File, old_len: u64, header: &SegmentHeader) -> R
     Ok(())
 }
 
+/// Removes a segment that was never used. An empty file tells so, until a newer segment is used: a number without a file is a segment that is
+/// gone. Without room even for that, the segment stays.
+pub(super) fn give_up(fs: &dyn Fs, dir: &Path, number: u64) {
+    let path = dir.join(segment_name(number));
+    let told = create(fs, &temporary_name(&path)).and_then(|_| fs.sync_dir(dir));
+    if told.is_ok() {
+        let _ = fs.remove(&path);
+    }
+}
+
 /// Size of a segment that holds a group of `group_len` bytes and the final watermark.
 pub(super) fn len_for(group_len: u64) -> u64 {
     crate::codec::align_up(FIRST_GROUP + group_len + super::format::GROUP_ALIGN, FILL_STEP)

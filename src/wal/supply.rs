@@ -105,7 +105,6 @@ impl Supply {
                 continue;
             }
             let number = state.next_number;
-            state.next_number += 1;
             let spare = state.retired.pop_front();
             drop(state);
             let made = preparer.make(number, spare);
@@ -113,6 +112,8 @@ impl Supply {
             match made {
                 Ok(prepared) => {
                     state.ready.push_back(prepared);
+                    // None is left out: a number without a file, before one with a file, is a segment that is gone.
+                    state.next_number += 1;
                     state.failure = None;
                     state.starved &= state.ready.len() < AHEAD;
                 }

@@ -1054,15 +1054,12 @@ impl Writer {
                 let begins = Beginning { segment: header.number, lsn: self.next_lsn, lines: self.lines };
                 self.retention.opened(begins, header.file_len);
             }
-            Err(error) => {
+            Err(segment::ExtendError::Sync(error)) => return Err(LogError::Fatal(error)),
+            Err(segment::ExtendError::Write(error)) => {
                 // The half-enlarged file would hold its space until the next start.
-                let name = segment::segment_name(active.header.number);
-                let _ = self.options.fs.remove(&self.options.dir.join(name));
+                segment::give_up(&*self.options.fs, &self.options.dir, active.header.number);
                 self.active = None;
-                return Err(match error {
-                    segment::ExtendError::Write(e) => LogError::of_write(e),
-                    segment::ExtendError::Sync(e) => LogError::Fatal(e),
-                });
+                return Err(LogError::of_write(error));
             }
         }
         Ok(())
