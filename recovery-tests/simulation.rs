@@ -1,6 +1,6 @@
 //! The log on a simulated disk: every crash point of every workload, crashes inside recovery, failing calls, damage.
 //!
-//! `cargo test --test simulation` runs the quick tier. The full tier is `TIMBERLINE_SIM_FULL=1`; layers that are done are
+//! `cargo test --test simulation` runs the quick tier. The full tier is `TIMBERLINE_SIM_FULL=1` (with `--profile sim`); layers that are done are
 //! not repeated (their figures lie in the target directory). A failure prints a line that shows it again; what was
 //! found once stays in `regressions.txt`.
 

@@ -362,8 +362,8 @@ pub(super) fn held_by(plan: &Plan, found: &FoundBlocks) -> AHashMap<u64, Ranges>
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, and one is a list too")]
 mod tests {
-    use super::super::record::{ChunkClosed, ChunkFlushed};
-    use super::super::retention::Contents;
+    use crate::wal::record::{ChunkClosed, ChunkFlushed};
+    use crate::wal::retention::Contents;
     use super::*;
 
     fn row(stream: u64, seqs: Range<u64>) -> TableRow {

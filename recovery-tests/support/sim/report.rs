@@ -53,7 +53,7 @@ impl Layer {
             failed: AtomicUsize::new(0),
             seen: std::array::from_fn(|_| Mutex::default()),
             enough: ENOUGH,
-            until: None,
+            until: seconds().map(|s| Instant::now() + s),
             only,
             started: Instant::now(),
             seeds: AtomicU64::new(0),
@@ -148,10 +148,17 @@ impl Layer {
         println!("{json}");
         let failures = self.failures.lock();
         assert!(failures.is_empty(), "{} failed: {}", self.name, failures.join("\n"));
-        if self.only.is_none() {
+        let cut = self.until.is_some_and(|until| Instant::now() > until);
+        if self.only.is_none() && !cut {
             save(self.name, &json);
         }
     }
+}
+
+/// `TIMBERLINE_SIM_SECONDS`: each layer ends after so many; what it has found by then it tells, but it is not done.
+fn seconds() -> Option<Duration> {
+    let seconds = std::env::var("TIMBERLINE_SIM_SECONDS").ok()?;
+    Some(Duration::from_secs(seconds.parse().expect("TIMBERLINE_SIM_SECONDS is a number")))
 }
 
 /// Is the full tier asked for?
