@@ -362,9 +362,8 @@ pub(super) fn held_by(plan: &Plan, found: &FoundBlocks) -> AHashMap<u64, Ranges>
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, and one is a list too")]
 mod tests {
-    use crate::wal::record::{ChunkClosed, ChunkFlushed};
-    use crate::wal::retention::Contents;
     use super::*;
+    use crate::wal::{ChunkClosed, ChunkFlushed, Contents};
 
     fn row(stream: u64, seqs: Range<u64>) -> TableRow {
         TableRow { stream, first_seq: seqs.start, count: (seqs.end - seqs.start) as u32, part_len: 0 }
