@@ -1,7 +1,8 @@
 //! The real binary, killed with SIGKILL again and again under concurrent pushes, several of them into the same streams
 //! and into streams that are just being created. A ledger outside the process knows what was acknowledged.
 //!
-//! `TIMBERLINE_KILL_CYCLES` sets the number of cycles (25), `TIMBERLINE_KILL_SEED` repeats a run's random choices.
+//! `TIMBERLINE_KILL_CYCLES` sets the number of cycles (25), `TIMBERLINE_KILL_RUNS` spreads them over directories that are
+//! worked on at once (1), `TIMBERLINE_KILL_SEED` repeats a run's random choices.
 
 #[path = "support/server.rs"]
 mod server;
@@ -351,6 +352,7 @@ fn phase_of(data: &Path) -> Phase {
     }
 }
 
+#[derive(Default)]
 struct Run {
     kills: u64,
     phases: BTreeMap<Phase, u64>,
@@ -367,7 +369,7 @@ fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run
         acks: AtomicU64::new(0),
         stop: AtomicBool::new(false),
     });
-    let mut result = Run { kills: 0, phases: BTreeMap::new(), acks: 0, wrong: Vec::new() };
+    let mut result = Run::default();
     let data = tmp.path().join("data");
     let mut cycle = 0;
     while result.kills < cycles {
@@ -431,6 +433,24 @@ fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run
     result
 }
 
+/// Several runs at once, each in a directory and with a seed of its own.
+fn runs(cycles: u64, runs: u64, seed: u64) -> Run {
+    let each = |n| move || run(cycles.div_ceil(runs), seed.wrapping_add(2 * n), &[], false);
+    let ended: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..runs).map(|n| scope.spawn(each(n))).collect();
+        running.into_iter().map(|r| r.join()).collect()
+    });
+    let mut all = Run::default();
+    for one in ended {
+        let one = one.unwrap_or_else(|why| std::panic::resume_unwind(why));
+        all.kills += one.kills;
+        all.acks += one.acks;
+        all.wrong.extend(one.wrong);
+        one.phases.into_iter().for_each(|(phase, n)| *all.phases.entry(phase).or_default() += n);
+    }
+    all
+}
+
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
@@ -443,7 +463,7 @@ fn seed() -> u64 {
 #[test]
 fn every_acknowledged_line_is_back_after_kill_9() {
     let (cycles, seed) = (number("TIMBERLINE_KILL_CYCLES", 25), seed());
-    let run = run(cycles, seed, &[], false);
+    let run = runs(cycles, number("TIMBERLINE_KILL_RUNS", 1).max(1), seed);
     println!("seed {seed}: {} kills with an ack since the last, {} pushes acknowledged", run.kills, run.acks);
     println!("by phase: {:?}", run.phases);
     if let Ok(path) = std::env::var("TIMBERLINE_RESULTS") {
