@@ -458,7 +458,7 @@ impl Replay<'_> {
             decided,
             // What a definition says of a prefix saves the look at each record. After damage the blocks that it means may be gone
             // while the write-ahead log still has their lines; what is flushed, ChunkFlushed records say as long as it matters.
-            sound: recovered.blocks().damage.is_empty() && self.plan.loss.is_empty(),
+            sound: recovered.blocks().damage.is_empty() && self.plan.loss.is_empty() && self.plan.gaps.is_empty(),
         };
         let threads = if recovered.blocks().blocks.len() < FEW_BLOCKS { 1 } else { self.state.config.threads.max(1) };
         let restored: Vec<Restored> = std::thread::scope(|scope| {

@@ -396,7 +396,10 @@ impl Recovered {
         }
         // One group: that a loss is settled must not hide, at the next start, the segments that count because of it.
         let mut decisions: Vec<Decision> = blocks.adopted.iter().copied().map(Decision::BlocksSynced).collect();
-        decisions.extend((!plan.loss.lsns.is_empty()).then(|| Decision::Gap(plan.loss.gap())));
+        // Without LSNs it says that block segments may miss what a definition says of them: as long as it lies in the log, so do the
+        // records with those lines.
+        let settles = !plan.loss.lsns.is_empty() || plan.loss.missing_newest.is_some() || !blocks.adopted.is_empty();
+        decisions.extend(settles.then(|| Decision::Gap(plan.loss.gap())));
         if !decisions.is_empty() {
             // Without space for it the next start finds the same again, which is no reason not to start.
             if let Err(error @ LogError::Fatal(_)) = writer.write_decisions(&decisions) {
