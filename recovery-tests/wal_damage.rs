@@ -1257,10 +1257,6 @@ mod whole {
         let (lines, _) = mostly_blocks(dir.path(), 0);
         let newest = *numbers(dir.path(), LogKind::Wal).last().unwrap();
         let blocks = numbers(dir.path(), LogKind::Blocks);
-        let file = fs::read(path(dir.path(), LogKind::Wal, newest)).unwrap();
-        let entries = records(dir.path(), Kind::Entries).into_iter().filter(|r| (r.0, r.1) == (LogKind::Wal, newest));
-        let rows = entries.flat_map(|(_, _, offset, head)| Tables::decode(head.tables(&file, offset)).unwrap().rows);
-        let held: u64 = rows.map(|row| u64::from(row.count)).sum();
         fs::remove_file(path(dir.path(), LogKind::Wal, newest)).unwrap();
         let named: Vec<u64> = plan_of(dir.path()).blocks.iter().map(|b| b.segment).collect();
         let told = verify(dir.path()).1;

@@ -294,7 +294,10 @@ impl Summary {
 
     /// A segment with durable content and without anything where its first group was: zeros, which scan as nothing.
     fn lost_first_group(&self, durable: u64) -> Option<Damage> {
-        let lost = self.open.is_none() && self.first_lsn().is_some_and(|first| first < durable);
+        // A group behind it was written only when it was durable.
+        let followed = self.groups.iter().any(|g| g.start > FIRST_GROUP && g.first_lsn <= durable);
+        let proved = followed || self.first_lsn().is_some_and(|first| first < durable);
+        let lost = self.open.is_none() && proved;
         let bytes = FIRST_GROUP..FIRST_GROUP + GROUP_ALIGN;
         let told = self.damage.iter().any(|d| bytes.contains(&d.bytes.start));
         (lost && !told).then_some(Damage { bytes, part: Part::GroupHeader })

@@ -233,6 +233,7 @@ fn make(layer: &Layer, workload: &Workload) -> Option<Log> {
 }
 
 /// One change of a log.
+#[derive(Debug)]
 enum Change {
     Bit(u64, u64, u8),
     Zero(u64, Range<u64>),
@@ -339,7 +340,7 @@ pub fn damage(layer: &Layer, workload: &Workload, every_bit: u64) {
         } else {
             other += 1
         }
-        let what = format!("bytes {bytes:?} of segment {number}");
+        let what = format!("{change:?} of segment {number}");
         let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| log.check(number, bytes, file)));
         let wrong = checked.unwrap_or_else(|_| Err("panic".into()));
         if let Err(why) = wrong {

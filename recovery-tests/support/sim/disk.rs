@@ -357,7 +357,10 @@ impl SimDisk {
         let deadline = Instant::now() + STUCK;
         while !until(state) {
             let timed_out = self.shared.changed.wait_until(state, deadline).timed_out();
-            assert!(!timed_out || until(state), "the simulation waits for {what} for ever");
+            let gate = &state.gate;
+            let at =
+                (gate.allowed, gate.preparing, gate.cleaning, gate.renamed, gate.finished, gate.failed, gate.ready);
+            assert!(!timed_out || until(state), "the simulation waits for {what} for ever: {at:?}");
         }
     }
 }
@@ -479,14 +482,15 @@ impl SimFs {
             state.gate.disturbed = true;
             return dead();
         }
-        if std::mem::take(&mut state.gate.due) {
+        // A closed gate lets no preparation begin: a failed start waits for its preparing thread to end.
+        if std::mem::take(&mut state.gate.due) && !state.gate.closed {
             self.disk.prepare(&mut state, 1);
         }
         if let Some(inode) = fresh_inode
             && state.gate.taken.insert(inode)
         {
             state.gate.ready = state.gate.ready.saturating_sub(1);
-            let wanted = state.gate.ready < AHEAD && !state.gate.failed;
+            let wanted = state.gate.ready < AHEAD && !state.gate.failed && !state.gate.closed;
             match state.gate.schedule {
                 Schedule::Early if wanted => self.disk.prepare(&mut state, 1),
                 Schedule::Mid => state.gate.due = wanted,
