@@ -1010,7 +1010,7 @@ fn sealed(
         encoding: encoding.code(),
         uncompressed_size: meta.uncompressed_size,
         crc: meta.crc,
-        symbols: ids.iter().map(|id| (*id, symbols.get(*id).unwrap().to_vec())).collect(),
+        symbols: ids.iter().map(|id| (*id, symbols.get(*id).unwrap())).collect(),
     };
     let closes = closes.then_some(ChunkClosed { stream, chunk, end_seq, reason: 1 });
     let stream = stream_log(stream, end_seq);

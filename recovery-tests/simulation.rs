@@ -39,7 +39,7 @@ fn crash_states() {
         return;
     }
     let layer = Layer::new("crash_states", None);
-    let list = if is_full() { workloads(4, 3000) } else { workloads(1, 20) };
+    let list = if is_full() { workloads(3, 3400) } else { workloads(1, 20) };
     layer.each(&list, 6, |w| crashes(&layer, w, &Depth::QUICK));
     layer.finish();
 }
