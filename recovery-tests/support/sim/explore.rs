@@ -290,7 +290,8 @@ fn one_fault(layer: &Layer, workload: &Workload, depth: &Depth, fault: Fault, pa
             if mix(&[workload.seed, fault.at as u64]).is_multiple_of(4) {
                 layer.counts.add("resumptions", 1);
                 if !played.run.resumes() {
-                    wrong("the log does not go on although the disk is healthy again".into());
+                    let call = played.run.disk.calls().get(fault.at).copied();
+                    wrong(format!("the log does not go on after a failed {call:?} although the disk is healthy again"));
                 }
             }
         }

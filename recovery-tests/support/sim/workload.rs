@@ -352,6 +352,15 @@ impl Run {
             self.disk.set_mode(Mode::Quiet);
             self.untold = false;
         }
+        if self.disk.failed_at().is_some()
+            && let Some(open) = &self.open
+        {
+            // The log's thread tells of a failed sync a little after it has failed.
+            let mut poisoned = open.results.poisoned.lock();
+            if poisoned.is_none() {
+                open.results.changed.wait_for(&mut poisoned, Duration::from_millis(100));
+            }
+        }
         match self.open.as_ref().and_then(|o| o.results.poisoned.lock().clone()) {
             Some(why) => Err(Stop::Ended(why)),
             None => Ok(()),
