@@ -477,7 +477,7 @@ pub struct Below {
     pub copies: usize,
     /// Lines with a name of their own: memory holds no more.
     pub names: u64,
-    pub next_lsn: u64,
+    pub durable_lsn: u64,
     pub next_stream_id: u64,
     /// Stream and number of the chunks that a start knows to be closed.
     pub closed: BTreeSet<(u64, u64)>,
@@ -520,7 +520,7 @@ pub fn below(image: &Image) -> Result<Below, String> {
     Ok(Below {
         copies: places.values().filter(|n| **n > 1).count(),
         names: names.by_name.len() as u64,
-        next_lsn: plan.next_lsn,
+        durable_lsn: plan.durable_lsn,
         next_stream_id: plan.next_stream_id,
         closed: plan.contents.iter().flat_map(|c| &c.holds).filter_map(closed).collect(),
     })

@@ -2,9 +2,9 @@
 
 use super::content::{Image, mix};
 use super::crash::Volume;
-use super::disk::Fault;
+use super::disk::{Call, Fault};
 use super::explore::{Depth, failures};
-use super::node::{Act, Node, Script, below, keep, start};
+use super::node::{Act, Below, Node, Script, below, keep, start};
 use super::node_book::{Book, Seen};
 use super::report::Layer;
 use super::workload::Stop;
@@ -55,14 +55,18 @@ impl States<'_> {
         let mut volume = Volume::new(&node.disk.base);
         let breadth = if self.level == 0 { self.depth.breadth } else { self.depth.nested[self.level - 1] };
         let (mut new, mut points, mut repeated) = (0, 0, 0);
+        let (mut floor, mut known) = (Floor::default(), None);
         for at in 0..=ops.len() {
             if at >= from && !self.layer.enough() {
                 points += 1;
                 let expectation = node.book.expectation(at);
+                if known.replace(expectation) != Some(expectation) {
+                    floor.rise(&volume.lost());
+                }
                 volume.crashes(breadth, mix(&[self.script.seed, at as u64]), &mut |label, image| {
                     if self.layer.is_new(image.hash(), expectation) {
                         new += 1;
-                        self.state(&node.book, image, at, label);
+                        self.state(&node.book, image, at, label, floor);
                     } else {
                         repeated += 1;
                     }
@@ -87,10 +91,11 @@ impl States<'_> {
         self.layer.fail(self.script, path, &format!("{why}{kept}"));
     }
 
-    fn state(&self, book: &Book, image: &Image, at: usize, label: usize) {
+    fn state(&self, book: &Book, image: &Image, at: usize, label: usize, floor: Floor) {
         let path = format!("{}/{at}/{label}", self.path);
         let check = || {
             let below = below(image)?;
+            floor.check(&below)?;
             let (seen, stored) = start(image)?;
             book.check(at, &seen)?;
             if stored > below.names {
@@ -118,14 +123,70 @@ impl States<'_> {
         let outcome = node.open().and_then(|found| {
             if found == *seen { Ok(()) } else { Err(Stop::Wrong(format!("recovered {found:?}, read {seen:?}"))) }
         });
+        let calls = node.disk.calls();
         let outcome = outcome.and_then(|()| node.act(Act::Small));
         node.kill();
         self.layer.counts.add("recoveries", 1);
+        self.failing_recovery(book, image, at, path, &calls);
         if let Err(stop) = outcome {
             return self.fail(image, path, &format!("{stop:?} in the recovery of this state"));
         }
         let inner = States { level: self.level + 1, path: format!("{path}/open"), ..*self };
         inner.visit(&node, 0);
+    }
+}
+
+impl States<'_> {
+    /// A call of the recovery of this state fails, and the process ends: the next start, on a healthy disk, finds all.
+    fn failing_recovery(&self, book: &Book, image: &Image, at: usize, path: &str, calls: &[Call]) {
+        let coin = mix(&[self.script.seed, at as u64, calls.len() as u64]) as usize;
+        let Some(call) = calls.get(coin % calls.len().max(1)) else { return };
+        let failures = failures(*call);
+        let failure = failures[(coin >> 16) % failures.len()];
+        let fault = Fault { at: coin % calls.len(), failure, for_ever: coin >> 32 & 1 == 1 };
+        let mut node = Node::on(image.clone(), book.at(at), self.script.seed);
+        node.disk.fail(Some(fault));
+        let opened = node.open();
+        node.kill();
+        self.layer.counts.add("faults inside recovery", 1);
+        let ops = node.disk.ops();
+        let mut volume = Volume::new(&node.disk.base);
+        ops.iter().for_each(|op| volume.apply(op));
+        let second = |image: Image| start(&image).and_then(|(seen, _)| node.book.check(ops.len(), &seen));
+        let outcome = match opened {
+            Err(Stop::Wrong(why)) => Err(why),
+            _ => second(volume.kept()).and_then(|()| second(volume.lost())),
+        };
+        if let Err(why) = outcome {
+            self.fail(image, path, &format!("{why} (after {fault:?} in the recovery of this state)"));
+        }
+    }
+}
+
+/// Below this nothing goes back: no durable LSN is given again, nor is the id of a stream that has durable lines.
+#[derive(Clone, Copy, Default)]
+struct Floor {
+    lsn: u64,
+    stream_id: u64,
+}
+
+impl Floor {
+    /// All that is not synced is lost here: what is left stays.
+    fn rise(&mut self, lost: &Image) {
+        // If it cannot be read, the state says so by itself.
+        if let Ok(below) = below(lost) {
+            self.lsn = self.lsn.max(below.durable_lsn);
+            self.stream_id = self.stream_id.max(below.next_stream_id);
+        }
+    }
+
+    fn check(&self, below: &Below) -> Result<(), String> {
+        let Self { lsn, stream_id } = *self;
+        if below.durable_lsn < lsn || below.next_stream_id < stream_id {
+            let (now, id) = (below.durable_lsn, below.next_stream_id);
+            return Err(format!("LSN {now} or stream id {id} went back behind {lsn} or {stream_id}"));
+        }
+        Ok(())
     }
 }
 
