@@ -13,6 +13,7 @@ use sim::damage::damage;
 use sim::explore::{Depth, crashes, faults, play};
 use sim::hunt::{Prey, hunt, hunt_node};
 use sim::node::Script;
+use sim::node_damage::node_damage;
 use sim::node_explore::{node_crashes, node_faults};
 use sim::report::{Layer, is_done, is_full};
 use sim::workload::{Workload, fills_a_segment};
@@ -110,6 +111,20 @@ fn damaged_logs() {
     let quick = DAMAGED.iter().enumerate().filter_map(|(i, w)| Workload::parse(w, i as u64));
     let list = if is_full() { workloads(2, 70) } else { quick.collect() };
     layer.each(&list, 2, |w| damage(&layer, w, 61));
+    layer.finish();
+}
+
+/// The same for the block log, under a whole ingester.
+#[test]
+fn damaged_blocks() {
+    if is_done("damaged_blocks") {
+        return;
+    }
+    let layer = Layer::new("damaged_blocks", None);
+    let scripts = ["bsf", "bbsbb", "cbk", "bwbsb"];
+    let list: Vec<Script> = scripts.iter().zip(1..).filter_map(|(s, seed)| Script::parse(s, seed)).collect();
+    let every = if is_full() { 2 } else { 97 };
+    layer.each(&list, 2, |s| node_damage(&layer, s, 61, every));
     layer.finish();
 }
 

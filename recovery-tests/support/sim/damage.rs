@@ -174,10 +174,6 @@ impl Log {
         hit.flat_map(|(_, lines)| lines.keys().copied()).collect()
     }
 
-    fn is_live(&self, number: u64, bytes: &Range<u64>) -> bool {
-        self.live.iter().any(|(n, r)| *n == number && r.start < bytes.end && bytes.start < r.end)
-    }
-
     /// Replaces bytes of a segment and checks what a start finds.
     fn check(&self, number: u64, bytes: Range<u64>, file: Vec<u8>) -> Result<(), String> {
         let cut = self.segment(number).is_some_and(|s| file.len() < s.bytes.len());
@@ -234,7 +230,7 @@ fn make(layer: &Layer, workload: &Workload) -> Option<Log> {
 
 /// One change of a log.
 #[derive(Debug)]
-enum Change {
+pub(super) enum Change {
     Bit(u64, u64, u8),
     Zero(u64, Range<u64>),
     Ones(u64, Range<u64>),
@@ -244,8 +240,8 @@ enum Change {
 }
 
 impl Change {
-    fn apply(&self, log: &Log) -> Option<(u64, Range<u64>, Vec<u8>)> {
-        let file = |n: u64| log.segment(n).map(|s| s.bytes.clone());
+    /// Segment, changed bytes, and the whole file with them; `file` gives the bytes of a segment.
+    pub(super) fn apply(&self, file: impl Fn(u64) -> Option<Vec<u8>>) -> Option<(u64, Range<u64>, Vec<u8>)> {
         let within = |r: &Range<u64>| r.start as usize..r.end as usize;
         Some(match self {
             Self::Bit(n, at, bit) => {
@@ -274,20 +270,24 @@ impl Change {
     }
 }
 
-/// All changes of a log; of bits of long records one in `every_bit`.
-fn changes(log: &Log, every_bit: u64) -> impl Iterator<Item = Change> {
-    let bits = log.live.iter().flat_map(move |(n, r)| {
+/// All changes of segments, given by number and length; of bits of long records one in `every_bit`. `live` are bytes that count.
+pub(super) fn changes(
+    segments: &[(u64, u64)],
+    live: &[(u64, Range<u64>)],
+    every_bit: u64,
+) -> impl Iterator<Item = Change> {
+    let bits = live.iter().flat_map(move |(n, r)| {
         let long = r.end - r.start > 8192;
         let wanted = move |at: &u64| !long || at.is_multiple_of(every_bit);
         r.clone().filter(wanted).flat_map(move |at| (0..8).map(move |bit| Change::Bit(*n, at, bit)))
     });
-    let ranges = log.segments.iter().flat_map(move |s| {
-        let used = log.live.iter().filter(|(n, _)| *n == s.number).map(|(_, r)| r.end).max().unwrap_or(0);
+    let ranges = segments.iter().flat_map(move |(number, len)| {
+        let used = live.iter().filter(|(n, _)| n == number).map(|(_, r)| r.end).max().unwrap_or(0);
         let of_size = move |size: u64| {
-            let end = (used / size + 2).min(s.bytes.len() as u64 / size);
+            let end = (used / size + 2).min(len / size);
             (0..end).map(move |i| i * size..(i + 1) * size)
         };
-        let all = of_size(512).chain(of_size(4096)).filter(move |r| log.is_live(s.number, r));
+        let all = of_size(512).chain(of_size(4096)).filter(move |r| is_live(live, *number, r));
         all.flat_map(move |r| {
             let size = r.end - r.start;
             // Swapped with the neighbours, repeated from the headers and the first group, shifted by a little.
@@ -303,19 +303,23 @@ fn changes(log: &Log, every_bit: u64) -> impl Iterator<Item = Change> {
             ];
             let copies = from.into_iter().map({
                 let r = r.clone();
-                move |from| Change::Copy(s.number, r.clone(), from)
+                move |from| Change::Copy(*number, r.clone(), from)
             });
-            [Change::Zero(s.number, r.clone()), Change::Ones(s.number, r)].into_iter().chain(copies).collect::<Vec<_>>()
+            [Change::Zero(*number, r.clone()), Change::Ones(*number, r)].into_iter().chain(copies).collect::<Vec<_>>()
         })
     });
-    let cuts = log.segments.iter().flat_map(move |s| {
+    let cuts = segments.iter().flat_map(move |(number, len)| {
         let wanted = move |at: &u64| {
-            let live = log.live.iter().any(|(n, r)| *n == s.number && r.contains(at) && r.end - r.start <= 8192);
+            let live = live.iter().any(|(n, r)| n == number && r.contains(at) && r.end - r.start <= 8192);
             at.is_multiple_of(512) || live
         };
-        (0..s.bytes.len() as u64).filter(wanted).map(move |at| Change::Cut(s.number, at))
+        (0..*len).filter(wanted).map(move |at| Change::Cut(*number, at))
     });
     bits.chain(ranges).chain(cuts)
+}
+
+fn is_live(live: &[(u64, Range<u64>)], number: u64, bytes: &Range<u64>) -> bool {
+    live.iter().any(|(n, r)| *n == number && r.start < bytes.end && bytes.start < r.end)
 }
 
 /// Every change of the log that a workload leaves.
@@ -323,7 +327,8 @@ pub fn damage(layer: &Layer, workload: &Workload, every_bit: u64) {
     let Some(log) = make(layer, workload) else { return };
     layer.counts.add("logs", 1);
     let (mut flips, mut other) = (0, 0);
-    for (i, change) in changes(&log, every_bit).enumerate() {
+    let segments: Vec<(u64, u64)> = log.segments.iter().map(|s| (s.number, s.bytes.len() as u64)).collect();
+    for (i, change) in changes(&segments, &log.live, every_bit).enumerate() {
         let path = || format!("damage/{i}");
         if layer.enough() {
             break;
@@ -331,7 +336,8 @@ pub fn damage(layer: &Layer, workload: &Workload, every_bit: u64) {
         if !layer.wants(path) {
             continue;
         }
-        let Some((number, bytes, file)) = change.apply(&log) else { continue };
+        let whole = |n: u64| log.segment(n).map(|s| s.bytes.clone());
+        let Some((number, bytes, file)) = change.apply(whole) else { continue };
         if log.segment(number).is_some_and(|s| s.bytes == file) {
             continue;
         }

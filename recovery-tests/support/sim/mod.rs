@@ -15,6 +15,7 @@ pub mod hunt;
 pub mod ledger;
 pub mod node;
 pub mod node_book;
+pub mod node_damage;
 pub mod node_explore;
 pub mod report;
 pub mod workload;

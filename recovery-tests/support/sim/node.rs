@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use timberline::chunk::{Block, BlockMeta, Encoding, Selection, Symbols, select};
+use timberline::chunk::{Block, BlockMeta, Encoding, Selection, Symbols, select, select_readable};
 use timberline::fs::Fs;
 use timberline::ingester::*;
 use timberline::model::{Entry, LabelSet, Push, PushStream, Span, Tenant};
@@ -469,6 +469,26 @@ pub fn start(image: &Image) -> Result<(Seen, u64), String> {
     sound(&replayed.report)?;
     let stored = replayed.report.lines + replayed.report.block_lines;
     Ok((read(replayed.ingester())?, stored))
+}
+
+/// What a start on a damaged image reads, the blocks that it cannot read, and what it tells.
+pub fn start_damaged(image: &Image) -> Result<(Seen, usize, RecoveryReport), String> {
+    thread_local! {
+        static METRICS: IngesterMetrics = metrics(&Registry::new());
+    }
+    let replayed = replay(Arc::new(image.clone()), METRICS.with(Clone::clone)).map_err(|e| e.to_string())?;
+    let all = Selection { start: i64::MIN, end: i64::MAX, forward: true, limit: usize::MAX };
+    let (mut seen, mut unreadable) = (Seen::new(), Vec::new());
+    for stream in replayed.ingester().streams(&tenant(), &[], i64::MIN, i64::MAX) {
+        let number = stream.labels().get("app").and_then(|n| n.parse().ok()).ok_or("a stream that nobody has sent")?;
+        let parts = stream.parts(all.start, all.end);
+        let entries = select_readable(&parts, &all, &mut |_, _| true, &mut unreadable);
+        let lines = seen.entry(number).or_default();
+        lines.extend(entries.into_iter().map(|e| (e.timestamp, e.line.to_vec())));
+        lines.sort_by_key(|(t, _)| *t);
+    }
+    seen.retain(|_, lines| !lines.is_empty());
+    Ok((seen, unreadable.len(), replayed.report))
 }
 
 /// What a look below the deduplication finds.

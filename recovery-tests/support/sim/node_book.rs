@@ -117,8 +117,8 @@ impl Book {
         mix(&fates.chain(flushes).collect::<Vec<_>>())
     }
 
-    /// Checks what is read against what is known after `at` operations.
-    pub fn check(&self, at: usize, seen: &Seen) -> Result<(), String> {
+    /// Checks that each line that is read was sent so, and gives them: by their timestamps, which name them.
+    pub fn is_sent(&self, seen: &Seen) -> Result<HashSet<i64>, String> {
         let mut there = HashSet::new();
         for (stream, lines) in seen {
             if !lines.is_sorted_by(|a, b| a.0 < b.0) {
@@ -135,6 +135,12 @@ impl Book {
                 };
             }
         }
+        Ok(there)
+    }
+
+    /// Checks what is read against what is known after `at` operations.
+    pub fn check(&self, at: usize, seen: &Seen) -> Result<(), String> {
+        let there = self.is_sent(seen)?;
         let mut may_be_gone = HashSet::new();
         for f in self.flushes.iter().filter(|f| f.started <= at && f.undone.is_none_or(|u| u > at)) {
             let back = f.lines.iter().filter(|t| there.contains(t)).count();

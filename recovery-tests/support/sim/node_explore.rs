@@ -10,7 +10,7 @@ use super::report::Layer;
 use super::workload::Stop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-fn play(script: &Script, fault: Option<Fault>) -> (Node, Vec<usize>, Option<Stop>) {
+pub(super) fn play(script: &Script, fault: Option<Fault>) -> (Node, Vec<usize>, Option<Stop>) {
     let mut node = Node::new(script, fault);
     let mut marks = vec![0];
     let mut stopped = node.open().err();
