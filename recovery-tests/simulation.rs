@@ -184,6 +184,12 @@ fn again(mut layer: Layer, asked: &str) {
     let mut next = || parts.next().unwrap_or_default();
     let (letters, seed, state) = (next(), next(), next());
     let seed = seed.parse().unwrap_or_else(|_| panic!("{asked}: <workload>:<seed>:<state>"));
+    if state.starts_with("node-damage") {
+        let script = Script::parse(letters, seed).unwrap_or_else(|| panic!("{asked}: an unknown step"));
+        layer.only = Some(state.to_string());
+        node_damage(&layer, &script, 61, 1);
+        return layer.finish();
+    }
     if state.starts_with("node") {
         // Threads run freely, so the number of a state says little: some runs with all their states instead.
         let script = Script::parse(letters, seed).unwrap_or_else(|| panic!("{asked}: an unknown step"));

@@ -201,15 +201,23 @@ impl Fs for RealFs {
         }
         // On a full disk the note cannot be written; the lock counts, not the note.
         let _ = file.set_len(0).and_then(|()| file.write_all(about.as_bytes()));
-        Ok(Box::new(RealLock { _file: file }))
+        Ok(Box::new(RealLock { file }))
     }
 }
 
 struct RealLock {
-    _file: std::fs::File,
+    file: std::fs::File,
 }
 
 impl Lock for RealLock {}
+
+impl Drop for RealLock {
+    /// A lock lives as long as any copy of its descriptor, and a process that another thread is just starting has one.
+    fn drop(&mut self) {
+        // It ends with the last descriptor at the latest.
+        let _ = rfs::flock(self.file.as_fd(), FlockOperation::Unlock);
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -284,6 +292,17 @@ mod tests {
         }
         drop(first);
         assert!(RealFs.lock(&path, "pid 8\n").is_ok());
+    }
+
+    #[test]
+    fn a_copy_of_its_descriptor_does_not_keep_a_lock() {
+        let tmp = tempfile::tempdir().unwrap();
+        let file = std::fs::File::create(tmp.path().join("LOCK")).unwrap();
+        rfs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive).unwrap();
+        let copy = file.try_clone().unwrap();
+        drop(RealLock { file });
+        assert!(RealFs.lock(&tmp.path().join("LOCK"), "pid 8\n").is_ok());
+        drop(copy);
     }
 
     #[test]

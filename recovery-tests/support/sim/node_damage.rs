@@ -115,6 +115,9 @@ pub fn node_damage(layer: &Layer, script: &Script, every_bit: u64, every: usize)
         if layer.enough() {
             return;
         }
+        if !layer.wants(|| format!("node-damage/{i}")) {
+            continue;
+        }
         let Some((number, _, bytes)) = change.apply(file) else { continue };
         if file(number).is_some_and(|whole| whole == bytes) {
             continue;
