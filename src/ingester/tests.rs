@@ -25,7 +25,7 @@ fn config(dir: &Path) -> IngesterConfig {
         sync: SyncMode::Always,
         wal_codec: Codec::Snappy,
         queue_bytes: 8 << 20,
-        queue_timeout: Duration::from_secs(2),
+        queue_timeout: Duration::from_secs(30),
         chunk_block_size: 4 << 10,
         chunk_target_size: 16 << 10,
         chunk_encoding: Encoding::Snappy,
@@ -146,7 +146,8 @@ async fn contested_streams_keep_every_line_over_restarts() {
     let mut expected = 0;
     for round in 0..3i64 {
         let (ingester, report) = start(config(tmp.path()), Overrides::default());
-        assert_eq!(report.lines, expected);
+        // Blocks that were synced in time are not read from the log again.
+        assert_eq!(report.lines + report.block_lines, expected);
         let ingester = Arc::new(ingester);
         let writers: Vec<_> = (0..8i64)
             .map(|w| {
