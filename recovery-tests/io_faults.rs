@@ -515,7 +515,8 @@ fn every_call_of_the_durable_path_fails_and_is_the_last() {
     let outcomes: Mutex<BTreeMap<Outcome, usize>> = Mutex::default();
     let failures: Mutex<Vec<String>> = Mutex::default();
     std::thread::scope(|scope| {
-        for _ in 0..3 {
+        // A site is mostly waiting.
+        for _ in 0..if is_full() { 8 } else { 3 } {
             scope.spawn(|| {
                 loop {
                     if is_over() {

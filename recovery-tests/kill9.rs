@@ -8,7 +8,7 @@
 mod server;
 
 use server::{Http, Server};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -40,6 +40,8 @@ impl Random {
 enum State {
     /// Sent; the answer is unknown. There afterwards, or not, but whole.
     Sent,
+    /// Not acknowledged, but a query has shown a line of it: what was visible stays.
+    Shown,
     Acked,
 }
 
@@ -49,13 +51,8 @@ struct Pushed {
     lines: Vec<(String, i64, String)>,
 }
 
-/// Everything that was ever sent, and what was seen.
-#[derive(Default)]
-struct Ledger {
-    pushes: HashMap<u64, Pushed>,
-    /// (stream, timestamp, line) that a query has shown.
-    seen: BTreeSet<(String, i64, String)>,
-}
+/// Everything that was ever sent, by epoch and number.
+type Ledger = BTreeMap<u64, HashMap<u64, Pushed>>;
 
 /// What all writers share.
 struct Field {
@@ -65,8 +62,16 @@ struct Field {
     stop: AtomicBool,
 }
 
+/// Each start is followed by a look at the newest epoch, the last one by a look at all.
 fn epoch(cycle: u64) -> u64 {
-    cycle / 40
+    cycle / 10
+}
+
+/// Text that does not compress well, so that segments fill and go often.
+fn pad(seed: u64) -> String {
+    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let words = random.below(60);
+    (0..words).map(|_| format!("{:08x}", random.next() as u32)).collect()
 }
 
 /// Pushes until told to stop or the server is gone.
@@ -84,18 +89,18 @@ fn write(field: &Field, addr: &str, writer: u64, cycle: u64) {
         let mut body = Vec::new();
         for (k, stream) in streams.iter().enumerate() {
             let mut values = Vec::new();
-            for n in 0..3 {
-                let timestamp = base + i64::from(n / 2);
-                let line = format!("push={id} writer={writer} part={k} n={n} pad={}", "x".repeat((id % 200) as usize));
+            for n in 0..3u64 {
+                let timestamp = base + i64::from(n == 2);
+                let line = format!("push={id} writer={writer} part={k} n={n} pad={}", pad(id * 16 + k as u64 * 3 + n));
                 values.push(serde_json::json!([timestamp.to_string(), line]));
                 lines.push((stream.clone(), timestamp, line));
             }
             body.push(serde_json::json!({"stream": {"s": stream, "e": epoch.to_string()}, "values": values}));
         }
-        field.ledger.lock().unwrap().pushes.insert(id, Pushed { state: State::Sent, lines });
+        field.ledger.lock().unwrap().entry(epoch).or_default().insert(id, Pushed { state: State::Sent, lines });
         match http.post_json("/loki/api/v1/push", &serde_json::json!({"streams": body}).to_string()) {
             Ok((204, _)) => {
-                field.ledger.lock().unwrap().pushes.get_mut(&id).unwrap().state = State::Acked;
+                field.ledger.lock().unwrap().get_mut(&epoch).unwrap().get_mut(&id).unwrap().state = State::Acked;
                 field.acks.fetch_add(1, Ordering::Relaxed);
             }
             Ok((503, _)) => std::thread::sleep(Duration::from_millis(5)),
@@ -115,11 +120,25 @@ fn read(http: &mut Http, epoch: u64) -> BTreeMap<String, Vec<(i64, String)>> {
     out
 }
 
-/// Holds what the server shows against the ledger. Returns what is wrong.
-fn check(ledger: &mut Ledger, shown: &BTreeMap<String, Vec<(i64, String)>>, epoch: u64) -> Vec<String> {
+/// A number that a line tells of itself.
+fn told(line: &str, name: &str) -> u64 {
+    line.split(' ').find_map(|w| w.strip_prefix(name)).and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// Notes what a query has shown while pushes go on.
+fn note_shown(pushes: &mut HashMap<u64, Pushed>, shown: &BTreeMap<String, Vec<(i64, String)>>) {
+    for (_, line) in shown.values().flatten() {
+        if let Some(push) = pushes.get_mut(&told(line, "push=")).filter(|p| p.state == State::Sent) {
+            push.state = State::Shown;
+        }
+    }
+}
+
+/// Holds what the server shows against what was sent in the same epoch. Returns what is wrong.
+fn check(pushes: &mut HashMap<u64, Pushed>, shown: &BTreeMap<String, Vec<(i64, String)>>) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut present: BTreeMap<u64, usize> = BTreeMap::new();
-    let mut all = BTreeSet::new();
+    let mut present: HashMap<u64, usize> = HashMap::new();
+    let mut all = HashSet::new();
     for (stream, entries) in shown {
         for pair in entries.windows(2) {
             if pair[0].0 > pair[1].0 {
@@ -127,47 +146,41 @@ fn check(ledger: &mut Ledger, shown: &BTreeMap<String, Vec<(i64, String)>>, epoc
             }
         }
         // Equal timestamps come in the order of arrival: a writer's own lines in the order in which it sent them.
-        let mut last: HashMap<(i64, &str), (u64, u64)> = HashMap::new();
+        let mut last: HashMap<(i64, u64), (u64, u64)> = HashMap::new();
         for (timestamp, line) in entries {
-            let field = |name: &str| line.split(' ').find_map(|w| w.strip_prefix(name)).unwrap_or("0");
-            let (push, n) = (field("push=").parse().unwrap_or(0), field("n=").parse().unwrap_or(0));
+            let (push, n) = (told(line, "push="), told(line, "n="));
             *present.entry(push).or_default() += 1;
-            let key = (*timestamp, field("writer="));
+            let key = (*timestamp, told(line, "writer="));
             if last.insert(key, (push, n)).is_some_and(|before| before > (push, n)) {
                 wrong.push(format!("{stream}: {line} comes before its predecessor"));
             }
-            if !all.insert((stream.clone(), *timestamp, line.clone())) {
+            if !all.insert((stream.as_str(), *timestamp, line.as_str())) {
                 wrong.push(format!("{stream}: twice: {line}"));
             }
         }
     }
-    let of_epoch = format!("-{epoch}");
-    for (id, push) in &ledger.pushes {
-        if !push.lines[0].0.ends_with(&of_epoch) {
-            continue;
-        }
-        let there = push.lines.iter().filter(|l| all.contains(l)).count();
+    for (id, push) in pushes {
+        let is_there =
+            |(stream, timestamp, line): &&(String, i64, String)| all.contains(&(&**stream, *timestamp, &**line));
+        let there = push.lines.iter().filter(is_there).count();
         let expected = push.lines.len();
         let count = present.remove(id).unwrap_or(0);
         match (push.state, there) {
             (State::Acked, n) if n < expected => {
                 wrong.push(format!("push {id}: acknowledged, {} of {expected} lines lost", expected - n))
             }
+            (State::Shown, n) if n < expected => {
+                wrong.push(format!("push {id}: shown before, {} of {expected} lines gone", expected - n))
+            }
             (State::Sent, n) if n != 0 && n != expected => {
                 wrong.push(format!("push {id}: {n} of {expected} lines: not atomic"))
             }
             (_, n) if n != count => wrong.push(format!("push {id}: {count} lines shown, {n} as sent")),
+            (State::Sent, n) if n > 0 => push.state = State::Shown,
             _ => {}
         }
     }
     wrong.extend(present.keys().map(|id| format!("push {id} was never sent")));
-    let gone = ledger
-        .seen
-        .iter()
-        .filter(|(s, _, _)| s.split('-').nth(1) == Some(&epoch.to_string()))
-        .filter(|l| !all.contains(*l));
-    wrong.extend(gone.map(|l| format!("shown before and gone now: {l:?}")));
-    ledger.seen.extend(all);
     wrong
 }
 
@@ -273,7 +286,7 @@ fn check_log(data: &Path) -> Vec<String> {
 /// Kills during replay: the process is killed a few times before it is ready. Returns how often it was not.
 fn kill_while_starting(dir: &Path, env: &[(&str, &str)], random: &mut Random) -> u64 {
     let mut kills = 0;
-    for _ in 0..random.below(3) {
+    while random.below(3) == 0 {
         let server = Server::spawn(dir, CONFIG, env);
         std::thread::sleep(Duration::from_millis(random.below(40)));
         let ready = server.http().get("/ready").is_ok_and(|(status, _)| status == 200);
@@ -358,6 +371,10 @@ struct Run {
     kills: u64,
     phases: BTreeMap<Phase, u64>,
     acks: u64,
+    /// Pushes that were killed before their answer and are there all the same.
+    unacked_there: u64,
+    /// From the start of the process to ready, in milliseconds.
+    starts: Vec<u64>,
     wrong: Vec<String>,
 }
 
@@ -374,10 +391,12 @@ fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run
     let data = tmp.path().join("data");
     let mut cycle = 0;
     while result.kills < cycles {
+        let begin = Instant::now();
         let server = Server::start(tmp.path(), CONFIG, env);
+        result.starts.push(begin.elapsed().as_millis() as u64);
         let mut http = server.http();
         let shown = read(&mut http, epoch(cycle));
-        result.wrong.extend(check(&mut field.ledger.lock().unwrap(), &shown, epoch(cycle)));
+        result.wrong.extend(check(field.ledger.lock().unwrap().entry(epoch(cycle)).or_default(), &shown));
         result.wrong.extend(check_series(&mut http, &shown, epoch(cycle)));
         let before = field.acks.load(Ordering::Relaxed);
         field.stop.store(false, Ordering::Relaxed);
@@ -394,16 +413,15 @@ fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run
         std::thread::sleep(Duration::from_micros(random.below(100_000)));
         // Many a wait for a new segment is in vain, and blocks are often being written anyway.
         let wanted = match random.below(11) {
-            0..5 => Phase::Rotate,
-            5..8 => Phase::Retire,
+            0..4 => Phase::Rotate,
+            4..8 => Phase::Retire,
             8..10 => Phase::Seal,
             _ => Phase::Ingest,
         };
         if random.below(4) == 0 {
             // What is visible now must stay visible, whatever was acknowledged.
             let shown = read(&mut http, epoch(cycle));
-            let seen = shown.into_iter().flat_map(|(s, e)| e.into_iter().map(move |(t, l)| (s.clone(), t, l)));
-            field.ledger.lock().unwrap().seen.extend(seen);
+            note_shown(field.ledger.lock().unwrap().entry(epoch(cycle)).or_default(), &shown);
         }
         let shown = wait_for(wanted, &data);
         server.kill();
@@ -434,11 +452,14 @@ fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run
     let server = Server::start(tmp.path(), CONFIG, env);
     for e in 0..=epoch(cycle) {
         let shown = read(&mut server.http(), e);
-        result.wrong.extend(check(&mut field.ledger.lock().unwrap(), &shown, e));
+        result.wrong.extend(check(field.ledger.lock().unwrap().entry(e).or_default(), &shown));
     }
     assert_eq!(server.terminate(), Some(0));
     result.wrong.extend(check_log(&tmp.path().join("data")));
     result.acks = field.acks.load(Ordering::Relaxed);
+    let ledger = field.ledger.lock().unwrap();
+    result.unacked_there = ledger.values().flat_map(HashMap::values).filter(|p| p.state == State::Shown).count() as u64;
+    drop(ledger);
     result
 }
 
@@ -454,9 +475,12 @@ fn runs(cycles: u64, runs: u64, seed: u64) -> Run {
         let one = one.unwrap_or_else(|why| std::panic::resume_unwind(why));
         all.kills += one.kills;
         all.acks += one.acks;
+        all.unacked_there += one.unacked_there;
+        all.starts.extend(one.starts);
         all.wrong.extend(one.wrong);
         one.phases.into_iter().for_each(|(phase, n)| *all.phases.entry(phase).or_default() += n);
     }
+    all.starts.sort_unstable();
     all
 }
 
@@ -475,15 +499,20 @@ fn every_acknowledged_line_is_back_after_kill_9() {
     let run = runs(cycles, number("TIMBERLINE_KILL_RUNS", 1).max(1), seed);
     println!("seed {seed}: {} kills with an ack since the last, {} pushes acknowledged", run.kills, run.acks);
     println!("by phase: {:?}", run.phases);
+    assert!(run.wrong.is_empty(), "seed {seed}: {:#?}", &run.wrong[..run.wrong.len().min(10)]);
     if let Ok(path) = std::env::var("TIMBERLINE_RESULTS") {
         let phases: BTreeMap<String, u64> =
             run.phases.iter().map(|(p, n)| (format!("{p:?}").to_lowercase(), *n)).collect();
-        let line =
-            serde_json::json!({"layer": "kills", "kills": run.kills, "acks": run.acks, "seed": seed, "phases": phases});
+        let start = |percent: usize| run.starts.get(run.starts.len() * percent / 100).copied().unwrap_or(0);
+        let line = serde_json::json!({
+            "layer": "kills", "seed": seed, "kills": run.kills, "pushes acknowledged": run.acks, "phases": phases,
+            "unresolved tails: pushes without an answer that are there": run.unacked_there,
+            "recovery p50, ms": start(50), "recovery p99, ms": start(99),
+            "lost": 0, "phantom": 0, "doubled": 0, "altered": 0,
+        });
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
         writeln!(file, "{line}").unwrap();
     }
-    assert!(run.wrong.is_empty(), "seed {seed}: {:#?}", &run.wrong[..run.wrong.len().min(10)]);
     // Few kills may miss a phase by chance.
     let all: u64 = run.phases.values().sum();
     for phase in [Phase::Rotate, Phase::Seal, Phase::Retire, Phase::Recover].into_iter().filter(|_| cycles >= 200) {
@@ -510,8 +539,9 @@ fn planted(bug: &str) {
     let run = run(25, seed(), &[("TIMBERLINE_PLANTED_BUG", bug)], true);
     println!("{bug}: found after {} kills: {:?}", run.kills, run.wrong.first());
     if let Ok(path) = std::env::var("TIMBERLINE_RESULTS") {
-        let killed_by = run.wrong.first().map(|why| format!("kill -9: {why}"));
-        let line = serde_json::json!({"mutant": bug, "killed_by": killed_by, "seconds": begin.elapsed().as_secs_f64()});
+        let message: String = run.wrong.first().map_or("", String::as_str).chars().take(110).collect();
+        let line = serde_json::json!({"layer": "mutants", "bug": bug, "found_by": "kill -9", "message": message,
+            "seconds": (begin.elapsed().as_secs_f64() * 10.0).round() / 10.0});
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
         writeln!(file, "{line}").unwrap();
     }

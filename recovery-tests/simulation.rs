@@ -19,6 +19,10 @@ use sim::report::{Layer, is_done, is_full};
 use sim::workload::{Workload, fills_a_segment};
 use std::time::Duration;
 
+/// That of the server.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// All workloads of up to `whole` steps, and a sample of the longer ones up to five.
 fn workloads(whole: u32, sample: usize) -> Vec<Workload> {
     let mut out: Vec<Workload> = (0..=whole).flat_map(|n| Workload::all(n, u64::from(n))).collect();
@@ -41,7 +45,7 @@ fn crash_states() {
     }
     let layer = Layer::new("crash_states", None);
     let list = if is_full() { workloads(3, 3400) } else { workloads(1, 20) };
-    layer.each(&list, 6, |w| crashes(&layer, w, &Depth::QUICK));
+    layer.each(&list, 8, |w| crashes(&layer, w, if is_full() { &Depth::FULL } else { &Depth::QUICK }));
     layer.finish();
 }
 
@@ -109,7 +113,7 @@ fn damaged_logs() {
     }
     let layer = Layer::new("damaged_logs", None);
     let quick = DAMAGED.iter().enumerate().filter_map(|(i, w)| Workload::parse(w, i as u64));
-    let list = if is_full() { workloads(2, 70) } else { quick.collect() };
+    let list = if is_full() { workloads(2, 150) } else { quick.collect() };
     layer.each(&list, 2, |w| damage(&layer, w, 61));
     layer.finish();
 }
@@ -123,7 +127,7 @@ fn damaged_blocks() {
     let layer = Layer::new("damaged_blocks", None);
     let scripts = ["bsf", "bbsbb", "cbk", "bwbsb"];
     let list: Vec<Script> = scripts.iter().zip(1..).filter_map(|(s, seed)| Script::parse(s, seed)).collect();
-    let every = if is_full() { 2 } else { 97 };
+    let every = if is_full() { 9 } else { 97 };
     layer.each(&list, 2, |s| node_damage(&layer, s, 61, every));
     layer.finish();
 }

@@ -427,4 +427,8 @@ impl Fs for MemDisk {
     fn lock(&self, _path: &Path, _about: &str) -> Result<Box<dyn Lock>, LockError> {
         Ok(Box::new(MemLock))
     }
+
+    fn random(&self) -> u64 {
+        timberline::fs::RealFs.random()
+    }
 }

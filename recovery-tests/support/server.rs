@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A running server on ports of its own.
@@ -273,7 +274,7 @@ impl Http {
     }
 
     /// All entries of a selector, forward: labels, timestamp, line.
-    pub fn query_all(&mut self, selector: &str) -> Vec<(serde_json::Value, i64, String)> {
+    pub fn query_all(&mut self, selector: &str) -> Vec<(Arc<serde_json::Value>, i64, String)> {
         let target = format!(
             "/loki/api/v1/query_range?query={}&start=0&end=4000000000000000000&limit=1000000&direction=forward",
             encode(selector)
@@ -283,9 +284,10 @@ impl Http {
         let answer: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let mut out = Vec::new();
         for result in answer["data"]["result"].as_array().unwrap() {
+            let labels = Arc::new(result["stream"].clone());
             for value in result["values"].as_array().unwrap() {
                 let timestamp = value[0].as_str().unwrap().parse().unwrap();
-                out.push((result["stream"].clone(), timestamp, value[1].as_str().unwrap().to_string()));
+                out.push((labels.clone(), timestamp, value[1].as_str().unwrap().to_string()));
             }
         }
         out

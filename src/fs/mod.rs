@@ -164,6 +164,9 @@ pub trait Fs: Send + Sync {
     /// # Errors
     /// [`LockError::Held`] if another process has it.
     fn lock(&self, path: &Path, about: &str) -> Result<Box<dyn Lock>, LockError>;
+
+    /// A number that no file made before has seen: salts and the volume's identity are made of them.
+    fn random(&self) -> u64;
 }
 
 /// Writes all bytes at an offset; repeats short writes and interrupted calls.

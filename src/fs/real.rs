@@ -107,6 +107,12 @@ impl File for RealFile {
 }
 
 impl Fs for RealFs {
+    fn random(&self) -> u64 {
+        // A version 4 UUID has six bits that are no coins, in other places of each half.
+        let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+        high ^ low.rotate_left(32)
+    }
+
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         Ok(Arc::new(RealFile(rfs::open(path, flags, Mode::from_raw_mode(FILE_MODE))?)))

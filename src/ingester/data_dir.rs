@@ -109,9 +109,14 @@ fn read(fs: &dyn Fs, path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
+fn new_volume(fs: &dyn Fs) -> Uuid {
+    let bytes = (u128::from(fs.random()) << 64 | u128::from(fs.random())).to_be_bytes();
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
+
 /// A line of JSON and a line with its CRC-32 in hexadecimal.
 fn create(fs: &dyn Fs, path: &Path) -> io::Result<Identity> {
-    let identity = Identity { format_version: FORMAT_VERSION, volume: Uuid::new_v4() };
+    let identity = Identity { format_version: FORMAT_VERSION, volume: new_volume(fs) };
     let json = serde_json::to_string(&identity)?;
     replace_durably(fs, path, format!("{json}\n{:08x}\n", crc32(&[json.as_bytes()])).as_bytes())?;
     Ok(identity)

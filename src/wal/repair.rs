@@ -351,8 +351,9 @@ impl Recovered {
         while let Some((number, records)) = current {
             std::mem::swap(&mut reader, &mut ahead);
             let (file, next) = (&reader.buffer[..], numbers.next());
-            let read = || next.map(|n| ahead.records(n, &self.plan)).transpose();
-            current = rayon::join(read, || apply(ReplaySegment { number, file, records })).0?;
+            let mut read = || next.map(|n| ahead.records(n, &self.plan)).transpose();
+            let now = || apply(ReplaySegment { number, file, records });
+            current = if self.bytes >= WIDE { rayon::join(read, now).0 } else { (now(), read()).1 }?;
         }
         Ok(())
     }

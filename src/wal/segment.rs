@@ -44,7 +44,7 @@ pub(super) struct Prepared {
 /// Makes a segment: fills it with zeros, so that a later sync carries no metadata and a full disk shows now, writes
 /// the header, syncs, renames, syncs the directory. A failure discards the file.
 pub(super) fn prepare(fs: &dyn Fs, dir: &Path, volume: Uuid, number: u64, file_len: u64) -> io::Result<Prepared> {
-    let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt: new_salt(), volume, recycled: false };
+    let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt: new_salt(fs), volume, recycled: false };
     make(fs, dir, header, |fs, temporary| {
         let file = create(fs, temporary)?;
         fill(&*file, file_len)?;
@@ -61,7 +61,7 @@ pub(super) fn prepare_blocks(
     number: u64,
     file_len: u64,
 ) -> io::Result<Prepared> {
-    let header = SegmentHeader { log: LogKind::Blocks, number, file_len, salt: new_salt(), volume, recycled: false };
+    let header = SegmentHeader { log: LogKind::Blocks, number, file_len, salt: new_salt(fs), volume, recycled: false };
     make(fs, dir, header, |fs, temporary| {
         let file = create(fs, temporary)?;
         file.allocate(file_len)?;
@@ -91,7 +91,7 @@ pub(super) fn recycle(
     number: u64,
     file_len: u64,
 ) -> io::Result<Prepared> {
-    let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt: new_salt(), volume, recycled: true };
+    let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt: new_salt(fs), volume, recycled: true };
     make(fs, dir, header, |fs, temporary| {
         fs.rename(&dir.join(segment_name(from)), temporary)?;
         fs.sync_dir(dir)?;
@@ -191,9 +191,6 @@ pub(super) fn len_for(group_len: u64) -> u64 {
     crate::codec::align_up(FIRST_GROUP + group_len + super::format::GROUP_ALIGN, FILL_STEP)
 }
 
-fn new_salt() -> u64 {
-    if is(Bug::SaltKept) {
-        return 1;
-    }
-    Uuid::new_v4().as_u64_pair().0 ^ Uuid::new_v4().as_u64_pair().1.rotate_left(32)
+fn new_salt(fs: &dyn Fs) -> u64 {
+    if is(Bug::SaltKept) { 1 } else { fs.random() }
 }

@@ -11,19 +11,21 @@ pub const PAGE: usize = 4096;
 /// Most disks write this many bytes at once or not at all.
 pub const SECTOR: usize = 512;
 
+#[derive(Clone)]
 struct Page {
-    hash: u64,
+    /// Computed when it is asked for: a page of an image is changed more than once.
+    hash: OnceLock<u64>,
     bytes: [u8; PAGE],
 }
 
 impl Page {
     fn zero() -> &'static Arc<Self> {
         static ZERO: OnceLock<Arc<Page>> = OnceLock::new();
-        ZERO.get_or_init(|| Arc::new(Self::new([0; PAGE])))
+        ZERO.get_or_init(|| Arc::new(Self { hash: OnceLock::new(), bytes: [0; PAGE] }))
     }
 
-    fn new(bytes: [u8; PAGE]) -> Self {
-        Self { hash: hash_of(&bytes[..]), bytes }
+    fn hash(&self) -> u64 {
+        *self.hash.get_or_init(|| hash_of(&self.bytes))
     }
 }
 
@@ -75,13 +77,12 @@ impl Content {
     }
 
     fn put_in_page(&mut self, page: usize, start: usize, bytes: &[u8]) {
-        let old = &self.pages[page];
-        if old.bytes[start..start + bytes.len()] == *bytes {
+        if self.pages[page].bytes[start..start + bytes.len()] == *bytes {
             return;
         }
-        let mut new = old.bytes;
-        new[start..start + bytes.len()].copy_from_slice(bytes);
-        self.pages[page] = Arc::new(Page::new(new));
+        let new = Arc::make_mut(&mut self.pages[page]);
+        new.bytes[start..start + bytes.len()].copy_from_slice(bytes);
+        new.hash = OnceLock::new();
     }
 
     /// Cuts the file, or lets it grow by zeros.
@@ -126,7 +127,7 @@ impl Content {
     }
 
     pub fn hash(&self) -> u64 {
-        self.pages.iter().fold(self.len, |h, p| (h.rotate_left(5) ^ p.hash).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+        self.pages.iter().fold(self.len, |h, p| (h.rotate_left(5) ^ p.hash()).wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }
 }
 
@@ -227,6 +228,10 @@ impl Fs for Image {
 
     fn lock(&self, _path: &Path, _about: &str) -> Result<Box<dyn Lock>, LockError> {
         Ok(Box::new(NoLock))
+    }
+
+    fn random(&self) -> u64 {
+        self.hash()
     }
 }
 

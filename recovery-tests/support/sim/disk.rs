@@ -2,7 +2,7 @@
 //! lets it, every call is noted with its outcome, and the N-th of them can fail. What a crash at any call would leave is
 //! made from the notes (`crash.rs`).
 
-use super::content::{Content, Image, NoLock, entries};
+use super::content::{Content, Image, NoLock, entries, mix};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -136,6 +136,9 @@ struct State {
     /// Processes before this one are dead: their calls fail and change nothing.
     process: u32,
     coin: u64,
+    /// Hash of what the disk held before its first call, and random numbers that were given since.
+    origin: u64,
+    drawn: u64,
     gate: Gate,
 }
 
@@ -190,6 +193,8 @@ impl SimDisk {
             failed_at: None,
             process: 0,
             coin: seed,
+            origin: base.hash(),
+            drawn: 0,
             gate,
         };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }), base }
@@ -675,5 +680,12 @@ impl Fs for SimFs {
 
     fn lock(&self, _path: &Path, _about: &str) -> Result<Box<dyn Lock>, LockError> {
         Ok(Box::new(NoLock))
+    }
+
+    /// The same in each run from the same files, and another than those of the run that left them.
+    fn random(&self) -> u64 {
+        let mut state = self.disk.shared.state.lock();
+        state.drawn += 1;
+        mix(&[state.origin, state.drawn])
     }
 }

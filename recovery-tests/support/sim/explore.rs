@@ -29,6 +29,13 @@ impl Depth {
         every: [8, 60],
     };
 
+    /// Of the full tier: more states of each point, which are cheaper than more recoveries.
+    pub const FULL: Self = Self {
+        breadth: Breadth { exhaustive: 256, samples: 48, singles: 160 },
+        nested: [Breadth { exhaustive: 16, samples: 6, singles: 8 }, Breadth { exhaustive: 4, samples: 2, singles: 2 }],
+        every: [16, 60],
+    };
+
     /// Of a whole ingester in the quick tier: a state is read twice, and its runs are long.
     pub const NODE: Self = Self {
         breadth: Breadth { exhaustive: 6, samples: 3, singles: 4 },
@@ -218,9 +225,7 @@ impl States<'_> {
 }
 
 fn image_coin(image: &Image, at: usize) -> u64 {
-    // Not the hash: salts differ from run to run, and a coin must not.
-    let lens = image.files.values().map(|c| c.len()).sum::<u64>();
-    mix(&[lens, at as u64, image.files.len() as u64])
+    mix(&[image.hash(), at as u64])
 }
 
 fn recover_and_push(run: &mut Run, expected: &Found) -> Result<(), Stop> {
