@@ -396,3 +396,108 @@ fn log_lines_are_not_in_our_own_log_metrics_or_config() {
     assert!(log.contains("stopped"), "{log}");
     assert!(!log.contains(SECRET), "our own log shows a log line");
 }
+
+/// The library that `faketime` puts between a program and its clocks.
+fn faketime() -> Option<PathBuf> {
+    let dirs = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
+    dirs.iter().map(|d| Path::new(d).join("faketime/libfaketime.so.1")).find(|library| library.exists())
+}
+
+/// What was acknowledged stays, in the order of its timestamps, whatever the wall clock says meanwhile: order comes from
+/// timestamps and seqs, waits from the monotonic clock.
+#[test]
+fn a_wall_clock_that_jumps_loses_nothing() {
+    let Some(library) = faketime() else { return server::skip("libfaketime is not installed") };
+    let tmp = tempfile::tempdir().unwrap();
+    let clock = tmp.path().join("clock");
+    let set = |time: &str| std::fs::write(&clock, format!("@{time}\n")).unwrap();
+    let env = [
+        ("LD_PRELOAD", library.to_str().unwrap()),
+        ("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap()),
+        ("FAKETIME_NO_CACHE", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ];
+    // Lines of 1970, which are too new for none of these clocks.
+    let (mut ledger, mut at) = (Ledger::default(), 0);
+    let times = [
+        "2026-03-29 01:59:59",
+        "2026-03-29 00:30:00",
+        "2261-12-31 00:00:00",
+        "1970-01-02 00:00:00",
+        "2038-01-19 03:14:07",
+    ];
+    set(times[0]);
+    let mut server = Server::start(tmp.path(), "", &env);
+    // One start whose clock is behind everything, one whose clock is ahead of it.
+    for start in [times[3], times[2]] {
+        for time in times {
+            set(time);
+            let mut http = server.http();
+            for _ in 0..5 {
+                at += 1_000_000;
+                let status = ledger.push(&mut http, "s", at, &format!("line {at} at {time}"));
+                assert_eq!(status, Some(204), "{time}: {}", server.log_tail());
+            }
+            ledger.check(&mut http);
+        }
+        server.kill();
+        set(start);
+        server = Server::start(tmp.path(), "", &env);
+    }
+    ledger.check(&mut server.http());
+    let shown: Vec<i64> = server.http().query_all("{s=\"s\"}").into_iter().map(|(_, timestamp, _)| timestamp).collect();
+    assert_eq!(shown.len(), 50);
+    assert!(shown.is_sorted(), "{shown:?}");
+    let log = std::fs::read_to_string(tmp.path().join("server.log")).unwrap();
+    assert!(log.contains("ts=2261-") && log.contains("ts=1970-"), "the clock did not jump: {}", server.log_tail());
+    assert!(!log.contains("panic") && !log.contains("level=error"), "{}", server.log_tail());
+    assert_eq!(server.terminate(), Some(0));
+}
+
+/// Everybody comes again at once, as soon as the port is open, and asks again without a pause when refused.
+#[test]
+fn a_herd_after_a_restart_is_served_or_refused_in_time() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut server = Server::start(tmp.path(), "ingester: {memory_budget: 1GB}\n", &[]);
+    let (clients, acks) = load(&server);
+    wait_until("500 acks", || acks.load(Ordering::Relaxed) > 500);
+    server.kill_in_place();
+    let mut ledger = joined(clients);
+    let mut server = Server::spawn(tmp.path(), "ingester: {memory_budget: 1GB}\n", &[]);
+    let (addr, begin) = (server.addr.clone(), Instant::now());
+    let herd = |client: i64| {
+        let addr = addr.clone();
+        move || {
+            let (mut ledger, mut tries) = (Ledger::default(), 0u64);
+            let mut http = Http::new(&addr);
+            for n in 0..3 {
+                let (at, line) = (TIME + client * 10 + n, format!("herd {client}.{n}"));
+                // The same push until it is taken: shown once, however often it came.
+                loop {
+                    tries += 1;
+                    match ledger.push(&mut http, &format!("h{client}"), at, &line) {
+                        Some(204) => break,
+                        Some(_) => {}
+                        None => {
+                            std::thread::sleep(Duration::from_millis(2));
+                            http = Http::new(&addr);
+                        }
+                    }
+                    assert!(begin.elapsed() < Duration::from_secs(60), "{line} is not taken");
+                }
+            }
+            (ledger, tries)
+        }
+    };
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..300).map(|client| scope.spawn(herd(client))).collect();
+        all.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    let tries: u64 = outcomes.iter().map(|(_, tries)| tries).sum();
+    println!("900 pushes of 300 clients were taken after {tries} tries, within {:?}", begin.elapsed());
+    assert!(tries > 900, "nobody had to try again");
+    outcomes.into_iter().for_each(|(one, _)| ledger.merge(one));
+    server.wait_ready();
+    ledger.check(&mut server.http());
+    assert_eq!(server.terminate(), Some(0));
+}

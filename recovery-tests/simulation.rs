@@ -44,7 +44,7 @@ fn crash_states() {
         return;
     }
     let layer = Layer::new("crash_states", None);
-    let list = if is_full() { workloads(3, 3400) } else { workloads(1, 20) };
+    let list = if is_full() { workloads(3, 2300) } else { workloads(1, 20) };
     layer.each(&list, 8, |w| crashes(&layer, w, if is_full() { &Depth::FULL } else { &Depth::QUICK }));
     layer.finish();
 }

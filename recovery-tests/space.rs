@@ -147,6 +147,8 @@ fn a_full_tmpfs_is_a_state() {
     let data = tmp.path().join("data");
     let Some(_mounted) = Mounted::new(&["-t", "tmpfs", "-o", "size=24m", "tmpfs"], &data) else { return };
     fills_up_and_resumes(tmp.path(), &data);
+    let log = std::fs::read_to_string(tmp.path().join("server.log")).unwrap();
+    assert!(log.contains("file_system=tmpfs") && log.contains("it is in memory"), "nobody says that this is no disk");
 }
 
 #[test]

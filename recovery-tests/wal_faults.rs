@@ -173,6 +173,36 @@ fn short_writes_are_continued() {
     assert_eq!(lines, acked);
 }
 
+/// Memory that changes a bit after the checksums were computed: the log says so, and at most that record is gone.
+#[test]
+fn a_bit_that_flips_on_its_way_to_the_disk_is_told() {
+    let (mut lost, mut kept) = (0, 0);
+    for bit in (0..8 * 4096).step_by(97) {
+        let disk = MemDisk::default();
+        let (log, _) = Log::mem(&disk, SyncMode::Always);
+        let (mut before, mut flipped) = (Lines::new(), Lines::new());
+        log.acked(0, &push(0, &[1, 2], 3), &mut before);
+        disk.flip_in_next_group(bit);
+        log.acked(1, &push(1, &[1, 2], 30), &mut flipped);
+        log.acked(2, &push(2, &[2, 3], 3), &mut before);
+        log.kill();
+        let (lines, plan) = restart(&disk.after_kill());
+        assert!(before.iter().all(|(k, v)| lines.get(k) == Some(v)), "bit {bit}: another record is damaged, too");
+        let there = flipped.iter().filter(|(k, v)| lines.get(k) == Some(v)).count();
+        assert_eq!(lines.len(), before.len() + there, "bit {bit}: lines that nobody has pushed");
+        if there == 0 {
+            lost += 1;
+            assert_eq!(plan.loss.lines, flipped.len() as u64, "bit {bit}: {:?}", plan.loss);
+        } else {
+            kept += 1;
+            assert_eq!(there, flipped.len(), "bit {bit}: a part of a push");
+        }
+    }
+    // A group is padded to 4 KiB, and has its head twice.
+    println!("{lost} of {} flipped bits took their record, each told", lost + kept);
+    assert!(lost > 20 && kept > 20, "{lost} lost, {kept} kept");
+}
+
 #[test]
 fn a_push_larger_than_a_segment_gets_its_own() {
     let disk = MemDisk::default();

@@ -259,6 +259,138 @@ fn heads_without_end_are_cut_off() {
     assert_alive(&server);
 }
 
+/// All answers on a connection, until it is closed or, after the first, nothing comes any more.
+fn answers(connection: &mut std::net::TcpStream) -> Vec<u16> {
+    let mut patience = Duration::from_secs(10);
+    std::iter::from_fn(|| {
+        connection.set_read_timeout(Some(patience)).unwrap();
+        patience = Duration::from_millis(500);
+        read_reply(connection).ok().map(|answer| answer.status)
+    })
+    .collect()
+}
+
+/// A body whose length a proxy may read in another way is how a second request is smuggled past it.
+#[test]
+fn requests_with_doubtful_lengths_are_refused() {
+    let server = TestServer::start();
+    let smuggled = r#"{"streams":[{"stream":{"a":"smuggled"},"values":[["1","x"]]}]}"#;
+    let inner = format!(
+        "POST {PUSH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{smuggled}",
+        smuggled.len()
+    );
+    for head in [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: 5, 6",
+        "Content-Length: +5",
+        "Content-Length: 0x5",
+        "Content-Length: -1",
+        "Content-Length: 99999999999999999999",
+        "Content-Length : 5",
+        "Transfer-Encoding: identity",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding: chunked, identity",
+    ] {
+        let mut connection = connect(&server.server.addr);
+        let text = format!(
+            "POST {PUSH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{head}\r\n\r\n0\r\n\r\n{inner}"
+        );
+        connection.write_all(text.as_bytes()).unwrap();
+        assert_eq!(answers(&mut connection), [400], "{head}");
+    }
+    // HTTP/1.0 knows no chunks.
+    let mut connection = connect(&server.server.addr);
+    let text = format!("POST {PUSH} HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{inner}");
+    connection.write_all(text.as_bytes()).unwrap();
+    assert_eq!(answers(&mut connection), [400]);
+    // Chunks whose sizes are none.
+    for chunk in ["-1\r\nx", "g\r\nx", "ffffffffffffffffff\r\nx", "2\r\nxxx\r\n0\r\n\r\n"] {
+        let mut connection = connect(&server.server.addr);
+        let text = format!(
+            "POST {PUSH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}\r\n"
+        );
+        connection.write_all(text.as_bytes()).unwrap();
+        let answers = answers(&mut connection);
+        assert!(answers.iter().all(|status| *status == 400) && answers.len() <= 1, "{chunk:?}: {answers:?}");
+    }
+    assert_eq!(server.lines(r#"{a="smuggled"}"#), []);
+    assert_alive(&server);
+}
+
+/// Peers that go away in the middle, with a reset or with half of the connection, leave nothing behind.
+#[test]
+fn connections_that_break_off_leave_nothing_behind() {
+    let server = TestServer::start();
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", server.server.pid())).unwrap().count();
+    assert_alive(&server);
+    let (before, peak) = (descriptors(), Peak::start(&server));
+    let head =
+        format!("POST {PUSH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n");
+    for i in 0..500 {
+        let mut connection = connect(&server.server.addr);
+        match i % 3 {
+            // An answer that was not read when the socket is closed makes a reset.
+            0 => connection
+                .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\nGET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+                .unwrap(),
+            1 => connection.write_all(format!("{head}{{\"streams\":[").as_bytes()).unwrap(),
+            _ => {
+                connection.write_all(head.as_bytes()).unwrap();
+                connection.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+        }
+    }
+    let begun = Instant::now();
+    while descriptors() > before + 20 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{} descriptors, {before} before", descriptors());
+        thread::sleep(Duration::from_millis(50));
+    }
+    peak.assert_added_at_most(64 * MB);
+    assert_alive(&server);
+}
+
+/// A frame of HTTP/2 (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let len = (payload.len() as u32).to_be_bytes();
+    [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// Streams that are opened and reset at once, without end (CVE-2023-44487), and headers that go on without end.
+#[test]
+fn rapid_resets_and_endless_headers_of_http_2_end_the_connection() {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let server = TestServer::start();
+    assert_alive(&server);
+    let peak = Peak::start(&server);
+    // Indexed: POST, http. Literal: path, authority, content-type (RFC 7541, section 6).
+    let path = b"/logproto.Pusher/Push";
+    let headers =
+        [&[0x83, 0x86, 0x04, path.len() as u8][..], path, &[0x01, 1, b'x', 0x0F, 0x10, 16], b"application/grpc"]
+            .concat();
+    let flood = |frames: &dyn Fn(u32) -> Vec<u8>| {
+        let mut connection = connect(&server.server.grpc);
+        connection.write_all(&[PREFACE, &frame(4, 0, 0, &[])].concat()).unwrap();
+        connection.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+        // Until it is closed on us, or waits for us to read what it says.
+        (0..400_000u32).take_while(|n| connection.write_all(&frames(*n)).is_ok()).count()
+    };
+    let resets = flood(&|n| {
+        let stream = 2 * n + 1;
+        [frame(1, 4, stream, &headers), frame(3, 0, stream, &8u32.to_be_bytes())].concat()
+    });
+    println!("{resets} streams were reset");
+    assert!(resets < 400_000, "nobody minds");
+    // One head without its end, and pieces of it.
+    let pieces = flood(&|n| {
+        if n == 0 { frame(1, 0, 1, &headers) } else { frame(9, 0, 1, &[0x00, 1, b'a', 1, b'b'].repeat(200)) }
+    });
+    println!("{pieces} pieces of a head were taken");
+    assert!(pieces < 400_000, "nobody minds");
+    peak.assert_added_at_most(64 * MB);
+    assert_alive(&server);
+}
+
 /// Heads and bodies that drip, and peers that say nothing, end after their time.
 #[test]
 fn slow_clients_are_sent_away() {

@@ -405,6 +405,41 @@ fn tenants_do_not_see_each_other_and_need_good_names() {
     }
 }
 
+/// Whoever reads or writes as a tenant says which, at every door: there is no tenant by default, and no other header counts.
+#[test]
+fn no_door_opens_without_a_tenant() {
+    let server = TestServer::with("auth_enabled: true\n");
+    server.push_as("t", &one_stream(json!({"a": "b"}), &["line"])).assert_stored();
+    let doors = [
+        ("POST", "/loki/api/v1/push"),
+        ("POST", "/api/prom/push"),
+        ("GET", "/loki/api/v1/query_range?query={a=%22b%22}"),
+        ("POST", "/loki/api/v1/query_range?query={a=%22b%22}"),
+        ("GET", "/loki/api/v1/query?query={a=%22b%22}"),
+        ("GET", "/loki/api/v1/labels"),
+        ("GET", "/loki/api/v1/label/a/values"),
+        ("GET", "/loki/api/v1/series?match[]={a=%22b%22}"),
+    ];
+    let strangers: [&[(&str, &str)]; 5] = [
+        &[],
+        &[("X-Scope-OrgID", "")],
+        &[("Authorization", "Bearer t")],
+        &[("Authorization", "Basic dDp0")],
+        &[("X-Org-Id", "t"), ("Cookie", "X-Scope-OrgID=t")],
+    ];
+    for (method, target) in doors {
+        for headers in strangers {
+            let body = if target.ends_with("push") { one_stream(json!({"a": "b"}), &["alien"]) } else { String::new() };
+            let mut headers = headers.to_vec();
+            headers.push(("Content-Type", "application/json"));
+            println!("{method} {target} {headers:?}");
+            server.send(method, target, &headers, body.as_bytes()).assert_error(401, "no org id");
+        }
+    }
+    assert_eq!(server.lines_as("t", r#"{a="b"}"#).len(), 1);
+    assert!(server.lines_as("fake", r#"{a="b"}"#).is_empty(), "somebody was taken for another tenant");
+}
+
 /// Labels, metadata, levels and lines are the same, whichever way they came.
 #[test]
 fn json_and_protobuf_give_the_same_entries() {

@@ -86,6 +86,8 @@ struct State {
     capacity: Option<u64>,
     /// Most bytes that a write takes at once.
     largest_write: Option<usize>,
+    /// A bit of the next write of a group that changes on its way, modulo the bits that it has.
+    flip: Option<usize>,
     syncs: usize,
 }
 
@@ -108,6 +110,11 @@ impl MemDisk {
 
     pub fn set_largest_write(&self, bytes: usize) {
         self.0.lock().largest_write = Some(bytes);
+    }
+
+    /// The next group is not written as the log has made it: this bit of it is another, modulo the bits that it has.
+    pub fn flip_in_next_group(&self, bit: usize) {
+        self.0.lock().flip = Some(bit);
     }
 
     /// Syncs of files that were asked for, failed ones included.
@@ -313,8 +320,16 @@ impl File for MemFile {
                 return Err(io::Error::from_raw_os_error(ENOSPC));
             }
         }
-        state.done(Op::Write(self.inode, offset, bytes.to_vec()));
-        Ok(bytes.len())
+        let mut bytes = bytes.to_vec();
+        if bytes.starts_with(b"TGRP")
+            && let Some(bit) = state.flip.take()
+        {
+            let at = bit / 8 % bytes.len();
+            bytes[at] ^= 1 << (bit % 8);
+        }
+        let written = bytes.len();
+        state.done(Op::Write(self.inode, offset, bytes));
+        Ok(written)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {

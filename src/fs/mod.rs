@@ -2,9 +2,11 @@
 //! disk, count its syncs and break them.
 
 mod map;
+mod mount;
 mod real;
 
 pub use map::{Map, exit_on_map_fault};
+pub use mount::Mount;
 pub use real::RealFs;
 
 use std::io;

@@ -11,7 +11,7 @@ use crate::api::serve::{ListenerConfig, Protocol, serve};
 use crate::api::{Api, ApiConfig, Backends, grpc, http, tls};
 use crate::chunk::Encoding;
 use crate::distributor::{ClientPool, Distributor, DistributorConfig, IngesterClient, PoolConfig, Pusher, Route};
-use crate::fs::{Fs, RealFs, Space};
+use crate::fs::{Fs, Mount, RealFs, Space};
 use crate::ingester::{
     Cluster, Ingester, IngesterConfig, IngesterMetrics, Live, NilRecord, OnPoisoned, Progress, RecoveryReport,
 };
@@ -281,9 +281,24 @@ fn tell(config: &Config, report: &RecoveryReport) {
             "tail unresolved: the last write was cut before its ack, or damaged within 50 ms of it"
         );
     }
+    tell_mounts(config);
     match durability_note(config) {
         None => info!("ready: a push is answered when its lines are synced to disk (ingester.wal.sync: always)"),
         Some(note) => warn!("ready: {note}"),
+    }
+}
+
+/// An ack promises no more than the file system keeps.
+fn tell_mounts(config: &Config) {
+    let data = config.data_dir();
+    let elsewhere = [config.wal_dir(), config.blocks_dir()].into_iter().filter(|dir| !dir.starts_with(&data));
+    for dir in std::iter::once(data.clone()).chain(elsewhere) {
+        // Without a table of mounts nothing is known, and nothing is said.
+        if let Some(mount) = Mount::of(&dir).ok().flatten()
+            && let Some(doubt) = mount.doubt()
+        {
+            warn!(dir = %dir.display(), file_system = mount.fs_type, "acknowledged lines may be lost with their directory: {doubt}");
+        }
     }
 }
 

@@ -336,7 +336,8 @@ impl Recovered {
         self.plan.replay.iter().map(|(n, _)| *n).filter(|n| contents(n).is_none_or(&is_needed)).collect()
     }
 
-    /// As [`Recovered::replay`], of these segments only. Each is read and checked while the one before it is applied.
+    /// As [`Recovered::replay`], of these segments only. Of a log that is not small, each is read and checked while the one before
+    /// it is applied.
     ///
     /// # Errors
     /// A file could not be read.
@@ -345,15 +346,22 @@ impl Recovered {
         numbers: &[u64],
         apply: &mut (dyn FnMut(ReplaySegment<'_>) + Send),
     ) -> Result<(), RecoverError> {
-        let (mut reader, mut ahead) = (SegmentReader::new(&self.options), SegmentReader::new(&self.options));
+        let mut reader = SegmentReader::new(&self.options);
+        if self.bytes < WIDE {
+            for number in numbers {
+                let (number, records) = reader.records(*number, &self.plan)?;
+                apply(ReplaySegment { number, file: &reader.buffer, records });
+            }
+            return Ok(());
+        }
+        let mut ahead = SegmentReader::new(&self.options);
         let mut numbers = numbers.iter().copied();
         let mut current = numbers.next().map(|n| ahead.records(n, &self.plan)).transpose()?;
         while let Some((number, records)) = current {
             std::mem::swap(&mut reader, &mut ahead);
             let (file, next) = (&reader.buffer[..], numbers.next());
-            let mut read = || next.map(|n| ahead.records(n, &self.plan)).transpose();
-            let now = || apply(ReplaySegment { number, file, records });
-            current = if self.bytes >= WIDE { rayon::join(read, now).0 } else { (now(), read()).1 }?;
+            let read = || next.map(|n| ahead.records(n, &self.plan)).transpose();
+            current = rayon::join(read, || apply(ReplaySegment { number, file, records })).0?;
         }
         Ok(())
     }
