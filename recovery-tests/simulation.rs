@@ -113,7 +113,7 @@ fn damaged_logs() {
     }
     let layer = Layer::new("damaged_logs", None);
     let quick = DAMAGED.iter().enumerate().filter_map(|(i, w)| Workload::parse(w, i as u64));
-    let list = if is_full() { workloads(2, 150) } else { quick.collect() };
+    let list = if is_full() { workloads(2, 52) } else { quick.collect() };
     layer.each(&list, 2, |w| damage(&layer, w, 61));
     layer.finish();
 }
