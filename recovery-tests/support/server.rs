@@ -7,7 +7,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 /// A running server on ports of its own.
@@ -20,9 +21,25 @@ pub struct Server {
     pub dir: PathBuf,
 }
 
-/// Ports that were free a moment ago.
+/// Ports of this process alone: below those that the system gives to connections, a hundred at a time, held by a lock on a file. A
+/// port that was only free a moment ago may be taken by another test before the server listens.
+static PORTS: LazyLock<(File, u16)> = LazyLock::new(|| {
+    let dir = std::env::temp_dir().join("timberline-test-ports");
+    std::fs::create_dir_all(&dir).unwrap();
+    let of = |block: u16| {
+        let file = File::options().create(true).append(true).open(dir.join(block.to_string())).ok()?;
+        file.try_lock().ok()?;
+        Some((file, 10_000 + 100 * block))
+    };
+    (0..220).find_map(of).expect("a hundred free ports")
+});
+
+/// A port that nobody listens on, and that no other test gets while this one is about to.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let ports = || PORTS.1 + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(ports).take(10_000).find(is_free).expect("a free port")
 }
 
 impl Server {
@@ -41,11 +58,7 @@ impl Server {
              reject_old_samples: false}}\n{extra}",
             dir.join("data").display()
         );
-        // Both at a time: one after the other may be the same.
-        let [http, grpc] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let ports = (http.local_addr().unwrap().port(), grpc.local_addr().unwrap().port());
-        drop((http, grpc));
-        Self::launch(wrapper, dir, ports, &config, env)
+        Self::launch(wrapper, dir, (free_port(), free_port()), &config, env)
     }
 
     /// Starts the binary with this configuration on these (HTTP, gRPC) ports; does not wait.
