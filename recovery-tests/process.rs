@@ -397,26 +397,94 @@ fn log_lines_are_not_in_our_own_log_metrics_or_config() {
     assert!(!log.contains(SECRET), "our own log shows a log line");
 }
 
-/// The library that `faketime` puts between a program and its clocks.
-fn faketime() -> Option<PathBuf> {
-    let dirs = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
-    dirs.iter().map(|d| Path::new(d).join("faketime/libfaketime.so.1")).find(|library| library.exists())
+/// A wall clock that is set while the server runs. The monotonic one goes on as it should.
+struct WallClock {
+    library: PathBuf,
+    file: PathBuf,
+}
+
+impl WallClock {
+    fn new(dir: &Path) -> Option<Self> {
+        let dirs = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
+        let mut libraries = dirs.iter().map(|d| Path::new(d).join("faketime/libfaketime.so.1"));
+        let Some(library) = libraries.find(|library| library.exists()) else {
+            server::skip("libfaketime is not installed");
+            return None;
+        };
+        Some(Self { library, file: dir.join("clock") })
+    }
+
+    /// Sets it; it runs from there.
+    fn set(&self, time: &str) {
+        std::fs::write(&self.file, format!("@{time}\n")).unwrap();
+    }
+
+    fn env(&self) -> [(&str, &str); 5] {
+        [
+            ("LD_PRELOAD", self.library.to_str().unwrap()),
+            ("FAKETIME_TIMESTAMP_FILE", self.file.to_str().unwrap()),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+            ("TZ", "UTC"),
+        ]
+    }
+}
+
+/// What is too old or too new by a clock that is wrong is not refused for good: clients would drop it.
+#[test]
+fn no_line_is_dropped_for_a_clock_that_was_set() {
+    const NOON: i64 = 1_774_785_600_000_000_000;
+    let tmp = tempfile::tempdir().unwrap();
+    let Some(clock) = WallClock::new(tmp.path()) else { return };
+    let push_to = |server: &Server, stream: &str, at: i64| {
+        let values = [[at.to_string(), format!("line of {at}")]];
+        let body = serde_json::json!({"streams": [{"stream": {"s": stream}, "values": values}]});
+        let (status, body) = server.http().post_json("/loki/api/v1/push", &body.to_string()).unwrap();
+        (status, String::from_utf8(body).unwrap())
+    };
+    let push = |server: &Server, at: i64| push_to(server, "s", at);
+    let ready = |server: &Server| String::from_utf8(server.http().get("/ready").unwrap().1).unwrap();
+    let log = || std::fs::read_to_string(tmp.path().join("server.log")).unwrap();
+    let day = 86_400_000_000_000;
+
+    clock.set("2026-03-29 12:00:00");
+    let mut server = Server::start(tmp.path(), "", &clock.env());
+    assert_eq!(push(&server, NOON), (204, String::new()));
+    let (status, told) = push(&server, NOON + day);
+    assert!(status == 400 && told.contains("too new"), "{status} {told}");
+    assert_eq!(ready(&server).trim(), "ready");
+    // The watermark, too, is to be of that time.
+    std::thread::sleep(Duration::from_secs(1));
+
+    clock.set("2020-01-01 00:00:00");
+    let (status, told) = push(&server, NOON + 1);
+    assert!(status == 503 && told.contains("set back by") && told.contains("too new"), "{status} {told}");
+    assert!(ready(&server).contains("set back by"), "{}", ready(&server));
+
+    server.kill_in_place();
+    server = Server::start(tmp.path(), "", &clock.env());
+    let (status, told) = push(&server, NOON + 1);
+    assert!(status == 503 && told.contains("behind the newest lines"), "{status} {told}");
+    assert!(ready(&server).contains("behind the newest lines"), "{}", ready(&server));
+
+    wait_until("the doubt in our own log", || log().contains("answered 503, not 400"));
+    // What is not refused for its time is taken as always.
+    assert_eq!(push_to(&server, "old", NOON - 3000 * day), (204, String::new()));
+
+    clock.set("2026-03-29 12:30:00");
+    assert_eq!(push(&server, NOON + 1), (204, String::new()));
+    assert_eq!(push(&server, NOON + day).0, 400);
+    assert_eq!(ready(&server).trim(), "ready");
+    wait_until("the end of the doubt in our own log", || log().contains("is believed again"));
+    assert_eq!(server.terminate(), Some(0));
 }
 
 /// What was acknowledged stays, in the order of its timestamps, whatever the wall clock says meanwhile: order comes from
 /// timestamps and seqs, waits from the monotonic clock.
 #[test]
 fn a_wall_clock_that_jumps_loses_nothing() {
-    let Some(library) = faketime() else { return server::skip("libfaketime is not installed") };
     let tmp = tempfile::tempdir().unwrap();
-    let clock = tmp.path().join("clock");
-    let set = |time: &str| std::fs::write(&clock, format!("@{time}\n")).unwrap();
-    let env = [
-        ("LD_PRELOAD", library.to_str().unwrap()),
-        ("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap()),
-        ("FAKETIME_NO_CACHE", "1"),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-    ];
+    let Some(clock) = WallClock::new(tmp.path()) else { return };
     // Lines of 1970, which are too new for none of these clocks.
     let (mut ledger, mut at) = (Ledger::default(), 0);
     let times = [
@@ -426,12 +494,12 @@ fn a_wall_clock_that_jumps_loses_nothing() {
         "1970-01-02 00:00:00",
         "2038-01-19 03:14:07",
     ];
-    set(times[0]);
-    let mut server = Server::start(tmp.path(), "", &env);
+    clock.set(times[0]);
+    let mut server = Server::start(tmp.path(), "", &clock.env());
     // One start whose clock is behind everything, one whose clock is ahead of it.
     for start in [times[3], times[2]] {
         for time in times {
-            set(time);
+            clock.set(time);
             let mut http = server.http();
             for _ in 0..5 {
                 at += 1_000_000;
@@ -441,8 +509,8 @@ fn a_wall_clock_that_jumps_loses_nothing() {
             ledger.check(&mut http);
         }
         server.kill();
-        set(start);
-        server = Server::start(tmp.path(), "", &env);
+        clock.set(start);
+        server = Server::start(tmp.path(), "", &clock.env());
     }
     ledger.check(&mut server.http());
     let shown: Vec<i64> = server.http().query_all("{s=\"s\"}").into_iter().map(|(_, timestamp, _)| timestamp).collect();

@@ -14,7 +14,7 @@ pub use metrics::Metrics;
 pub use pool::{ClientPool, Connect, PoolConfig};
 pub use rejection::{LabelRejection, Reason};
 
-use crate::model::{Limits, Overrides, Push, PushError, PushRequest, Tenant};
+use crate::model::{Limits, Overrides, Push, PushError, PushRequest, Tenant, WallClock};
 use crate::ring::SharedRing;
 use assemble::{Assembled, assemble};
 use parking_lot::RwLock;
@@ -25,7 +25,7 @@ use replicate::Replicator;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// A boxed future, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -122,6 +122,7 @@ pub struct Distributor {
     rates: RateLimiter,
     destination: Destination,
     metrics: Metrics,
+    clock: Arc<WallClock>,
 }
 
 /// What a label text that does not parse means for the rest of its request.
@@ -162,7 +163,14 @@ impl Distributor {
             rates: RateLimiter::default(),
             destination,
             metrics,
+            clock: Arc::default(),
         })
+    }
+
+    /// With the clock that others ask, too.
+    #[must_use]
+    pub fn with_clock(self, clock: Arc<WallClock>) -> Self {
+        Self { clock, ..self }
     }
 
     /// Replaces the limits. They hold from the next push on.
@@ -188,7 +196,7 @@ impl Distributor {
             return Err(PushError::with_status(422, message));
         }
         let limits = Arc::clone(self.overrides.read().of(&tenant));
-        let now = nanoseconds_now();
+        let now = self.clock.now();
         let resolved = self.resolve(&tenant, &request, &limits, syntax).inspect_err(|_| {
             let (lines, bytes) = volume_of(&request);
             let mut all = Rejections::default();
@@ -208,6 +216,9 @@ impl Distributor {
             errors.extend(self.send(tenant.clone(), Arc::new(push), now).await.err());
         }
         self.metrics.discarded(&rejections, tenant.as_str(), format);
+        if let Some(doubt) = rejections.by_time().then(|| self.clock.doubt()).flatten() {
+            errors.push(PushError::unavailable(format!("{doubt}; until then send again what is too old or too new")));
+        }
         errors.extend(rejections.into_error());
         combine(errors).map_or(Ok(()), Err)
     }
@@ -307,12 +318,6 @@ fn volume_of(request: &PushRequest) -> (u64, u64) {
     let lines: u64 = request.entries.iter().map(|entry| u64::from(entry.line.len)).sum();
     let pairs: u64 = request.metadata.iter().map(|p| u64::from(p.name.len) + u64::from(p.value.len)).sum();
     (request.entries.len() as u64, lines + pairs)
-}
-
-/// Nanoseconds since the Unix epoch, held within what fits.
-fn nanoseconds_now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

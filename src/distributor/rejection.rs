@@ -182,6 +182,11 @@ impl Rejections {
         }
     }
 
+    /// Was anything refused for its timestamp?
+    pub fn by_time(&self) -> bool {
+        [Reason::TooOld, Reason::TooNew].iter().any(|r| self.discarded.get(*r as usize).is_some_and(|(n, _)| *n > 0))
+    }
+
     /// Adds an error about a whole stream.
     pub fn add(&mut self, text: String) {
         self.group(text);

@@ -65,7 +65,7 @@ fn request(streams: &[(&str, &[&str])]) -> PushRequest {
         let first = request.entries.len() as u32;
         for line in *lines {
             let line = request.intern(line.as_bytes());
-            request.entries.push(Entry { timestamp: nanoseconds_now(), line, metadata: 0..0 });
+            request.entries.push(Entry { timestamp: WallClock::default().now(), line, metadata: 0..0 });
         }
         request.streams.push(RawStream { labels, entries: first..request.entries.len() as u32 });
     }
@@ -174,6 +174,29 @@ async fn the_severest_answer_leads_and_all_are_told() {
         assert_eq!((got.status, got.retry_after), (expected, error.retry_after));
         assert!(got.message.starts_with(&format!("{}\nmax entry size", error.message)), "{}", got.message);
     }
+}
+
+#[tokio::test]
+async fn nothing_is_refused_for_good_by_a_clock_in_doubt() {
+    let rig = rig(Limits { creation_grace_period: Duration::from_secs(600), max_line_size: 10, ..plain() });
+    let clock = Arc::new(WallClock::default());
+    let hour = 3_600_000_000_000;
+    let late = || {
+        let mut request = request(&[(r#"{a="1"}"#, &["now", "later"])]);
+        request.entries[1].timestamp += hour;
+        request
+    };
+    let distributor = rig.distributor.with_clock(clock.clone());
+    let got = distributor.push(tenant("t"), late(), "loki").await.expect_err("an hour ahead");
+    assert_eq!((got.status, got.retry_after), (400, None));
+    clock.log_has_seen(clock.now() + hour);
+    let got = distributor.push(tenant("t"), late(), "loki").await.expect_err("an hour ahead");
+    assert_eq!((got.status, got.retry_after), (503, Some(1)));
+    assert!(got.message.contains("behind the newest lines") && got.message.contains("timestamp too new"), "{got}");
+    assert_eq!(rig.ingester.stored(), [r#"{a="1"}: now"#; 2], "the good line is stored all the same");
+    // What is wrong for another reason stays wrong.
+    let got = distributor.push(tenant("t"), request(&[(r#"{a="1"}"#, &["much too long"])]), "loki").await;
+    assert_eq!(got.expect_err("too long").status, 400);
 }
 
 #[tokio::test]

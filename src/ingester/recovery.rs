@@ -79,6 +79,8 @@ pub struct RecoveryReport {
     pub unresolved: u64,
     /// Records whose stream no surviving definition names.
     pub unattributed_lines: u64,
+    /// When the newest lines of the log were written: nanoseconds since the Unix epoch.
+    pub newest: Option<i64>,
 }
 
 /// Why the ingester did not start.
@@ -594,6 +596,7 @@ impl RecoveryReport {
         self.losses = places.chain(lsns).take(10).collect();
         self.losses.extend(damage.first().into_iter().flat_map(|r| r.remarks.iter().cloned()));
         self.block_bytes = recovered.blocks().bytes;
+        self.newest = plan.newest;
     }
 }
 

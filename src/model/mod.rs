@@ -9,6 +9,7 @@ mod matcher;
 mod push;
 mod tenant;
 mod token_bucket;
+mod wall_clock;
 
 pub use entry::{LogEntry, Metadata};
 pub use error::PushError;
@@ -19,3 +20,4 @@ pub use matcher::{MatchOp, Matcher};
 pub use push::{Entry, MetadataPair, Push, PushRequest, PushStream, RawStream, Span};
 pub use tenant::{Tenant, TenantError};
 pub use token_bucket::TokenBucket;
+pub use wall_clock::WallClock;

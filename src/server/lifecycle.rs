@@ -15,7 +15,7 @@ use crate::fs::{Fs, Mount, RealFs, Space};
 use crate::ingester::{
     Cluster, Ingester, IngesterConfig, IngesterMetrics, Live, NilRecord, OnPoisoned, Progress, RecoveryReport,
 };
-use crate::model::{Limits, Overrides, Tenant};
+use crate::model::{Limits, Overrides, Tenant, WallClock};
 use crate::querier::Querier;
 use crate::ring::{Ring, SharedRing};
 use crate::wal::{Codec, SyncMode};
@@ -93,10 +93,11 @@ impl Server {
         let ingester = Arc::new(LocalIngester::default());
         let local: Arc<dyn IngesterClient> = Arc::new(LocalClient(ingester.clone()));
         let pool = static_ring(&config, &registry)?;
+        let clock = Arc::<WallClock>::default();
         let distributor = |overrides: Arc<Overrides>, route, registry: &Registry| {
             let settings =
                 DistributorConfig { replication_factor: config.common.replication_factor, ..Default::default() };
-            Distributor::new(settings, overrides, route, registry).map(Arc::new)
+            Distributor::new(settings, overrides, route, registry).map(|d| Arc::new(d.with_clock(clock.clone())))
         };
         let distributes = config.runs(Target::Distributor);
         // What an ingester gets over gRPC was routed already: it never enters the ring again. Without a distributor in
@@ -137,6 +138,7 @@ impl Server {
             report: Mutex::new(None),
             stopping: AtomicBool::new(false),
             ring: pool.as_ref().map(|(_, ring)| ring.clone()),
+            clock: clock.clone(),
         });
         let waiting = status.clone();
         let reader = Arc::new(QueryReader {
@@ -169,6 +171,7 @@ impl Server {
         if let Some((pool, ring)) = self.pool.clone() {
             tokio::spawn(async move { pool.check_forever(ring).await });
         }
+        tokio::spawn(watch_clock(self.status.clock.clone()));
         let started = tokio::select! {
             started = self.start_ingester() => started,
             // Nothing was taken yet: there is nothing to finish.
@@ -227,6 +230,7 @@ impl Server {
         watcher.abort();
         let (ingester, report) = started??;
         tell(&self.config, &report);
+        report.newest.into_iter().for_each(|newest| self.status.clock.log_has_seen(newest));
         *self.status.report.lock() = Some(report);
         let ingester = Arc::new(ingester);
         self.ingester.set(ingester.clone());
@@ -313,6 +317,21 @@ async fn watch_ingester(ingester: Arc<Ingester<Live>>) {
         {
             warn!(suppressed, "pushes are refused: {why}");
         }
+    }
+}
+
+/// Tells when the wall clock is in doubt, and when it is not any more.
+async fn watch_clock(clock: Arc<WallClock>) {
+    let mut told = false;
+    loop {
+        let doubt = clock.doubt();
+        match &doubt {
+            Some(why) if !told => warn!("lines that are too old or too new are answered 503, not 400: {why}"),
+            None if told => info!("the wall clock is believed again"),
+            _ => {}
+        }
+        told = doubt.is_some();
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

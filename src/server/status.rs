@@ -7,7 +7,7 @@ use super::telemetry::Telemetry;
 use crate::api::Status;
 use crate::fs::RealFs;
 use crate::ingester::{Progress, RecoveryReport};
-use crate::model::PushError;
+use crate::model::{PushError, WallClock};
 use crate::ring::SharedRing;
 use crate::wal::{QUARANTINE_BUDGET, Quarantine};
 use parking_lot::Mutex;
@@ -32,6 +32,8 @@ pub struct ProcessStatus {
     pub stopping: AtomicBool,
     /// The ring, if this process distributes over one.
     pub ring: Option<Arc<SharedRing>>,
+    /// The wall clock, by which lines are refused.
+    pub clock: Arc<WallClock>,
 }
 
 impl ProcessStatus {
@@ -68,6 +70,7 @@ impl ProcessStatus {
         if let Some(weaker) = durability_note(&self.config) {
             notes.push(weaker);
         }
+        notes.extend(self.clock.doubt());
         notes.extend(self.damage_note());
         let unresolved = self.report.lock().as_ref().map_or(0, |r| r.unresolved);
         if unresolved > 0 {

@@ -386,6 +386,8 @@ pub struct Plan {
     pub next_lsn: u64,
     /// Lines of the log's life up to the durable end.
     pub lines: u64,
+    /// When the newest group was written: nanoseconds since the Unix epoch.
+    pub newest: Option<i64>,
     /// The next stream id.
     pub next_stream_id: u64,
     /// Every stream that any segment defines.
@@ -737,6 +739,7 @@ fn find_losses(live: &[Live<'_>], judge: &Judge, out: &mut Plan) {
     out.loss.lsns = missing(out.first_lsn..durable, covered.into_iter());
     let start_lines = out.first_lines;
     out.lines = total_lines(live, durable).max(start_lines + surviving_lines);
+    out.newest = live.iter().flat_map(Live::groups).max_by_key(|g| g.first_lsn).map(|g| g.wall_clock);
     if let (Some(first), Some(last)) = (out.loss.lsns.first(), out.loss.lsns.last()) {
         let groups = || live.iter().flat_map(Live::groups);
         let before = groups().filter(|g| g.end_lsn <= first.start).map(|g| g.wall_clock).max();
