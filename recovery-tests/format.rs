@@ -1014,7 +1014,7 @@ fn sealed(
     };
     let closes = closes.then_some(ChunkClosed { stream, chunk, end_seq, reason: 1 });
     let stream = stream_log(stream, end_seq);
-    log.blocks.append(BlockAppend { tables, data: block.data().clone(), stream, closes, payload: 0 });
+    log.blocks.append(BlockAppend { tables, data: block.data().clone(), stream, closes, lets_go: false, payload: 0 });
 }
 
 fn stream_log(id: u64, next_seq: u64) -> std::sync::Arc<timberline::wal::StreamLog> {

@@ -965,7 +965,8 @@ mod blocks {
 
     fn block_numbers(data: &Path) -> Vec<u64> {
         let ls = json(data, &["ls"], 0);
-        ls["block_segments"].as_array().unwrap().iter().map(|s| s["segment"].as_u64().unwrap()).collect()
+        let used = ls["block_segments"].as_array().unwrap().iter().filter(|s| s["state"] != "prepared");
+        used.map(|s| s["segment"].as_u64().unwrap()).collect()
     }
 
     /// Places of the blocks of a segment: offset, head, tables.
@@ -1019,7 +1020,9 @@ mod blocks {
     fn ls_tells_of_block_segments_and_of_what_needs_the_oldest_one() {
         let (data, _, _) = sample();
         let ls = json(data.path(), &["ls"], 0);
-        let segments = ls["block_segments"].as_array().unwrap();
+        // Whether one is prepared depends on how large the groups were.
+        let segments = ls["block_segments"].as_array().unwrap().iter();
+        let segments: Vec<&Value> = segments.filter(|s| s["state"] != "prepared").collect();
         assert!(segments.len() >= 2, "{ls}");
         let (last, finished) = segments.split_last().unwrap();
         assert_eq!((&last["state"], &last["footer"]), (&"active".into(), &Value::Null));
@@ -1116,9 +1119,12 @@ mod blocks {
         assert_eq!(json(data.path(), &["verify"], 1)["damage"][0]["position"], format!("{number}:0"));
         fs::write(&path, &whole).unwrap();
         // A file that no record names is not of the log.
+        fs::write(block_file(data.path(), 98), [&whole[..8192], &[0; 8192]].concat()).unwrap();
         fs::write(block_file(data.path(), 99), &whole).unwrap();
         let ls = json(data.path(), &["ls"], 0);
-        assert_eq!(ls["block_segments"].as_array().unwrap().last().unwrap()["state"], "unnamed");
+        let segments = ls["block_segments"].as_array().unwrap();
+        let state = |n: u64| &segments.iter().find(|s| s["segment"] == n).unwrap()["state"];
+        assert_eq!((state(98), state(99)), (&"prepared".into(), &"unnamed".into()));
         fs::remove_dir_all(data.path().join("blocks")).unwrap();
         json(data.path(), &["verify"], 1);
     }

@@ -86,6 +86,7 @@ pub enum Outcome {
 struct Results {
     by_push: Mutex<HashMap<u32, Outcome>>,
     poisoned: Mutex<Option<String>>,
+    blocks: Mutex<Vec<u32>>,
     changed: Condvar,
 }
 
@@ -122,11 +123,13 @@ impl Sink<u32> for Record {
     }
 }
 
-/// Takes no blocks.
-pub struct NoBlocks;
+/// Notes the blocks that count.
+struct Blocks(Arc<Results>);
 
-impl BlockSink<u32> for NoBlocks {
-    fn synced(&mut self, _blocks: Vec<(BlockPlace, u32)>) {}
+impl BlockSink<u32> for Blocks {
+    fn synced(&mut self, blocks: Vec<(BlockPlace, u32)>) {
+        self.0.blocks.lock().extend(blocks.into_iter().map(|(_, number)| number));
+    }
 }
 
 /// A log that is open for pushes, with the streams that an ingester would keep.
@@ -164,7 +167,8 @@ impl Log {
             streams.insert(*id, Arc::new(StreamLog::new(*id, tenant, Arc::new(labels), next)));
         }
         let results = Arc::new(Results::default());
-        let (wal, blocks) = recovered.open(Record { results: results.clone(), disk, probe }, NoBlocks)?;
+        let (wal, blocks) =
+            recovered.open(Record { results: results.clone(), disk, probe }, Blocks(results.clone()))?;
         Ok((Self { wal, blocks, plan, streams: Mutex::new(streams), next_stream_id, results }, lines))
     }
 
@@ -226,6 +230,26 @@ impl Log {
             }
             Outcome::Failed(why) => panic!("push {number} failed: {why}"),
         }
+    }
+
+    /// Hands a block of a stream to the block log without waiting.
+    pub fn send_block(&self, number: u32, stream: u64, len: usize, lets_go: bool) {
+        let seq = u64::from(number);
+        let tables = BlockTables { stream, first_seq: seq, end_seq: seq + 1, entries: 1, ..BlockTables::default() };
+        let stream = self.stream(stream, "tenant-a");
+        self.blocks.append(BlockAppend {
+            tables,
+            data: vec![7; len].into(),
+            stream,
+            closes: None,
+            lets_go,
+            payload: number,
+        });
+    }
+
+    /// The blocks that count, in the order of the log.
+    pub fn blocks_synced(&self) -> Vec<u32> {
+        self.results.blocks.lock().clone()
     }
 
     pub fn poisoned(&self) -> Option<String> {

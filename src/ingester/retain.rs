@@ -20,13 +20,13 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
 /// How often the logs are looked at.
 const CHECK: Duration = Duration::from_millis(50);
-/// From this share of its budget on the write-ahead log is cleaned.
-const CLEAN_AT: f64 = 0.75;
+/// How long the write-ahead log is left alone after a round that did not make it small enough, unless pushes wait for it.
+const REST: Duration = Duration::from_secs(5);
 /// Heads of so many bytes and more are sealed, smaller ones carried.
 const SEAL_FROM: usize = 32 << 10;
 /// Bytes of heads in one carried record, about.
@@ -69,6 +69,7 @@ impl Retainer {
             oldest: 0,
             cleaning: None,
             unreadable: HashSet::new(),
+            rests_until: Instant::now(),
             damaged: Vec::new(),
             untold: false,
         };
@@ -111,6 +112,8 @@ struct Work {
     cleaning: Option<u64>,
     /// Segments with a block that cannot be read.
     unreadable: HashSet<u64>,
+    /// The whole log was cleaned, and is still too large.
+    rests_until: Instant,
     /// Damaged blocks without a report, and whether writing one has failed.
     damaged: Vec<BlockPlace>,
     untold: bool,
@@ -156,7 +159,17 @@ impl Work {
 
     fn clean_wal(&mut self, state: &State) -> Result<(), Unavailable> {
         let retention = self.wal.retention().clone();
-        while retention.size() as f64 > retention.max_size() as f64 * CLEAN_AT {
+        if Instant::now() < self.rests_until && !retention.refuses() {
+            return Ok(());
+        }
+        // Once round: should what is needed not fit, going on would only write it again and again.
+        let mut left = retention.segments();
+        while retention.needs_cleaning() {
+            if left == 0 {
+                self.rests_until = Instant::now() + REST;
+                return Ok(());
+            }
+            left -= 1;
             let Some((number, streams)) = retention.oldest(|s| (s.begins.segment, s.streams.clone())) else {
                 return Ok(());
             };
@@ -169,13 +182,14 @@ impl Work {
             if pinned > 0 {
                 return Ok(());
             }
-            let holds = retention.oldest(|s| s.holds.clone()).unwrap_or_default();
             let store = self.blocks.store();
-            let again = holds.into_iter().filter(|h| still_needed(state, store, h)).map(|h| match h {
-                Hold::Closed(c) => Decision::ChunkClosed(c),
-                Hold::Flushed(c) => Decision::ChunkFlushed(c),
-                Hold::Gap(g) => Decision::Gap(g),
-            });
+            let again = retention.held_by_oldest_alone().into_iter().filter(|h| still_needed(state, store, h)).map(
+                |h| match h {
+                    Hold::Closed(c) => Decision::ChunkClosed(c),
+                    Hold::Flushed(c) => Decision::ChunkFlushed(c),
+                    Hold::Gap(g) => Decision::Gap(g),
+                },
+            );
             self.wal.retire(number + 1, Vec::new(), again.collect())?;
             state.metrics.wal_retired.inc();
         }
@@ -318,6 +332,7 @@ impl Work {
                     data,
                     stream: stream.log.clone(),
                     closes: None,
+                    lets_go: true,
                     payload: Sealing::Moved { stream: stream.clone(), chunk, from: block.place },
                 });
             }

@@ -106,7 +106,7 @@ fn seal_stream(state: &State, stream: &Arc<Stream>, log: &BlockLog<Sealing>) {
             closed,
         };
         stream.sent(job.symbols, compressed, closed.is_some());
-        log.append(BlockAppend { tables, data, stream: stream.log.clone(), closes, payload });
+        log.append(BlockAppend { tables, data, stream: stream.log.clone(), closes, lets_go: false, payload });
     }
 }
 

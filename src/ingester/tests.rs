@@ -2,7 +2,7 @@ use super::*;
 use crate::chunk::{Selection, select, select_readable};
 use crate::fs::RealFs;
 use crate::model::{Entry, LogEntry, MatchOp, MetadataPair, Push, PushError, PushStream, Span};
-use crate::wal::{Kind, Quarantine, scan_segment};
+use crate::wal::{ChunkClosed, Decision, Kind, Quarantine, scan_segment};
 use prometheus::{CounterVec, Opts, Registry};
 use std::collections::HashMap;
 use std::path::Path;
@@ -297,6 +297,31 @@ async fn small_heads_are_carried_once_for_each_round_of_the_log() {
     ingester.stop();
 }
 
+/// A crash may leave copies of a decision in several segments. They must not be written again from each of them for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_decisions_come_to_an_end() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (ingester, _) = start(small(tmp.path()), Overrides::default());
+    load(&ingester, 0, 3000).await;
+    let chunks = ingester.closed_chunks();
+    let chunk = chunks.first().unwrap();
+    let closed =
+        ChunkClosed { stream: chunk.stream().id(), chunk: chunk.number(), end_seq: chunk.seqs().end, reason: 1 };
+    for _ in 0..4 {
+        ingester.log.wal.decide(vec![Decision::ChunkClosed(closed); 15_000]).unwrap();
+    }
+    let retention = ingester.log.wal.retention();
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    while retention.needs_cleaning() {
+        assert!(std::time::Instant::now() < until, "the log is cleaned for ever");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let newest = retention.bounds().unwrap().1;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(retention.bounds().unwrap().1 <= newest + 1, "it is still written");
+    ingester.stop();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn settled_chunks_leave_both_logs_and_do_not_come_back() {
     let tmp = tempfile::tempdir().unwrap();
@@ -325,14 +350,14 @@ async fn settled_chunks_leave_both_logs_and_do_not_come_back() {
         let (ingester, report) = start(config(), Overrides::default());
         assert_eq!((report.damaged_places, report.lost_lines), (0, 0), "{report:?}");
         assert!(read(&ingester) == before);
-        // The dead segments of the block log go, all but the one that is written.
+        // The dead segments of the block log go, all but the one that is written and the prepared one.
         for _ in 0..100 {
-            if std::fs::read_dir(tmp.path().join("blocks")).unwrap().count() <= 1 {
+            if std::fs::read_dir(tmp.path().join("blocks")).unwrap().count() <= 2 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert!(std::fs::read_dir(tmp.path().join("blocks")).unwrap().count() <= 1);
+        assert!(std::fs::read_dir(tmp.path().join("blocks")).unwrap().count() <= 2);
     }
 }
 
@@ -375,6 +400,7 @@ async fn a_chunk_that_is_flushed_while_it_is_copied_does_not_come_back() {
         data,
         stream: stream.log.clone(),
         closes: None,
+        lets_go: true,
         payload: Sealing::Moved { stream: stream.clone(), chunk: number, from: block.place },
     });
     while ingester.state.moving.load(Ordering::Acquire) > 0 {

@@ -9,7 +9,7 @@ use super::ranges::Ranges;
 use crate::chunk::{Block, BlockMeta, ChunkError, Encoding, Symbols};
 use crate::fs::Map;
 use crate::model::LogEntry;
-use crate::wal::format::{FIRST_GROUP, HeaderError, Kind};
+use crate::wal::format::{FIRST_GROUP, GROUP_HEADER_LEN, HeaderError, Kind};
 use crate::wal::{
     BlockPlace, BlockSeqs, BlockTables, BlocksSynced, Footer, Hold, LogKind, Part, Plan, RecordScan, SegmentScan,
     SeriesDef, decode_control, file_name, scan_segment,
@@ -32,7 +32,7 @@ pub struct BlockFacts {
     pub number: u64,
     /// Bytes of the file.
     pub len: u64,
-    /// One word: `active`, `full` (has its footer, or takes no more), `dead` (full, and nothing in it is needed), `unnamed`
+    /// One word: `active`, `full` (has its footer, or takes no more), `dead` (full, and nothing in it is needed), `prepared`, `unnamed`
     /// (no record tells of it), `missing` or `damaged` (its header is unusable).
     pub state: &'static str,
     /// The synced end: what lies behind it does not count.
@@ -172,7 +172,8 @@ pub fn judge(log: &Log, plan: &Plan, volume: Option<Uuid>) -> Result<Option<Bloc
             // The record that names it may be lost.
             out.live.push(BlocksSynced { segment: *number, end: u64::MAX, footer: 0 });
         } else {
-            out.facts.push(BlockFacts { number: *number, len: *len, state: "unnamed", ..BlockFacts::default() });
+            let state = if is_prepared(log, *number)? { "prepared" } else { "unnamed" };
+            out.facts.push(BlockFacts { number: *number, len: *len, state, ..BlockFacts::default() });
         }
     }
     let newest = plan.blocks.last().map(|b| b.segment);
@@ -200,6 +201,12 @@ fn open(log: &Log, number: u64) -> Result<Option<Map>, InspectError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(InspectError::io("map", &path)(e)),
     }
+}
+
+/// Was nothing written to it yet?
+fn is_prepared(log: &Log, number: u64) -> Result<bool, InspectError> {
+    let first = FIRST_GROUP as usize..FIRST_GROUP as usize + GROUP_HEADER_LEN;
+    Ok(open(log, number)?.is_some_and(|map| map.get(first).is_some_and(|bytes| bytes.iter().all(|b| *b == 0))))
 }
 
 /// The bytes that count.

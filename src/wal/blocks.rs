@@ -29,7 +29,7 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -40,6 +40,8 @@ const GATHER_BYTES: usize = 2 << 20;
 const GATHER_FOR: Duration = Duration::from_millis(100);
 /// Most bytes of a group, unless it is a single block.
 const MAX_GROUP: usize = 4 << 20;
+/// Segments that are kept ready while one is needed. The last one is for what lets segments go.
+const AHEAD: usize = 2;
 /// After a failure for lack of space.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -75,6 +77,8 @@ pub struct BlockAppend<P> {
     pub stream: Arc<StreamLog>,
     /// Its chunk takes no more blocks.
     pub closes: Option<ChunkClosed>,
+    /// It is a copy that lets its old segment go, so it may take the last prepared one.
+    pub lets_go: bool,
     /// Handed back when the block counts.
     pub payload: P,
 }
@@ -97,6 +101,8 @@ pub trait Decide: Send + Sync + 'static {
     fn decide(&self, decisions: Vec<Decision>) -> Result<(), Unavailable>;
     /// As [`Wal::poison`].
     fn poison(&self, error: io::Error);
+    /// Does a block let the write-ahead log give up segments, so that it may take the last prepared one of the block log?
+    fn needs_cleaning(&self) -> bool;
 }
 
 impl<P: Send + 'static> Decide for Wal<P> {
@@ -106,6 +112,10 @@ impl<P: Send + 'static> Decide for Wal<P> {
 
     fn poison(&self, error: io::Error) {
         Wal::poison(self, error);
+    }
+
+    fn needs_cleaning(&self) -> bool {
+        self.retention().needs_cleaning()
     }
 }
 
@@ -126,6 +136,8 @@ pub struct BlockStore {
     volume: Uuid,
     options: BlockLogOptions,
     segments: RwLock<BTreeMap<u64, Usage>>,
+    /// Bytes of prepared segments.
+    prepared: AtomicU64,
     /// Blocks that a read has found damaged, and those of them that nobody was told of yet. No more than there are blocks.
     damaged: Mutex<(HashSet<BlockPlace>, Vec<BlockPlace>)>,
 }
@@ -149,6 +161,7 @@ impl BlockStore {
             volume: options.volume,
             options: options.blocks.clone(),
             segments: RwLock::default(),
+            prepared: AtomicU64::default(),
             damaged: Mutex::default(),
         }
     }
@@ -199,9 +212,10 @@ impl BlockStore {
         std::mem::take(&mut self.damaged.lock().1)
     }
 
-    /// Bytes of all segments.
+    /// Bytes of all segments, prepared ones included.
     pub fn size(&self) -> u64 {
-        self.segments.read().values().map(|s| s.header.file_len).sum()
+        let used: u64 = self.segments.read().values().map(|s| s.header.file_len).sum();
+        used + self.prepared.load(Ordering::Relaxed)
     }
 
     /// Is the log as large as it may be?
@@ -370,6 +384,10 @@ impl<P> Queue<P> {
         Some(group)
     }
 
+    fn lets_go(&self) -> bool {
+        self.state.lock().blocks.iter().any(|b| b.lets_go)
+    }
+
     fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
@@ -408,7 +426,10 @@ impl<P: Send + 'static, S: BlockSink<P>> Run<P, S> {
     /// Writes and syncs a group, for as long as it takes; `None` when there is no more use in it.
     fn write(&mut self, group: &[BlockAppend<P>]) -> Option<Vec<BlockPlace>> {
         loop {
-            match self.writer.write(group) {
+            // What waits behind the group waits for it.
+            let lets_go = group.iter().any(|b| b.lets_go) || self.queue.lets_go();
+            let may_take_last = lets_go || self.wal.needs_cleaning();
+            match self.writer.write(group, may_take_last) {
                 Ok(places) => {
                     *self.queue.starved.lock() = None;
                     return Some(places);
@@ -481,6 +502,8 @@ impl Active {
 pub(super) struct BlockWriter {
     store: Arc<BlockStore>,
     active: Option<Active>,
+    /// Prepared segments of the usual size, oldest first.
+    ready: VecDeque<Prepared>,
     next_segment: u64,
     /// Durable ends that the write-ahead log does not know yet.
     ends: Vec<BlocksSynced>,
@@ -493,7 +516,7 @@ impl BlockWriter {
     }
 
     /// Writes blocks as one group behind the durable end and syncs them.
-    fn write<P>(&mut self, group: &[BlockAppend<P>]) -> Result<Vec<BlockPlace>, LogError> {
+    fn write<P>(&mut self, group: &[BlockAppend<P>], may_take_last: bool) -> Result<Vec<BlockPlace>, LogError> {
         let tables: Vec<Vec<u8>> = group.iter().map(|b| b.tables.encode()).collect();
         let data = group.iter().map(|b| b.data.len());
         let bodies: u64 = data.zip(&tables).map(|(d, t)| (RECORD_HEAD_LEN + d + t.len() + 8) as u64).sum();
@@ -501,7 +524,7 @@ impl BlockWriter {
         let definitions: u64 = group.iter().map(|b| b.stream.definition_len() * 7 / 6 + 64).sum();
         let len = GROUP_HEADER_LEN as u64 + bodies + definitions;
         let footer = in_footer * 7 / 6 + definitions;
-        self.make_room(align_up(len, GROUP_ALIGN), footer)?;
+        self.make_room(align_up(len, GROUP_ALIGN), footer, may_take_last)?;
         let buffer = std::mem::take(&mut self.buffer);
         let Some(active) = &mut self.active else { return Err(LogError::NoSpace("no block segment".into())) };
         active.footer_len += footer;
@@ -549,15 +572,51 @@ impl BlockWriter {
     }
 
     /// Makes sure that the active segment takes a group of `len` bytes and, later, a footer that grows by `footer`.
-    fn make_room(&mut self, len: u64, footer: u64) -> Result<(), LogError> {
+    fn make_room(&mut self, len: u64, footer: u64, may_take_last: bool) -> Result<(), LogError> {
         let fits = |a: &Active| a.at + len + align_up(a.footer_len + footer, GROUP_ALIGN) <= a.header.file_len;
         if !self.active.as_ref().is_some_and(fits) {
             self.finish()?;
             let groups = len + align_up(FOOTER_BASE + footer, GROUP_ALIGN);
             let usual = self.store.options.segment_size;
-            self.open(if FIRST_GROUP + groups <= usual { usual } else { segment::len_for(groups) })?;
+            let Prepared { header, file } = if FIRST_GROUP + groups <= usual {
+                self.take(may_take_last)?
+            } else {
+                self.prepare(segment::len_for(groups))?
+            };
+            self.store.opened(header);
+            self.active = Some(Active::new(header, file));
         }
         Ok(())
+    }
+
+    /// The next prepared segment. The last one is left for what lets segments go: on a full disk nothing else gives space back.
+    fn take(&mut self, may_take_last: bool) -> Result<Prepared, LogError> {
+        let failed = self.prepare_ahead(AHEAD).err();
+        let taken = if self.ready.len() > usize::from(!may_take_last) { self.ready.pop_front() } else { None };
+        self.tell_prepared();
+        taken.ok_or_else(|| failed.unwrap_or_else(|| LogError::NoSpace("no block segment".into())))
+    }
+
+    /// Prepares segments until there are so many.
+    fn prepare_ahead(&mut self, count: usize) -> Result<(), LogError> {
+        while self.ready.len() < count {
+            let prepared = self.prepare(self.store.options.segment_size)?;
+            self.ready.push_back(prepared);
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, len: u64) -> Result<Prepared, LogError> {
+        let (fs, dir, number) = (&*self.store.fs, &self.store.options.dir, self.next_segment);
+        let made = segment::prepare_blocks(fs, dir, self.store.volume, number, len);
+        self.next_segment += 1;
+        // Whatever failed, nothing that counts depends on the file: it is discarded, and tried again.
+        made.map_err(|e| LogError::NoSpace(e.to_string()))
+    }
+
+    fn tell_prepared(&self) {
+        let bytes = self.ready.iter().map(|p| p.header.file_len).sum();
+        self.store.prepared.store(bytes, Ordering::Relaxed);
     }
 
     /// Writes the active segment's footer and leaves it.
@@ -586,17 +645,6 @@ impl BlockWriter {
         if let Some(active) = self.active.take() {
             self.store.finished(active.header.number);
         }
-    }
-
-    fn open(&mut self, len: u64) -> Result<(), LogError> {
-        let (fs, dir, number) = (&*self.store.fs, &self.store.options.dir, self.next_segment);
-        let made = segment::prepare_blocks(fs, dir, self.store.volume, number, len);
-        self.next_segment += 1;
-        // Whatever failed, nothing that counts depends on the file: it is discarded, and tried again.
-        let Prepared { header, file } = made.map_err(|e| LogError::NoSpace(e.to_string()))?;
-        self.store.opened(header);
-        self.active = Some(Active::new(header, file));
-        Ok(())
     }
 }
 
@@ -775,22 +823,50 @@ impl RecoveredBlocks {
     /// Removes what does not count, and makes the log ready for appending.
     pub fn open(self) -> io::Result<BlockWriter> {
         let (fs, dir) = (&*self.store.fs, &self.store.options.dir);
-        let names = self.unlisted.iter().map(|n| segment::file_name(LogKind::Blocks, *n)).chain(self.temporary);
+        // Prepared ones stay, so that a start on a full disk does not lose the last.
+        let mut ready: VecDeque<Prepared> = self.unlisted.iter().filter_map(|n| self.prepared(*n)).collect();
+        ready.truncate(AHEAD);
+        let is_ready = |n: &&u64| ready.iter().any(|p| p.header.number == **n);
+        let unlisted = self.unlisted.iter().filter(|n| !is_ready(n)).map(|n| segment::file_name(LogKind::Blocks, *n));
         let mut removed = false;
-        for name in names {
+        for name in unlisted.chain(self.temporary) {
             fs.remove(&dir.join(name))?;
             removed = true;
         }
         if removed {
             fs.sync_dir(dir)?;
         }
-        Ok(BlockWriter {
+        let writer = BlockWriter {
             active: self.active,
+            ready,
             next_segment: self.next_segment,
             ends: Vec::new(),
             buffer: Vec::new(),
             store: self.store,
-        })
+        };
+        writer.tell_prepared();
+        Ok(writer)
+    }
+
+    /// A segment behind all others that an earlier process has prepared and not used, if it is sound. What a torn first write has left
+    /// in it is dead without its group header.
+    fn prepared(&self, number: u64) -> Option<Prepared> {
+        let read = || -> io::Result<Option<Prepared>> {
+            let file = self.store.fs.open(&self.store.path(number), true)?;
+            file.sync_data()?;
+            file.drop_cache()?;
+            let mut start = vec![0; FIRST_GROUP as usize + GROUP_HEADER_LEN];
+            let whole = read_full_at(&*file, 0, &mut start)? == start.len();
+            let Ok(header) = SegmentHeader::decode(&start) else { return Ok(None) };
+            let (volume, len) = (self.store.volume, self.store.options.segment_size);
+            let is_ours =
+                (header.log, header.number, header.volume, header.file_len) == (LogKind::Blocks, number, volume, len);
+            let is_unused = start.iter().skip(FIRST_GROUP as usize).all(|b| *b == 0);
+            Ok((whole && is_ours && is_unused).then_some(Prepared { header, file }))
+        };
+        let is_behind = self.store.segments.read().keys().next_back().is_none_or(|newest| *newest < number);
+        // What cannot be read is removed as the others are.
+        if is_behind { read().ok().flatten() } else { None }
     }
 
     /// Reads blocks before the log is open.

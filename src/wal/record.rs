@@ -609,7 +609,7 @@ pub struct BlocksSynced {
 }
 
 /// A chunk's blocks are all sealed: it takes no more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
 pub struct ChunkClosed {
     /// Stream id.
     pub stream: u64,
@@ -622,7 +622,7 @@ pub struct ChunkClosed {
 }
 
 /// A chunk is in the object store and its index entry is written: exactly these seqs are settled.
-#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
 pub struct ChunkFlushed {
     /// Stream id.
     pub stream: u64,
@@ -827,7 +827,7 @@ pub(super) fn block_head(tables: &[u8], data: &[u8]) -> RecordHead {
 }
 
 /// LSNs and seqs that do not exist, as half-open ranges: a settled loss.
-#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
 pub struct Gap {
     /// Ranges of LSNs.
     pub lsns: Vec<(u64, u64)>,

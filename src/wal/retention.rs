@@ -1,12 +1,15 @@
 //! What the live segments hold, so that somebody can decide when the oldest may go, and the log's budget.
 
 use super::record::{Beginning, ChunkClosed, ChunkFlushed, Gap};
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 
+/// From this share of its budget on the log is cleaned.
+const CLEAN_AT: f64 = 0.75;
+
 /// A decision that must stay in the log as long as it has an effect. It is logged again before its segment goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Hold {
     /// Until the chunk is flushed.
     Closed(ChunkClosed),
@@ -65,6 +68,11 @@ impl Retention {
         self.state.lock().size()
     }
 
+    /// Is the log so near its budget that its oldest segments should go?
+    pub fn needs_cleaning(&self) -> bool {
+        self.size() as f64 > self.max_size as f64 * CLEAN_AT
+    }
+
     /// Numbers of the oldest and of the newest live segment.
     pub fn bounds(&self) -> Option<(u64, u64)> {
         let state = self.state.lock();
@@ -76,6 +84,23 @@ impl Retention {
         let state = self.state.lock();
         let finished = state.segments.len() > 1;
         state.segments.front().filter(|_| finished).map(look)
+    }
+
+    /// What the oldest segment alone holds. A crash may have left a decision in several segments: logged again from each of them, such
+    /// copies would never end.
+    pub fn held_by_oldest_alone(&self) -> Vec<Hold> {
+        let state = self.state.lock();
+        let mut segments = state.segments.iter();
+        let Some(oldest) = segments.next() else { return Vec::new() };
+        let newer: AHashSet<&Hold> = segments.flat_map(|s| &s.holds).collect();
+        let mut alone: AHashSet<&Hold> = oldest.holds.iter().filter(|h| !newer.contains(h)).collect();
+        // Each once, in the order of the log.
+        oldest.holds.iter().filter(|h| alone.remove(h)).cloned().collect()
+    }
+
+    /// Live segments.
+    pub fn segments(&self) -> usize {
+        self.state.lock().segments.len()
     }
 
     /// Does the log refuse pushes because it is as large as it may be?
