@@ -158,6 +158,67 @@ fn a_full_ext4_is_a_state() {
     fills_up_and_resumes(tmp.path(), &tmp.path().join("data"));
 }
 
+/// A file system that copies on write, with these bytes.
+fn btrfs(dir: &Path, bytes: u64) -> Option<Mounted> {
+    if !has("mkfs.btrfs") || !has("btrfs") {
+        skip("btrfs-progs are not installed");
+        return None;
+    }
+    let image = dir.join("image");
+    File::create(&image).unwrap().set_len(bytes).unwrap();
+    // Data and metadata share their space, as is usual for a small one.
+    let made = Command::new("mkfs.btrfs").args(["-q", "-f", "--mixed"]).arg(&image).status().unwrap();
+    assert!(made.success());
+    Mounted::new(&["-o", "loop", image.to_str().unwrap()], &dir.join("data"))
+}
+
+#[test]
+fn a_full_btrfs_is_a_state() {
+    let tmp = tempfile::tempdir().unwrap();
+    let Some(_mounted) = btrfs(tmp.path(), 96 << 20) else { return };
+    fills_up_and_resumes(tmp.path(), &tmp.path().join("data"));
+}
+
+/// EDQUOT is a full disk as well: refused at once, also after kill -9, and taken again when the quota is raised.
+#[test]
+fn a_quota_is_a_full_disk() {
+    let tmp = tempfile::tempdir().unwrap();
+    let data = tmp.path().join("data");
+    let Some(_mounted) = btrfs(tmp.path(), 256 << 20) else { return };
+    let run = |args: &[&str], at: &Path| {
+        let out = Command::new("btrfs").args(args).arg(at).output().unwrap();
+        assert!(out.status.success(), "btrfs {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    };
+    run(&["quota", "enable"], &data);
+    // 0/5 is the whole file system.
+    run(&["qgroup", "limit", "24M", "0/5"], &data);
+    let mut client = Client::default();
+    let mut server = start_serving(tmp.path(), SMALL);
+    let mut http = server.http();
+    push_until_full(&mut client, &mut http, || ());
+    client.refused_at_once(&mut http);
+    let (_, body) = http.get("/ready").unwrap();
+    assert!(String::from_utf8_lossy(&body).contains("quota"), "{}", String::from_utf8_lossy(&body));
+    client.ledger.check(&mut http);
+    for _ in 0..3 {
+        server.kill();
+        server = start_serving(tmp.path(), SMALL);
+        http = server.http();
+        client.ledger.check(&mut http);
+        push_until_full(&mut client, &mut http, || ());
+    }
+    run(&["qgroup", "limit", "100M", "0/5"], &data);
+    let resumed = client.push_until_taken(&mut http, Duration::from_secs(10)).unwrap();
+    assert!(resumed < RESUMES, "pushes went on only after {resumed:?}");
+    for _ in 0..50 {
+        assert_eq!(client.push(&mut http, 20_000), Some(204));
+    }
+    server.kill();
+    let server = start_serving(tmp.path(), SMALL);
+    client.ledger.check(&mut server.http());
+    assert_eq!(server.terminate(), Some(0));
+}
+
 /// Names and sizes of the files of both logs.
 fn files(data: &Path) -> BTreeMap<String, u64> {
     let all = ["wal", "blocks"].iter().flat_map(|d| std::fs::read_dir(data.join(d)).unwrap());

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use support::disk::{Call, EIO, ENOSPC, Fault, MemDisk, Unsynced};
 use support::{Lines, Log, Outcome, Push, SEGMENT, dir, large_push, lines_of, note, options, push};
-use timberline::model::{LabelSet, Tenant};
 use timberline::wal::*;
 
 fn durable(outcome: Outcome) -> (u64, Vec<TableRow>) {
@@ -283,6 +282,69 @@ fn the_log_stops_on_a_full_disk_and_goes_on_within_a_second_of_space() {
     assert_eq!(restart(&disk.crash(Unsynced::Lost)).0, acked);
 }
 
+const LONG: Duration = Duration::from_secs(20);
+
+/// On a full disk only what lets segments go gives space back, so the last prepared segment of the block log is left for it.
+#[test]
+fn the_last_block_segment_is_left_for_what_lets_segments_go() {
+    for restarts in [false, true] {
+        let mut disk = MemDisk::default();
+        let (mut log, _) = Log::mem(&disk, SyncMode::Always);
+        log.acked(0, &push(0, &[1], 1), &mut Lines::new());
+        log.send_block(0, 1, 8_000, false);
+        within(LONG, "the first block never comes", || log.blocks_synced() == [0]);
+        if restarts {
+            log.kill();
+            disk = disk.after_kill();
+            disk.set_capacity(Some(disk.used()));
+            log = Log::mem(&disk, SyncMode::Always).0;
+        }
+        disk.set_capacity(Some(disk.used()));
+        // It does not fit into the segment of the first.
+        log.send_block(1, 1, 40 << 10, false);
+        within(LONG, "the want of space never comes", || log.blocks.starved().is_some());
+        std::thread::sleep(Duration::from_millis(600));
+        assert!(!log.blocks_synced().contains(&1), "an ordinary block took the last segment");
+        // What waits before a block that lets a segment go comes with it.
+        log.send_block(2, 1, 1_000, true);
+        within(LONG, "the last segment never comes", || log.blocks_synced().ends_with(&[1, 2]));
+        within(LONG, "the end of the want never comes", || log.blocks.starved().is_none());
+        // There is no other one.
+        log.send_block(3, 1, 40 << 10, true);
+        within(LONG, "the want of space never comes", || log.blocks.starved().is_some());
+        disk.set_capacity(None);
+        within(LONG, "a block after space came back never comes", || log.blocks_synced().ends_with(&[1, 2, 3]));
+        assert_eq!(log.poisoned(), None);
+    }
+}
+
+/// Prepared segments are no reserve where writing over them takes new space.
+#[test]
+fn where_writing_over_takes_space_some_stays_free() {
+    for (copies, least) in [(false, 0), (true, 2 * SEGMENT)] {
+        let (disk, capacity) = (MemDisk::default(), 10 * SEGMENT + 4096);
+        disk.set_capacity(Some(capacity));
+        if copies {
+            disk.set_copies();
+        }
+        let (log, _) = Log::mem(&disk, SyncMode::Always);
+        let mut acked = Lines::new();
+        let full = (0..10_000).any(|n| {
+            let p = push(n, &[1, 2], 100);
+            match log.push(n, &p) {
+                Outcome::Durable { rows, .. } => note(&p, &rows, &mut acked),
+                outcome => assert!(is_disk_full(&outcome), "{outcome:?}"),
+            }
+            log.wal.unavailable().is_some()
+        });
+        assert!(full, "it never gets full");
+        let free = capacity - disk.used();
+        assert!((least..least + SEGMENT + 8192).contains(&free), "copies: {copies}, {free} bytes are free");
+        log.wal.stop();
+        assert_eq!(restart(&disk.crash(Unsynced::Lost)).0, acked);
+    }
+}
+
 #[test]
 fn interval_syncs_under_constant_load_and_os_does_not() {
     for (mode, at_least, at_most) in [(SyncMode::Interval(Duration::from_millis(10)), 4, 40), (SyncMode::Os, 0, 3)] {
@@ -442,30 +504,6 @@ fn a_directory_that_cannot_be_synced_does_not_fill_up() {
     assert_eq!(restart(&disk.crash(Unsynced::Lost)).0, acked);
 }
 
-/// Hands a block over whose bytes nobody looks at.
-fn append_block(log: &Log, stream: u64) {
-    let data = vec![7; 1000].into();
-    let tables = BlockTables {
-        stream,
-        chunk: 0,
-        first_seq: 0,
-        end_seq: 1,
-        entries: 1,
-        min_timestamp: 1,
-        max_timestamp: 1,
-        newest_timestamp: 1,
-        last_timestamp: 1,
-        last_hash: 7,
-        encoding: 0,
-        uncompressed_size: 1000,
-        crc: 0,
-        symbols: Default::default(),
-    };
-    let labels = Arc::new(LabelSet::new([("app".to_string(), format!("app-{stream}"))]));
-    let stream = Arc::new(StreamLog::new(stream, Tenant::new("t").unwrap(), labels, 1));
-    log.blocks.append(BlockAppend { tables, data, stream, closes: None, payload: 0 });
-}
-
 fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + limit;
     while !holds() {
@@ -491,7 +529,7 @@ fn a_failed_preparation_of_a_block_segment_is_tried_again_and_does_not_poison() 
         let mut acked = Lines::new();
         log.acked(0, &push(0, &[1], 1), &mut acked);
         disk.fail(Fault { name: ".blk.tmp".into(), times: 2, ..Fault::new(call, 0, errno) });
-        append_block(&log, 1);
+        log.send_block(0, 1, 1_000, false);
         within(Duration::from_secs(5), "the failure is not told", || log.blocks.starved().is_some());
         log.acked(1, &push(1, &[1], 1), &mut acked);
         within(Duration::from_secs(5), "it is not tried again", || {
@@ -513,7 +551,7 @@ fn a_failed_sync_of_written_blocks_poisons() {
     let mut acked = Lines::new();
     log.acked(0, &push(0, &[1], 1), &mut acked);
     disk.fail(Fault { name: ".blk".into(), ..Fault::new(Call::Sync, 0, EIO) });
-    append_block(&log, 1);
+    log.send_block(0, 1, 1_000, false);
     within(Duration::from_secs(5), "the failure does not poison", || log.poisoned().is_some());
     assert!(matches!(log.push(1, &push(1, &[1], 1)), Outcome::Failed(Unavailable::Poisoned(_))));
     log.kill();

@@ -84,6 +84,8 @@ struct State {
     faults: Vec<Fault>,
     /// Bytes that all files together may take.
     capacity: Option<u64>,
+    /// It says that it copies on write.
+    copies: bool,
     /// Most bytes that a write takes at once.
     largest_write: Option<usize>,
     /// A bit of the next write of a group that changes on its way, modulo the bits that it has.
@@ -106,6 +108,10 @@ impl MemDisk {
 
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.0.lock().capacity = bytes;
+    }
+
+    pub fn set_copies(&self) {
+        self.0.lock().copies = true;
     }
 
     pub fn set_largest_write(&self, bytes: usize) {
@@ -436,7 +442,7 @@ impl Fs for MemDisk {
     fn space(&self, _dir: &Path) -> io::Result<Space> {
         let state = self.0.lock();
         let total = state.capacity.unwrap_or(u64::MAX);
-        Ok(Space { available: total.saturating_sub(state.used()), total })
+        Ok(Space { available: total.saturating_sub(state.used()), total, copies: state.copies })
     }
 
     fn lock(&self, _path: &Path, _about: &str) -> Result<Box<dyn Lock>, LockError> {

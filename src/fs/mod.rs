@@ -88,6 +88,8 @@ pub struct Space {
     pub available: u64,
     /// All bytes.
     pub total: u64,
+    /// What is written over a file takes new space before it gives back the old (copy on write).
+    pub copies: bool,
 }
 
 /// A lock that lives as long as the value (and the process).

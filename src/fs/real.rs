@@ -186,8 +186,14 @@ impl Fs for RealFs {
     }
 
     fn space(&self, dir: &Path) -> io::Result<Space> {
-        let s = rfs::statvfs(dir)?;
-        Ok(Space { available: s.f_bavail.saturating_mul(s.f_frsize), total: s.f_blocks.saturating_mul(s.f_frsize) })
+        /// btrfs, ZFS, bcachefs, F2FS: `statfs(2)`.
+        const COPYING: [i128; 4] = [0x9123_683E, 0x2FC1_2FC1, 0xCA45_1A4E, 0xF2F5_2010];
+        let (s, kind) = (rfs::statvfs(dir)?, rfs::statfs(dir)?.f_type);
+        Ok(Space {
+            available: s.f_bavail.saturating_mul(s.f_frsize),
+            total: s.f_blocks.saturating_mul(s.f_frsize),
+            copies: COPYING.contains(&i128::from(kind)),
+        })
     }
 
     fn lock(&self, path: &Path, about: &str) -> Result<Box<dyn Lock>, LockError> {

@@ -41,10 +41,25 @@ pub(super) struct Prepared {
     pub file: Arc<dyn File>,
 }
 
+/// Where writing over a file takes new space, prepared segments are no reserve: this many times a new segment stays free beside it.
+const MARGIN: u64 = 2;
+
+fn keep_margin(fs: &dyn Fs, dir: &Path, file_len: u64) -> io::Result<()> {
+    let (space, margin) = (fs.space(dir)?, MARGIN.saturating_mul(file_len));
+    if space.copies && space.available < margin.saturating_add(file_len) {
+        return Err(io::Error::other(format!(
+            "{} bytes are free, and of those {margin} are kept: this file system copies what is written over",
+            space.available
+        )));
+    }
+    Ok(())
+}
+
 /// Makes a segment: fills it with zeros, so that a later sync carries no metadata and a full disk shows now, writes
 /// the header, syncs, renames, syncs the directory. A failure discards the file.
 pub(super) fn prepare(fs: &dyn Fs, dir: &Path, volume: Uuid, number: u64, file_len: u64) -> io::Result<Prepared> {
     let header = SegmentHeader { log: LogKind::Wal, number, file_len, salt: new_salt(fs), volume, recycled: false };
+    keep_margin(fs, dir, file_len)?;
     make(fs, dir, header, |fs, temporary| {
         let file = create(fs, temporary)?;
         fill(&*file, file_len)?;
@@ -62,6 +77,7 @@ pub(super) fn prepare_blocks(
     file_len: u64,
 ) -> io::Result<Prepared> {
     let header = SegmentHeader { log: LogKind::Blocks, number, file_len, salt: new_salt(fs), volume, recycled: false };
+    keep_margin(fs, dir, file_len)?;
     make(fs, dir, header, |fs, temporary| {
         let file = create(fs, temporary)?;
         file.allocate(file_len)?;

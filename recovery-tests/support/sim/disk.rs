@@ -675,7 +675,7 @@ impl Fs for SimFs {
     }
 
     fn space(&self, _dir: &Path) -> io::Result<Space> {
-        Ok(Space { available: u64::MAX, total: u64::MAX })
+        Ok(Space { available: u64::MAX, total: u64::MAX, copies: false })
     }
 
     fn lock(&self, _path: &Path, _about: &str) -> Result<Box<dyn Lock>, LockError> {

@@ -7,9 +7,16 @@ use super::ledger::{Found, Ledger};
 use super::report::Layer;
 use super::workload::{Run, Step, Stop, Workload};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
-/// A machine that is too slow for the log's timers this often in a row is not fit to simulate.
+/// A machine that is too slow for the log's timers this often in a row, and for so long, is not fit to simulate.
 const REPEATS: usize = 40;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn attempts() -> impl Iterator<Item = usize> {
+    let until = Instant::now() + PATIENCE;
+    (0..).take_while(move |n| *n < REPEATS || Instant::now() < until)
+}
 
 /// How far to look.
 #[derive(Clone, Copy)]
@@ -60,7 +67,7 @@ pub struct Played {
 
 /// Runs a workload from an empty disk. It is repeated if this machine was too slow for the log's timers.
 pub fn play(workload: &Workload, fault: Option<Fault>) -> Played {
-    for _ in 0..REPEATS {
+    for _ in attempts() {
         let played = play_once(workload, fault);
         if !matches!(played.stopped, Some(Stop::Disturbed)) {
             return played;
@@ -170,7 +177,7 @@ impl States<'_> {
         if self.layer.only.is_none() && !mix(&[self.workload.seed, image_coin(image, at)]).is_multiple_of(every) {
             return;
         }
-        for _ in 0..REPEATS {
+        for _ in attempts() {
             let mut run = Run::on(image.clone(), ledger.at(at), self.workload);
             let outcome = recover_and_push(&mut run, found);
             if matches!(outcome, Err(Stop::Disturbed)) || run.disk.disturbed() {

@@ -178,11 +178,13 @@ fn build() -> String {
 
 /// Has this build done the full tier of this layer? Then a run that was cut goes on with the next.
 pub fn is_done(layer: &str) -> bool {
-    let done = is_full() && std::fs::read_to_string(done_file(layer)).is_ok_and(|t| t.starts_with(&build()));
-    if done {
-        println!("{layer}: done before; {} has its figures, remove it to repeat", done_file(layer).display());
-    }
-    done
+    let saved = is_full().then(|| std::fs::read_to_string(done_file(layer)).ok()).flatten();
+    let Some((_, json)) = saved.as_deref().and_then(|s| s.split_once('\n')).filter(|(b, _)| *b == build()) else {
+        return false;
+    };
+    note_result(json.trim_end());
+    println!("{layer}: done before; {} has its figures, remove it to repeat", done_file(layer).display());
+    true
 }
 
 fn save(layer: &str, json: &str) {
