@@ -72,7 +72,10 @@ fn mutants(values: &[Value]) {
     );
     for v in values {
         let cell = |name: &str| field(v, name).replace('|', "/");
-        println!("| {} | {} | {} | {} |", cell("bug"), cell("found_by"), cell("message"), cell("seconds"));
+        let message = cell("message");
+        // Where a machine keeps its disks is nobody else's business.
+        let message = message.split(" (the disk is kept").next().unwrap_or_default();
+        println!("| {} | {} | {message} | {} |", cell("bug"), cell("found_by"), cell("seconds"));
     }
 }
 
