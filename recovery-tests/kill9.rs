@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use timberline::wal;
 
 const WRITERS: u64 = 6;
+/// Cycles on one directory, at most: nothing leaves it, so each start takes longer than the one before.
+const ON_ONE: u64 = 250;
 const CONFIG: &str =
     "ingester: {chunk_block_size: 8KB, chunk_target_size: 64KB, wal: {segment_size: 1MB, max_size: 4MB}}\n";
 
@@ -465,14 +467,23 @@ fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run
 
 /// Several runs at once, each in a directory and with a seed of its own.
 fn runs(cycles: u64, runs: u64, seed: u64) -> Run {
-    let each = |n| move || run(cycles.div_ceil(runs), seed.wrapping_add(2 * n), &[], false);
+    let each = |n: u64| {
+        move || {
+            let (mut left, mut ended) = (cycles.div_ceil(runs), Vec::new());
+            while left > 0 {
+                let seed = seed.wrapping_add(2 * n).wrapping_add(1_000_000 * ended.len() as u64);
+                ended.push(run(left.min(ON_ONE), seed, &[], false));
+                left -= left.min(ON_ONE);
+            }
+            ended
+        }
+    };
     let ended: Vec<_> = std::thread::scope(|scope| {
         let running: Vec<_> = (0..runs).map(|n| scope.spawn(each(n))).collect();
         running.into_iter().map(|r| r.join()).collect()
     });
     let mut all = Run::default();
-    for one in ended {
-        let one = one.unwrap_or_else(|why| std::panic::resume_unwind(why));
+    for one in ended.into_iter().flat_map(|ended| ended.unwrap_or_else(|why| std::panic::resume_unwind(why))) {
         all.kills += one.kills;
         all.acks += one.acks;
         all.unacked_there += one.unacked_there;

@@ -3,7 +3,7 @@
 #[path = "support/server.rs"]
 mod server;
 
-use server::{Http, Ledger, Mounted, Server};
+use server::{Http, Ledger, Mounted, Server, free_port};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
@@ -568,4 +568,72 @@ fn a_herd_after_a_restart_is_served_or_refused_in_time() {
     server.wait_ready();
     ledger.check(&mut server.http());
     assert_eq!(server.terminate(), Some(0));
+}
+
+/// H9: a tenant that has its share of the disk is refused, before and after kill -9, and the others are not.
+#[test]
+fn a_tenant_does_not_fill_the_disk_for_all() {
+    const SHARE: u64 = 1 << 20;
+    let tmp = tempfile::tempdir().unwrap();
+    let config = format!(
+        "auth_enabled: true\n\
+         common: {{path_prefix: {}}}\n\
+         ingester: {{chunk_block_size: 16KB}}\n\
+         limits_config: {{max_blocks_size_per_user: {SHARE}, ingestion_rate_mb: 1000, ingestion_burst_size_mb: 1000, \
+         per_stream_rate_limit: 1GB, per_stream_rate_limit_burst: 1GB, reject_old_samples: false}}\n",
+        tmp.path().join("data").display()
+    );
+    let start = || {
+        let mut server = Server::spawn_with(tmp.path(), (free_port(), free_port()), &config, &[]);
+        server.wait_ready();
+        server
+    };
+    let push = |server: &Server, tenant: &str, n: u64| {
+        // Lines that hardly compress.
+        let noise = |i: u64| format!("{:016x}", (n * 1000 + i).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29));
+        let values: Vec<_> = (0..20u64)
+            .map(|k| {
+                let line: String = (0..60).map(|i| noise(k * 60 + i)).collect();
+                serde_json::json!([(1_700_000_000_000_000_000 + n * 100 + k).to_string(), line])
+            })
+            .collect();
+        let body = serde_json::json!({"streams": [{"stream": {"s": "a"}, "values": values}]}).to_string();
+        let headers = [("Content-Type", "application/json"), ("X-Scope-OrgID", tenant)];
+        let (status, body) = server.http().send("POST", "/loki/api/v1/push", &headers, body.as_bytes()).unwrap();
+        (status, String::from_utf8(body).unwrap())
+    };
+    let blocks = || {
+        let files = std::fs::read_dir(tmp.path().join("data/blocks")).unwrap().flatten();
+        let used =
+            |f: std::fs::DirEntry| std::fs::read(f.path()).unwrap().iter().rposition(|b| *b != 0).unwrap_or(0) as u64;
+        files.map(used).sum::<u64>()
+    };
+    let server = start();
+    let mut stored = 0;
+    let told = loop {
+        assert!(stored < 1000, "a tenant's share of the disk has no end: {} bytes", blocks());
+        match push(&server, "greedy", stored) {
+            (204, _) => stored += 1,
+            (status, told) => {
+                assert_eq!(status, 429, "{told}");
+                break told;
+            }
+        }
+    };
+    assert!(told.contains("max_blocks_size_per_user") && told.contains("user: 'greedy'"), "{told}");
+    let used = blocks();
+    assert!((SHARE..2 * SHARE).contains(&used), "{used} bytes of blocks, {SHARE} are allowed");
+    assert_eq!(push(&server, "modest", 0).0, 204);
+    server.kill();
+
+    let server = start();
+    let (status, told) = push(&server, "greedy", stored);
+    assert!(status == 429 && told.contains("max_blocks_size_per_user"), "{status} {told}");
+    assert_eq!(push(&server, "modest", 1).0, 204);
+    let query = "/loki/api/v1/query_range?query=%7Bs%3D%22a%22%7D&start=0&end=4000000000000000000&limit=5000";
+    let (status, body) = server.http().send("GET", query, &[("X-Scope-OrgID", "greedy")], b"").unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    let found: usize =
+        answer["data"]["result"].as_array().unwrap().iter().map(|r| r["values"].as_array().unwrap().len()).sum();
+    assert_eq!((status, found as u64), (200, (stored * 20).min(5000)));
 }

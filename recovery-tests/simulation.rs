@@ -44,7 +44,7 @@ fn crash_states() {
         return;
     }
     let layer = Layer::new("crash_states", None);
-    let list = if is_full() { workloads(3, 2300) } else { workloads(1, 20) };
+    let list = if is_full() { workloads(3, 2240) } else { workloads(1, 20) };
     layer.each(&list, 8, |w| crashes(&layer, w, if is_full() { &Depth::FULL } else { &Depth::QUICK }));
     layer.finish();
 }
@@ -100,9 +100,16 @@ fn node_failing_calls() {
         return;
     }
     let layer = Layer::new("node_failing_calls", None);
-    let list: Vec<Script> =
-        ["bsf", "wb", "cs"].iter().zip(1..).filter_map(|(s, seed)| Script::parse(s, seed)).collect();
-    layer.each(&list, 6, |s| node_faults(&layer, s, &Depth::FAULTS, if is_full() { 10 } else { 100 }));
+    let scripts = |letters: &[&str]| -> Vec<Script> {
+        letters.iter().zip(1..).filter_map(|(s, seed)| Script::parse(s, seed)).collect()
+    };
+    // One call in so many fails.
+    let every = if is_full() { 20 } else { 100 };
+    layer.each(&scripts(&["bsf", "wb", "cs"]), 6, |s| node_faults(&layer, s, &Depth::FAULTS, every));
+    if is_full() {
+        let all: Vec<Script> = (1..=2).flat_map(|n| Script::all(n, u64::from(n) << 24)).collect();
+        layer.each(&all, 6, |s| node_faults(&layer, s, &Depth::FAULTS, 200));
+    }
     layer.finish();
 }
 
@@ -113,7 +120,7 @@ fn damaged_logs() {
     }
     let layer = Layer::new("damaged_logs", None);
     let quick = DAMAGED.iter().enumerate().filter_map(|(i, w)| Workload::parse(w, i as u64));
-    let list = if is_full() { workloads(2, 52) } else { quick.collect() };
+    let list = if is_full() { workloads(2, 51) } else { quick.collect() };
     layer.each(&list, 2, |w| damage(&layer, w, 61));
     layer.finish();
 }

@@ -665,6 +665,13 @@ mod whole {
         out
     }
 
+    fn block_lines(dir: &Path, (log, number, offset, head): (LogKind, u64, u64, RecordHead)) -> Vec<String> {
+        let file = fs::read(path(dir, log, number)).unwrap();
+        let (_, entries) =
+            timberline::inspect::blocks::read_block(&RecordScan { offset, head, body_is_sound: true }, &file).unwrap();
+        entries.iter().map(|e| String::from_utf8_lossy(&e.line).into_owned()).collect()
+    }
+
     fn verify(dir: &Path) -> (i32, serde_json::Value) {
         let mut inspect = Command::new(env!("CARGO_BIN_EXE_wal-inspect"));
         let output = inspect.arg("-d").arg(dir).args(["verify", "-o", "json"]).output().unwrap();
@@ -762,7 +769,12 @@ mod whole {
     }
 
     fn plan_of(dir: &Path) -> Plan {
-        let files = numbers(dir, LogKind::Wal);
+        plan_without(dir, 0)
+    }
+
+    fn plan_without(dir: &Path, gone: u64) -> Plan {
+        let mut files = numbers(dir, LogKind::Wal);
+        files.retain(|n| *n != gone);
         let summary = |n: &u64| {
             let file = fs::read(path(dir, LogKind::Wal, *n)).unwrap();
             Summary::of(*n, &scan_segment(&file).unwrap(), &file)
@@ -1271,8 +1283,7 @@ mod whole {
         ingester.stop();
         drop(ingester);
         assert_eq!(numbers(dir.path(), LogKind::Blocks), blocks, "a block segment was removed; {named:?} were named");
-        // `hot` was carried to the newest segment, and the last lines of `big` were only there, or in blocks behind the end that an
-        // older segment tells of theirs: no more than a segment holds.
+        // `hot` was carried to the newest segment, and the last lines of `big` were only there: no more than a segment holds.
         let missing: Vec<&String> = lines.iter().filter(|l| !found.contains_key(*l)).collect();
         assert!(missing.len() < 2000, "{} of {}: {report:?}", missing.len(), lines.len());
         assert!(found.keys().all(|l| lines.contains(l)) && found.values().all(|n| *n == 1));
@@ -1283,6 +1294,59 @@ mod whole {
             assert_eq!(read(&ingester).len(), found.len() + n);
             push(&ingester, &runtime, &[("hot", 7000 + n as u64..7001 + n as u64)]);
             ingester.stop();
+        }
+    }
+
+    /// Blocks behind the end that older segments tell of theirs, because the newest one of the write-ahead log, which told a later one, is
+    /// gone: they count, and are not written over.
+    #[test]
+    fn without_the_newest_segment_of_the_log_blocks_behind_the_told_end_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut lines, mut n) = mostly_blocks(dir.path(), 0);
+        n = n.max(lines.len() as u64);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let is_behind = |plan: &Plan, number: u64, offset: u64| {
+            plan.blocks.iter().any(|b| b.segment == number && b.footer == 0 && b.end <= offset)
+        };
+        let (newest, behind) = loop {
+            assert!(n < 200_000, "no block behind the told end");
+            let (ingester, _) = start_small(dir.path());
+            for first in (n..n + 400).step_by(20) {
+                push(&ingester, &runtime, &[("big", first..first + 20)]);
+            }
+            n += 400;
+            std::thread::sleep(Duration::from_millis(100));
+            lines.extend(read(&ingester).into_keys());
+            ingester.stop();
+            drop(ingester);
+            let newest = *numbers(dir.path(), LogKind::Wal).last().unwrap();
+            let plan = plan_without(dir.path(), newest);
+            let blocks = records(dir.path(), Kind::Block).into_iter();
+            let behind =
+                blocks.filter(|(log, number, offset, _)| *log == LogKind::Blocks && is_behind(&plan, *number, *offset));
+            let behind: BTreeSet<String> = behind.flat_map(|r| block_lines(dir.path(), r)).collect();
+            if !behind.is_empty() {
+                break (newest, behind);
+            }
+        };
+        fs::remove_file(path(dir.path(), LogKind::Wal, newest)).unwrap();
+        let told = verify(dir.path()).1;
+        assert_eq!(told["missing_newest_segment"][0]["segment"], newest, "{told}");
+        let mut before = 0;
+        for again in [false, true] {
+            let (ingester, report) = start_small(dir.path());
+            let found = read(&ingester);
+            let gone = behind.iter().filter(|l| !found.contains_key(*l)).count();
+            assert_eq!(gone, 0, "again: {again}: sound blocks do not count, of {} lines", behind.len());
+            assert!(found.keys().all(|l| lines.contains(l)) && found.values().all(|n| *n == 1));
+            assert_eq!(report.damaged_places == 0, again, "{report:?}");
+            // A block that is written now goes to another place.
+            push(&ingester, &runtime, &[("big", 900_000..900_000 + IDLE * 2)]);
+            std::thread::sleep(Duration::from_millis(300));
+            ingester.stop();
+            assert!(found.len() >= before);
+            before = found.len();
+            lines.extend((900_000..900_000 + IDLE * 2).map(|i| line("big", i)));
         }
     }
 }

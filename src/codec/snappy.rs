@@ -46,15 +46,30 @@ thread_local! {
 /// Appends `raw` in the block format if that makes it smaller; else nothing, and returns false. Inputs of 4 GiB or more,
 /// which the format cannot hold, count as not smaller.
 pub fn compress(raw: &[u8], out: &mut Vec<u8>) -> bool {
-    ENCODER.with_borrow_mut(|encoder| {
-        let packed = encoder.compress(raw, BODY_PATIENCE);
-        let smaller = packed.len() < raw.len() && u32::try_from(raw.len()).is_ok();
-        if smaller {
-            out.extend_from_slice(packed);
-        }
+    compress_pieces([raw], out).is_some()
+}
+
+/// As [`compress`], of several pieces, one behind the other, none of which refers to bytes of another: so each, with its own length
+/// ahead, can be decompressed alone. Returns where each begins in what was appended; the first one, behind the length of all.
+pub fn compress_pieces<const N: usize>(pieces: [&[u8]; N], out: &mut Vec<u8>) -> Option<[usize; N]> {
+    let (start, len) = (out.len(), pieces.iter().map(|p| p.len()).sum::<usize>());
+    u32::try_from(len).ok()?;
+    put_uvarint(out, len as u64);
+    let places = ENCODER.with_borrow_mut(|encoder| {
+        let mut append = |piece| {
+            let place = out.len() - start;
+            out.extend_from_slice(encoder.elements(piece, BODY_PATIENCE));
+            place
+        };
+        let places = pieces.map(&mut append);
         encoder.trim();
-        smaller
-    })
+        places
+    });
+    let smaller = out.len() - start < len;
+    if !smaller {
+        out.truncate(start);
+    }
+    smaller.then_some(places)
 }
 
 /// Appends `raw` as a whole stream of the framing format: an identifier, and chunks of 64 KiB with a checksum, each
@@ -103,12 +118,21 @@ impl Encoder {
     }
 
     fn compress(&mut self, raw: &[u8], patience: u32) -> &[u8] {
+        self.run(raw, Some(raw.len()), patience)
+    }
+
+    /// The elements alone, without a length ahead.
+    fn elements(&mut self, raw: &[u8], patience: u32) -> &[u8] {
+        self.run(raw, None, patience)
+    }
+
+    fn run(&mut self, raw: &[u8], len: Option<usize>, patience: u32) -> &[u8] {
         let worst = max_compressed_len(raw.len());
         if self.scratch.len() < worst {
             self.scratch.resize(worst, 0);
         }
         let mut out = Output { bytes: &mut self.scratch, len: 0 };
-        out.length(raw.len());
+        len.into_iter().for_each(|len| out.length(len));
         let literals = matches(raw, patience, &mut self.table, &mut out);
         out.literal(raw, literals, raw.len());
         let len = out.len;

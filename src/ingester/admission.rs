@@ -6,7 +6,7 @@ use super::instance::{Instance, Refused};
 use super::{Ingester, Live, Stream};
 use crate::model::{Entry, Limits, Push, PushError, PushStream, Tenant};
 use crate::planted::{Bug, is};
-use crate::wal::{Append, EntriesBuilder, EntriesRecord, Unavailable};
+use crate::wal::{Append, EntriesBuilder, EntriesRecord, SMALL_PART, Unavailable};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,6 +20,13 @@ struct Admitted {
     taken: (f64, f64),
 }
 
+impl Admitted {
+    /// Has it so few bytes of lines that they will long be needed from the log?
+    fn is_small(&self) -> bool {
+        self.taken.0 < SMALL_PART as f64
+    }
+}
+
 impl Ingester<Live> {
     /// Stores the streams with these indices: returns when what was stored is on disk and visible.
     ///
@@ -30,15 +37,32 @@ impl Ingester<Live> {
         if let Some(why) = self.refuses() {
             return Err(PushError::unavailable(why));
         }
-        let size = size_of(&push, streams);
-        let room = self.wait_for_room(size).await?;
         let limits = self.state.overrides.of(tenant).clone();
         let instance = self.state.instance(tenant);
+        self.check_share(&instance, &limits, &push, streams)?;
+        let size = size_of(&push, streams);
+        let room = self.wait_for_room(size).await?;
         let (admitted, rejected) = self.admit(&instance, &limits, &push, streams);
         let stored = if admitted.is_empty() { Ok(()) } else { self.store(instance, &push, admitted, size, room).await };
         // 503 is told alone: with it, nothing was stored, and the client sends everything again.
         stored?;
         rejected.into_result()
+    }
+
+    /// One tenant must not fill the disk for all. What it has in heads is bounded, and may still become blocks.
+    fn check_share(&self, tenant: &Instance, limits: &Limits, push: &Push, streams: &[u32]) -> Result<(), PushError> {
+        let (limit, held) = (limits.max_blocks_size_per_user, tenant.blocks.bytes());
+        if limit == 0 || (held as u64) < limit {
+            return Ok(());
+        }
+        let chosen = streams.iter().filter_map(|i| push.streams.get(*i as usize)).map(|s| push.entries_of(s));
+        let (lines, bytes) = chosen.fold((0, 0), |(n, b), entries| (n + entries.len(), b + cost(push, entries)));
+        self.discard("max_blocks_size_per_user", &tenant.tenant, lines, bytes);
+        Err(PushError::rate_limited(format!(
+            "the tenant's blocks take {held} bytes of the disk, and limits_config.max_blocks_size_per_user allows {limit}: they \
+             leave it when they are in the object store; raise the limit, or push less, user: '{}'",
+            tenant.tenant
+        )))
     }
 
     /// Waits for room in the queue and in the heads, up to `queue_timeout`.
@@ -174,10 +198,11 @@ impl Ingester<Live> {
         &self,
         instance: Arc<Instance>,
         push: &Push,
-        admitted: Vec<Admitted>,
+        mut admitted: Vec<Admitted>,
         size: usize,
         room: OwnedSemaphorePermit,
     ) -> Result<(), PushError> {
+        admitted.sort_by_key(|a| !a.is_small());
         #[allow(unused_mut, reason = "a planted bug changes it")]
         let mut record = self.encode(&instance.tenant, push, &admitted, size);
         let (ack, answer) = oneshot::channel();
@@ -209,7 +234,11 @@ impl Ingester<Live> {
 
     fn encode(&self, tenant: &Tenant, push: &Push, admitted: &[Admitted], size: usize) -> EntriesRecord {
         let mut builder = EntriesBuilder::new(size);
-        for a in admitted {
+        let small = admitted.partition_point(Admitted::is_small);
+        for (n, a) in admitted.iter().enumerate() {
+            if n == small {
+                builder.cut();
+            }
             builder.stream(a.stream.log.id);
             for entry in &a.entries {
                 let pairs = push.metadata_of(entry).iter();

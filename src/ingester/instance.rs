@@ -1,4 +1,5 @@
 use super::index::Index;
+use super::memory::Meter;
 use super::{State, Stream};
 use crate::model::{LabelSet, Matcher, Tenant};
 use crate::wal::StreamLog;
@@ -10,6 +11,8 @@ use std::sync::atomic::Ordering;
 /// Everything of one tenant.
 pub(super) struct Instance {
     pub tenant: Tenant,
+    /// Bytes of its sealed blocks on the disk.
+    pub blocks: Meter,
     /// The stream that takes new entries, by label text. A stream's identity is this text, never its hash.
     streams: RwLock<AHashMap<Box<str>, Arc<Stream>>>,
     /// Streams with applied lines, for reads.
@@ -26,7 +29,7 @@ pub(super) enum Refused {
 
 impl Instance {
     pub fn new(tenant: Tenant) -> Self {
-        Self { tenant, streams: RwLock::default(), index: RwLock::default() }
+        Self { tenant, blocks: Meter::default(), streams: RwLock::default(), index: RwLock::default() }
     }
 
     /// The stream with these labels, made if need be, with one more admitted push. The caller gives it back with
@@ -50,7 +53,7 @@ impl Instance {
         }
         let id = state.next_stream_id.fetch_add(1, Ordering::SeqCst);
         let log = StreamLog::new(id, self.tenant.clone(), labels.clone(), 0);
-        let stream = Arc::new(Stream::new(Arc::new(log), &state.metadata));
+        let stream = Arc::new(Stream::new(Arc::new(log), &state.metadata, &self.blocks));
         stream.admit();
         streams.insert(labels.text().into(), stream.clone());
         Ok(stream)

@@ -1,5 +1,6 @@
-//! What streams and blocks take of memory beside the lines in heads. It is counted as long as a value lives, and bounded by
-//! [`IngesterConfig::metadata_budget`](super::IngesterConfig::metadata_budget).
+//! What streams and blocks take of memory beside the lines in heads, bounded by
+//! [`IngesterConfig::metadata_budget`](super::IngesterConfig::metadata_budget), and what a tenant's blocks take of the disk. It is
+//! counted as long as a value lives.
 
 use super::Stream;
 use super::sealed::SealedBlock;
@@ -36,6 +37,11 @@ impl Meter {
     /// Counts a block.
     pub fn block(&self) -> Held {
         self.hold(size_of::<SealedBlock>() + BLOCK_ENTRY)
+    }
+
+    /// Counts bytes on a disk.
+    pub fn disk(&self, bytes: u32) -> Held {
+        self.hold(bytes as usize)
     }
 
     fn hold(&self, bytes: usize) -> Held {

@@ -14,8 +14,8 @@ use crate::model::{LabelSet, Overrides, Tenant};
 use crate::planted::{Bug, is};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
-    BlockLogOptions, BlockPlace, BlockStore, BodyView, Contents, DamageReport, FoundBlock, Hold, Plan, Quarantine,
-    RecordRef, RecoverError, Recovered, ReplaySegment, SeriesDef, StreamLog, TableRow, Tables, WalOptions,
+    BlockLogOptions, BlockPlace, BlockStore, BodyView, Contents, Cut, DamageReport, FoundBlock, Hold, Plan, Quarantine,
+    RecordRef, RecoverError, Recovered, ReplaySegment, SeriesDef, Side, StreamLog, TableRow, Tables, WalOptions,
     decompress_body_into, recover_doubting,
 };
 use ahash::AHashMap;
@@ -250,11 +250,31 @@ struct Replay<'a> {
     report: RecoveryReport,
 }
 
-/// A decompressed body, if it is sound.
+/// A decompressed body, or the side of it that is needed, if it is sound.
 #[derive(Default)]
 struct Body {
     raw: Vec<u8>,
+    /// How far the parts lie before their places in the whole body.
+    shift: usize,
     sound: bool,
+}
+
+impl Body {
+    fn decompress(&mut self, part: &Part<'_>) {
+        let Part { record, cut, stored, .. } = part;
+        self.shift = 0;
+        let sides = cut.map(|cut| (cut, part.needed_sides(cut)));
+        if let Some((cut, (Some(side), None) | (None, Some(side)))) = sides {
+            self.sound = cut.decompress(side, record.head.raw_len, stored, &mut self.raw).is_ok();
+            self.shift = cut.shift(side);
+            if self.sound {
+                return;
+            }
+            // A cut only saves time: the body may hold without it.
+            self.shift = 0;
+        }
+        self.sound = decompress_body_into(&record.head, stored, &mut self.raw).is_ok();
+    }
 }
 
 /// What was decided about a stream's chunks, by chunk number.
@@ -290,7 +310,7 @@ fn restore_stream(
         stream.note_newest(tables.newest_timestamp);
         last_of.push((tables.end_seq, (tables.last_timestamp, tables.last_hash)));
         let data_len = place.len.saturating_sub(RECORD_HEAD_LEN as u32 + tables.encoded_len() as u32);
-        let block = SealedBlock::of(tables, *place, data_len, store.clone(), metadata);
+        let block = SealedBlock::of(tables, *place, data_len, store.clone(), metadata, &stream.share);
         let (true, Ok(block)) = (tables.first_seq >= end && !decided.flushed.contains_key(&tables.chunk), block) else {
             store.free(*place);
             continue;
@@ -404,7 +424,8 @@ impl Restoring<'_> {
 fn stream_of(state: &State, definition: &SeriesDef) -> Option<Arc<Stream>> {
     let tenant = Tenant::new(&definition.tenant).ok()?;
     let labels = Arc::new(LabelSet::new(definition.labels.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
-    Some(Arc::new(Stream::new(Arc::new(StreamLog::new(definition.id, tenant, labels, 0)), &state.metadata)))
+    let share = &state.instance(&tenant).blocks;
+    Some(Arc::new(Stream::new(Arc::new(StreamLog::new(definition.id, tenant, labels, 0)), &state.metadata, share)))
 }
 
 /// Ranges sorted, those that touch made one.
@@ -420,17 +441,23 @@ fn merged(mut ranges: Vec<Range<u64>>) -> VecDeque<Range<u64>> {
     out
 }
 
-/// A record with its table resolved to streams.
+/// A record with the rows of its table that are needed: those whose entries are not all in blocks, in the object store, or
+/// applied already.
 struct Part<'a> {
     record: RecordRef,
-    rows: Vec<(TableRow, Option<Arc<Stream>>, usize)>,
+    /// With their streams, and where their parts begin in the body.
+    rows: Vec<(TableRow, Arc<Stream>, usize)>,
+    /// Lines of streams that no definition names.
+    unattributed: u64,
+    cut: Option<Cut>,
     stored: &'a [u8],
 }
 
 impl Part<'_> {
-    /// Are all its entries in blocks, in the object store, or applied already? Then it is not even decompressed.
-    fn is_settled(&self) -> bool {
-        self.rows.iter().all(|(row, stream, _)| stream.as_ref().is_some_and(|s| s.next_seq() >= row.end_seq()))
+    /// The sides of the cut on which there is something to apply.
+    fn needed_sides(&self, cut: Cut) -> (Option<Side>, Option<Side>) {
+        let has = |side| self.rows.iter().any(|(_, _, start)| cut.side(*start) == side).then_some(side);
+        (has(Side::Before), has(Side::Behind))
     }
 }
 
@@ -487,13 +514,13 @@ impl Replay<'_> {
     }
 
     fn segment(&mut self, segment: &ReplaySegment<'_>) {
-        let tables = |r: &RecordRef| Some((*r, Tables::decode(r.head.tables(segment.file, r.offset)).ok()?.rows));
-        let records: Vec<(RecordRef, Vec<TableRow>)> = segment.records.par_iter().filter_map(tables).collect();
+        let tables = |r: &RecordRef| Some((*r, Tables::decode(r.head.tables(segment.file, r.offset)).ok()?));
+        let records: Vec<(RecordRef, Tables<'_>)> = segment.records.par_iter().filter_map(tables).collect();
         self.make_streams(&records);
-        let part = |(record, rows)| self.part(segment.file, record, rows);
-        let parts: Vec<Part<'_>> = records.into_par_iter().map(part).filter(|p| !p.is_settled()).collect();
-        let unattributed = parts.iter().flat_map(|p| &p.rows).filter(|(_, stream, _)| stream.is_none());
-        self.report.unattributed_lines += unattributed.map(|(row, _, _)| u64::from(row.count)).sum::<u64>();
+        let part = |(record, tables)| self.part(segment.file, record, tables);
+        let mut parts: Vec<Part<'_>> = records.into_par_iter().map(part).collect();
+        self.report.unattributed_lines += parts.iter().map(|p| p.unattributed).sum::<u64>();
+        parts.retain(|p| !p.rows.is_empty());
         let mut rest = &parts[..];
         while !rest.is_empty() {
             let mut bytes = 0;
@@ -508,21 +535,26 @@ impl Replay<'_> {
     }
 
     /// Makes the streams of these records that are not there, from any surviving definition.
-    fn make_streams(&mut self, records: &[(RecordRef, Vec<TableRow>)]) {
-        let ids = records.par_iter().flat_map_iter(|(_, rows)| rows.iter().map(|row| row.stream));
+    fn make_streams(&mut self, records: &[(RecordRef, Tables<'_>)]) {
+        let ids = records.par_iter().flat_map_iter(|(_, tables)| tables.rows.iter().map(|row| row.stream));
         let missing: HashSet<u64> = ids.filter(|id| !self.streams.contains_key(id)).collect();
         let defined = missing.iter().filter_map(|id| self.plan.definitions.get(id));
         self.streams.extend(defined.filter_map(|d| Some((d.id, stream_of(self.state, d)?))));
     }
 
-    fn part<'f>(&self, file: &'f [u8], record: RecordRef, rows: Vec<TableRow>) -> Part<'f> {
-        let mut start = 0;
-        let place = |row: TableRow| {
-            let at = start;
+    fn part<'f>(&self, file: &'f [u8], record: RecordRef, tables: Tables<'_>) -> Part<'f> {
+        let (mut start, mut unattributed) = (0, 0);
+        let mut rows = Vec::new();
+        for row in tables.rows {
+            match self.streams.get(&row.stream) {
+                Some(stream) if stream.next_seq() >= row.end_seq() && !is(Bug::AppliedTwice) => {}
+                Some(stream) => rows.push((row, stream.clone(), start)),
+                None => unattributed += u64::from(row.count),
+            }
             start += row.part_len as usize;
-            (row, self.streams.get(&row.stream).cloned(), at)
-        };
-        Part { record, rows: rows.into_iter().map(place).collect(), stored: record.head.body(file, record.offset) }
+        }
+        let stored = record.head.body(file, record.offset);
+        Part { record, rows, unattributed, cut: Cut::find(tables.extension), stored }
     }
 
     fn apply(&mut self, batch: &[Part<'_>]) {
@@ -530,9 +562,7 @@ impl Replay<'_> {
         if self.bodies.len() < batch.len() {
             self.bodies.resize_with(batch.len(), Body::default);
         }
-        batch.par_iter().zip(&mut self.bodies).for_each(|(part, body)| {
-            body.sound = decompress_body_into(&part.record.head, part.stored, &mut body.raw).is_ok();
-        });
+        batch.par_iter().zip(&mut self.bodies).for_each(|(part, body)| body.decompress(part));
         let state = self.state;
         let bodies = &self.bodies[..];
         let shards = (0..threads).into_par_iter();
@@ -564,12 +594,9 @@ impl Replay<'_> {
 fn apply_shard(state: &State, batch: &[Part<'_>], bodies: &[Body], shard: usize, threads: usize) -> (u64, u64) {
     let (mut lines, mut bytes) = (0, 0);
     for (part, body) in batch.iter().zip(bodies) {
-        let Some(Ok(body)) = body.sound.then(|| BodyView::new(&body.raw)) else { continue };
-        for (row, stream, start) in &part.rows {
-            if shard_of(row.stream, threads) != shard {
-                continue;
-            }
-            if let Some(Ok(outcome)) = stream.as_ref().map(|s| state.apply(s, row, &body, *start)) {
+        let Some(Ok(view)) = body.sound.then(|| BodyView::new(&body.raw)) else { continue };
+        for (row, stream, start) in part.rows.iter().filter(|(row, _, _)| shard_of(row.stream, threads) == shard) {
+            if let Ok(outcome) = state.apply(stream, row, &view, start.saturating_sub(body.shift)) {
                 lines += outcome.lines;
                 bytes += outcome.bytes;
             }

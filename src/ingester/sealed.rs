@@ -18,7 +18,8 @@ pub(super) struct SealedBlock {
     /// Timestamp and hash of the last entry.
     pub last: (i64, u128),
     pub store: Arc<BlockStore>,
-    _held: Held,
+    /// What it takes of memory, and of its tenant's share of the disk.
+    _held: [Held; 2],
 }
 
 impl SealedBlock {
@@ -32,6 +33,7 @@ impl SealedBlock {
         data_len: u32,
         store: Arc<BlockStore>,
         metadata: &Meter,
+        share: &Meter,
     ) -> Result<Self, ChunkError> {
         let meta = BlockMeta {
             encoding: Encoding::from_code(tables.encoding)?,
@@ -49,7 +51,7 @@ impl SealedBlock {
             newest: tables.newest_timestamp,
             last: (tables.last_timestamp, tables.last_hash),
             store,
-            _held: metadata.block(),
+            _held: [metadata.block(), share.disk(place.len)],
         })
     }
 

@@ -55,6 +55,8 @@ pub struct Stream {
     newest: AtomicI64,
     oldest: AtomicI64,
     pub(super) rate: Mutex<TokenBucket>,
+    /// What the tenant's blocks take of the disk.
+    pub(super) share: Meter,
     _held: Held,
 }
 
@@ -148,9 +150,10 @@ pub(super) enum Unsettled {
 }
 
 impl Stream {
-    pub(super) fn new(log: Arc<StreamLog>, metadata: &Meter) -> Self {
+    pub(super) fn new(log: Arc<StreamLog>, metadata: &Meter, share: &Meter) -> Self {
         Self {
             _held: metadata.stream(&log.labels),
+            share: share.clone(),
             log,
             content: Mutex::new(Content::new()),
             admitted: AtomicU32::new(0),

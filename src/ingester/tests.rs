@@ -1,8 +1,8 @@
 use super::*;
-use crate::chunk::{Selection, select, select_readable};
+use crate::chunk::{Part, Selection, select, select_readable};
 use crate::fs::RealFs;
 use crate::model::{Entry, LogEntry, MatchOp, MetadataPair, Push, PushError, PushStream, Span};
-use crate::wal::{ChunkClosed, Decision, Kind, Quarantine, scan_segment};
+use crate::wal::{ChunkClosed, Cut, Decision, Kind, Quarantine, RecordScan, Tables, scan_segment};
 use prometheus::{CounterVec, Opts, Registry};
 use std::collections::HashMap;
 use std::path::Path;
@@ -330,6 +330,8 @@ async fn settled_chunks_leave_both_logs_and_do_not_come_back() {
     load(&ingester, 0, 3000).await;
     let count = |ingester: &Ingester<Live>| read(ingester).get("{app=\"busy\"}").map_or(0, Vec::len);
     assert_eq!(count(&ingester), 3000);
+    let share = |ingester: &Ingester<Live>| ingester.state.instance(&tenant()).blocks.bytes();
+    let all_of_it = share(&ingester);
     let mut settled = 0;
     loop {
         let chunks = ingester.closed_chunks();
@@ -343,11 +345,15 @@ async fn settled_chunks_leave_both_logs_and_do_not_come_back() {
     }
     assert!(settled > 2000, "{settled} lines settled");
     assert_eq!(count(&ingester), 3000 - settled);
+    // What is in the object store takes nothing of the tenant's share of the disk any more.
+    let left = share(&ingester);
+    assert!(left < all_of_it / 2, "{left} of {all_of_it}");
     let before = read(&ingester);
     ingester.stop();
     drop(ingester);
     for _ in 0..2 {
         let (ingester, report) = start(config(), Overrides::default());
+        assert_eq!(share(&ingester), left);
         assert_eq!((report.damaged_places, report.lost_lines), (0, 0), "{report:?}");
         assert!(read(&ingester) == before);
         // The dead segments of the block log go, all but the one that is written and the prepared one.
@@ -564,4 +570,57 @@ async fn streams_and_blocks_stay_within_their_part_of_memory() {
     drop(ingester);
     let (ingester, _) = start(IngesterConfig { metadata_budget: 64 << 20, ..config }, Overrides::default());
     store(&ingester, &[(&[("n", "new")], &[(1, "first")])]).await.unwrap();
+}
+
+/// Pushes of streams with few lines and of others: what a block has already is not decompressed, on either side of the cut.
+#[tokio::test(flavor = "multi_thread")]
+async fn cut_bodies_are_replayed_whole_and_by_sides() {
+    // Bytes of lines of 20 small streams and of three others, which are new in each push: (is sealed, others are sealed).
+    for (small, large, sealed) in [(500, 20_000, (0, 24)), (3000, 5000, (20, 0)), (500, 5000, (0, 0))] {
+        let tmp = tempfile::tempdir().unwrap();
+        let config = || IngesterConfig { chunk_block_size: 8 << 10, ..config(tmp.path()) };
+        let (ingester, _) = start(config(), Overrides::default());
+        for n in 0..8i64 {
+            let name = |(i, _): (usize, &usize)| if i < 3 { format!("large-{n}-{i}") } else { format!("small-{i}") };
+            let sizes: Vec<usize> = [large; 3].into_iter().chain([small; 20]).collect();
+            let names: Vec<String> = sizes.iter().enumerate().map(name).collect();
+            // Compressible, and different in each stream.
+            let texts: Vec<String> =
+                names.iter().zip(&sizes).map(|(s, len)| format!("{s} {n} ").repeat(*len / 10)).collect();
+            let labels: Vec<[(&str, &str); 1]> = names.iter().map(|name| [("s", name.as_str())]).collect();
+            let lines: Vec<[(i64, &str); 2]> = texts.iter().map(|t| [(n, t.as_str()), (n, "short")]).collect();
+            let streams: Vec<(&[(&str, &str)], &[(i64, &str)])> =
+                labels.iter().zip(&lines).map(|(l, e)| (&l[..], &e[..])).collect();
+            store(&ingester, &streams).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let before = read(&ingester);
+        ingester.stop();
+        drop(ingester);
+        assert_eq!(cuts(tmp.path()), 8, "small {small}, large {large}");
+        let (ingester, report) = start(config(), Overrides::default());
+        assert_eq!(report.lines + report.block_lines, 8 * 23 * 2);
+        let streams = ingester.streams(&tenant(), &[], i64::MIN, i64::MAX);
+        let has_blocks = |what: &str| {
+            let in_blocks = |s: &Arc<Stream>| s.parts(i64::MIN, i64::MAX).iter().any(|p| matches!(p, Part::Block(..)));
+            let blocks = |s: &&Arc<Stream>| s.labels().text().contains(what) && in_blocks(s);
+            streams.iter().filter(blocks).count()
+        };
+        assert_eq!((has_blocks("small"), has_blocks("large")), sealed, "small {small}, large {large}");
+        assert!(read(&ingester) == before, "small {small}, large {large}");
+        ingester.stop();
+    }
+}
+
+/// Records in the log whose body is cut.
+fn cuts(dir: &Path) -> usize {
+    let files = std::fs::read_dir(dir.join("wal")).unwrap().flatten().map(|f| std::fs::read(f.path()).unwrap());
+    let cuts = |file: Vec<u8>| {
+        let scan = scan_segment(&file).unwrap();
+        let entries =
+            scan.groups.iter().flat_map(|g| &g.records).filter(|r| r.head.known_kind() == Some(Kind::Entries));
+        let extension = |r: &RecordScan| Cut::find(Tables::decode(r.head.tables(&file, r.offset)).unwrap().extension);
+        entries.filter_map(extension).count()
+    };
+    files.map(cuts).sum()
 }

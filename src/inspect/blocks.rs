@@ -95,12 +95,16 @@ pub struct Blocks {
     pub flushed: HashMap<u64, Ranges>,
     /// Live segments and their ends, for a second look.
     pub(super) live: Vec<BlocksSynced>,
+    /// The synced ends that the write-ahead log tells of.
+    told: HashMap<u64, u64>,
 }
 
 /// One live segment up to its synced end.
 pub struct BlockView<'a> {
-    /// What the write-ahead log says of it.
+    /// Its number, its footer, and where the bytes end that count.
     pub synced: BlocksSynced,
+    /// All before this offset was synced, as the write-ahead log tells.
+    told: u64,
     /// Its bytes up to the synced end.
     pub file: &'a [u8],
     /// Its groups and records.
@@ -166,7 +170,8 @@ pub fn read_block(record: &RecordScan, file: &[u8]) -> Result<(BlockTables, Vec<
 /// # Errors
 /// A file cannot be read, or is of a newer version.
 pub fn judge(log: &Log, plan: &Plan, volume: Option<Uuid>) -> Result<Option<Blocks>, InspectError> {
-    let mut out = Blocks { live: plan.blocks.clone(), ..Blocks::default() };
+    let told = plan.blocks.iter().map(|b| (b.segment, b.end)).collect();
+    let mut out = Blocks { live: plan.blocks_to_read().collect(), told, ..Blocks::default() };
     for (number, len) in log.block_files.iter().filter(|(n, _)| !plan.blocks.iter().any(|b| b.segment == *n)) {
         if plan.blocks_are_uncertain && !plan.retired_blocks.contains(number) {
             // The record that names it may be lost.
@@ -184,7 +189,7 @@ pub fn judge(log: &Log, plan: &Plan, volume: Option<Uuid>) -> Result<Option<Bloc
             None => {
                 out.missing.push(synced.segment);
                 out.unseen = true;
-                let (end, number) = (synced.end, synced.segment);
+                let (end, number) = (out.told(synced.segment), synced.segment);
                 out.facts.push(BlockFacts { number, end, state: "missing", ..BlockFacts::default() });
             }
         }
@@ -255,6 +260,11 @@ impl Blocks {
         self.known.iter().filter(|b| b.live)
     }
 
+    /// All before this offset of a segment was synced: nothing of one that no record names.
+    fn told(&self, segment: u64) -> u64 {
+        self.told.get(&segment).copied().unwrap_or(0)
+    }
+
     fn problem(&mut self, segment: u64, bytes: Range<u64>, what: impl Into<String>) {
         let (offset, bytes) = (bytes.start, bytes.end.saturating_sub(bytes.start));
         self.problems.push(Problem { log: LogKind::Blocks, segment, offset, bytes, what: what.into() });
@@ -270,9 +280,10 @@ impl Blocks {
         let (number, len) = (synced.segment, map.len() as u64);
         let state = match newest {
             Some(newest) if newest == number && synced.footer == 0 => "active",
-            _ if synced.end == u64::MAX => "unnamed",
+            _ if !self.told.contains_key(&number) => "unnamed",
             _ => "full",
         };
+        let told = self.told(number);
         let footer = (synced.footer > 0).then_some(synced.footer);
         let mut facts = BlockFacts { number, len, state, end: synced.end.min(len), footer, ..BlockFacts::default() };
         let file = counted(map, synced.end);
@@ -300,11 +311,11 @@ impl Blocks {
                 if let Some(copy) = scan.bad_header.clone() {
                     self.problem(number, copy, Part::Header.to_string());
                 }
-                if synced.end != u64::MAX && len < synced.end {
-                    self.problem(number, len..synced.end, Part::Cut.to_string());
+                if len < told {
+                    self.problem(number, len..told, Part::Cut.to_string());
                     self.unseen = true;
                 }
-                self.records(&BlockView { synced, file, scan: &scan }, &mut facts);
+                self.records(&BlockView { synced, told, file, scan: &scan }, &mut facts);
             }
         }
         facts.damage = (self.problems.len() - before) as u64;
@@ -315,8 +326,8 @@ impl Blocks {
     fn records(&mut self, view: &BlockView<'_>, facts: &mut BlockFacts) {
         let number = view.synced.segment;
         // Behind an end that nobody knows lies what a crash has left.
-        let certain = view.synced.end != u64::MAX;
-        for damage in view.scan.groups.iter().flat_map(|g| &g.damage).filter(|_| certain) {
+        let is_certain = |offset: u64| offset < view.told;
+        for damage in view.scan.groups.iter().flat_map(|g| &g.damage).filter(|d| is_certain(d.bytes.start)) {
             self.problem(number, damage.bytes.clone(), damage.part.to_string());
             self.unseen |= matches!(damage.part, Part::GroupHeader | Part::RecordHead);
         }
@@ -331,7 +342,7 @@ impl Blocks {
                         let place = BlockPlace { segment: number, offset: at, len: head.len };
                         self.known.push(KnownBlock::of(&tables, place));
                     }
-                    Ok(tables) if certain => self.broken.push((tables.stream, tables.first_seq..tables.end_seq)),
+                    Ok(tables) if is_certain(at) => self.broken.push((tables.stream, tables.first_seq..tables.end_seq)),
                     Ok(_) => {}
                     Err(error) => {
                         self.problem(number, bytes, format!("tables of a block: {error}"));
@@ -421,7 +432,8 @@ impl Blocks {
             let Some(map) = open(log, synced.segment)? else { continue };
             let file = counted(&map, synced.end);
             let Ok(scan) = scan_segment(file) else { continue };
-            if !visit(&BlockView { synced: *synced, file, scan: &scan })? {
+            let told = self.told(synced.segment);
+            if !visit(&BlockView { synced: *synced, told, file, scan: &scan })? {
                 return Ok(());
             }
         }

@@ -9,7 +9,7 @@ use crate::wal::format::{
     FIRST_GROUP, GROUP_HEADER_LEN, HeaderError, Kind, RECORD_HEAD_LEN, SECOND_HEADER, SEGMENT_HEADER_LEN,
     SegmentHeader, VERSION,
 };
-use crate::wal::{BlockTables, LogKind, decompress_body, file_number, scan_segment, segment_name};
+use crate::wal::{BlockTables, Cut, LogKind, decompress_body, file_number, scan_segment, segment_name};
 use crate::wal::{BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Footer, Gap, Open, Part, RecordHead, Retiring};
 use crate::wal::{SegmentScan, SeriesDef, Tables, decode_control};
 use std::io::{self, Write};
@@ -302,7 +302,14 @@ fn table_fields(f: &mut Fields<'_>, file: &[u8], at: u64, head: &RecordHead) -> 
     let tenant_len = f.number("tenant_len", 2);
     f.ascii("tenant", tenant_len);
     let extension_len = f.number("extension_len", 4);
-    f.push("extension", extension_len, format!("{extension_len} bytes").into());
+    let extension = match Cut::find(tables.extension) {
+        Some(cut) => format!(
+            "cut: parts from byte {} of the body, stored at {}; symbols from byte {}, stored at {}",
+            cut.parts, cut.stored_parts, cut.symbols, cut.stored_symbols
+        ),
+        None => format!("{extension_len} bytes"),
+    };
+    f.push("extension", extension_len, extension.into());
     f.number("streams", 4);
     for row in tables.rows.iter().take(MAX_LISTED) {
         let text = format!(

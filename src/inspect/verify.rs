@@ -10,7 +10,8 @@ use super::seqs::Seqs;
 use crate::codec::crc32;
 use crate::wal::format::{FLAG_CARRIED, Kind};
 use crate::wal::{
-    BodyError, BodyView, Footer, GroupScan, LogKind, Open, RecordScan, SeriesDef, Survivors, Tables, decode_control,
+    BodyError, BodyView, Cut, Footer, GroupScan, LogKind, Open, RecordHead, RecordScan, SeriesDef, Side, Survivors,
+    Tables, decode_control,
 };
 use crate::wal::{decompress_body, file_name, segment_name};
 use std::collections::HashSet;
@@ -196,11 +197,8 @@ impl Check<'_> {
     fn entries(&mut self, view: &SegmentView<'_>, record: &RecordScan, state: State) -> Result<(), BodyError> {
         let head = &record.head;
         let tables = Tables::decode(head.tables(view.file, record.offset))?;
-        let body = if record.body_is_sound {
-            check_body(&tables, decompress_body(head, head.body(view.file, record.offset)))
-        } else {
-            Ok(())
-        };
+        let body =
+            if record.body_is_sound { check_body(head, &tables, head.body(view.file, record.offset)) } else { Ok(()) };
         if state != State::Durable {
             return body;
         }
@@ -327,14 +325,32 @@ fn missing_block_row(number: &u64) -> Row {
     vec![("segment", (*number).into()), ("file", file_name(LogKind::Blocks, *number).into())]
 }
 
-/// A CRC holds for what was written; this checks that it can also be read.
-fn check_body(tables: &Tables<'_>, raw: Result<Vec<u8>, BodyError>) -> Result<(), BodyError> {
-    let raw = raw?;
-    let body = BodyView::new(&raw)?;
+/// A CRC holds for what was written; this checks that it can also be read, in pieces too.
+fn check_body(head: &RecordHead, tables: &Tables<'_>, stored: &[u8]) -> Result<(), BodyError> {
+    let whole = decompress_body(head, stored)?;
+    check_parts(tables, &whole, 0, |_| true)?;
+    let Some(cut) = Cut::find(tables.extension) else { return Ok(()) };
+    let mut raw = Vec::new();
+    for side in [Side::Before, Side::Behind] {
+        cut.decompress(side, head.raw_len, stored, &mut raw)?;
+        check_parts(tables, &raw, cut.shift(side), |start| cut.side(start) == side)?;
+    }
+    Ok(())
+}
+
+fn check_parts(
+    tables: &Tables<'_>,
+    raw: &[u8],
+    shift: usize,
+    is_there: impl Fn(usize) -> bool,
+) -> Result<(), BodyError> {
+    let body = BodyView::new(raw)?;
     let mut start = 0usize;
     for row in &tables.rows {
-        for entry in body.part(start, row)? {
-            entry?;
+        if is_there(start) {
+            for entry in body.part(start.saturating_sub(shift), row)? {
+                entry?;
+            }
         }
         start = start.saturating_add(row.part_len as usize);
     }

@@ -48,6 +48,8 @@ pub struct Limits {
     pub max_streams_per_user: usize,
     /// Streams of a tenant over all ingesters, 0 for no limit; default 5000.
     pub max_global_streams_per_user: usize,
+    /// Bytes of a tenant's sealed blocks in one ingester, 0 for no limit; default 0. Not in Loki.
+    pub max_blocks_size_per_user: u64,
     /// Bytes per second and stream; default 3 MiB.
     pub per_stream_rate_limit: f64,
     /// Bytes; default 15 MiB.
@@ -110,6 +112,7 @@ impl Default for Limits {
             max_structured_metadata_entries_count: 128,
             max_streams_per_user: 0,
             max_global_streams_per_user: 5000,
+            max_blocks_size_per_user: 0,
             per_stream_rate_limit: 3.0 * 1_048_576.0,
             per_stream_rate_limit_burst: 15.0 * 1_048_576.0,
             max_entries_limit_per_query: 5000,

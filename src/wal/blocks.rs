@@ -8,6 +8,7 @@ use super::format::{
     SegmentHeader,
 };
 use super::group::GroupBuilder;
+use super::plan::Plan;
 use super::record::{
     BlockTables, BlocksSynced, ChunkClosed, Footer, FooterRef, SeriesDef, SeriesRef, borrow_control, decode_control,
     decompress_body,
@@ -710,7 +711,7 @@ pub(super) struct RecoveredBlocks {
     next_segment: u64,
     /// Files that hold nothing that counts.
     unlisted: Vec<u64>,
-    /// Segments that no record names and that count all the same.
+    /// Segments that count as a whole, or further, than any record tells.
     pub adopted: Vec<BlocksSynced>,
     temporary: Vec<String>,
     pub found: FoundBlocks,
@@ -720,12 +721,11 @@ impl RecoveredBlocks {
     /// Reads the metadata of all live segments: footers where there are, else the whole segment up to its durable end.
     pub fn read(
         options: &WalOptions,
-        live: &[BlocksSynced],
-        retired: impl Fn(u64) -> bool,
-        uncertain: bool,
+        plan: &Plan,
         known: &(dyn Fn(u64, u64) -> bool + Sync),
         read: &mut dyn FnMut(),
     ) -> io::Result<Self> {
+        let live = &plan.blocks;
         let entries = match options.fs.list(&options.blocks.dir) {
             // Older than the block log.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -748,34 +748,30 @@ impl RecoveredBlocks {
         };
         let total: u64 = entries.iter().map(|e| e.len).sum();
         let store = out.store.clone();
-        let work = |_: &mut (), synced: BlocksSynced| {
-            let mut reading = Reading::new(&store, known, synced);
+        let work = |_: &mut (), (synced, told): (BlocksSynced, u64)| {
+            let mut reading = Reading::new(&store, known, synced, told);
             if files.binary_search(&synced.segment).is_ok() {
                 reading.run(Some(synced.segment) == newest).map(|()| reading)
             } else {
-                reading.judge(Part::Missing, 0..synced.end, true);
+                reading.judge(Part::Missing, 0..told, true);
                 Ok(reading)
             }
         };
-        for reading in spread(live.to_vec(), total >= WIDE, || (), work, |_| read()) {
+        let to_read = plan.blocks_to_read().zip(live).map(|(read, told)| (read, told.end)).collect();
+        for reading in spread(to_read, total >= WIDE, || (), work, |_| read()) {
             out.take(reading?);
         }
         for number in files.into_iter().filter(|n| !live.iter().any(|b| b.segment == *n)) {
-            if uncertain && !retired(number) {
+            if plan.blocks_are_uncertain && !plan.retired_blocks.contains(&number) {
                 // The record that names it may be lost. What it holds is sound where its checksums hold.
-                let mut reading =
-                    Reading::new(&store, known, BlocksSynced { segment: number, end: u64::MAX, footer: 0 });
+                let whole = BlocksSynced { segment: number, end: u64::MAX, footer: 0 };
+                let mut reading = Reading::new(&store, known, whole, 0);
                 reading.run(false)?;
+                let holds_nothing = reading.found.blocks.is_empty();
                 out.take(reading);
-                let blocks = out.found.blocks.iter().filter(|b| b.place.segment == number);
-                match blocks.map(|b| b.place.offset + u64::from(b.place.len)).max() {
-                    Some(end) => {
-                        let end = align_up(end, GROUP_ALIGN);
-                        out.adopted.push(BlocksSynced { segment: number, end, footer: 0 });
-                    }
-                    None if out.store.holds(number) => out.unlisted.push(number),
-                    // Without its header nothing can be proved, not even that it holds nothing.
-                    None => {}
+                // Without its header nothing can be proved, not even that it holds nothing.
+                if holds_nothing && out.store.holds(number) {
+                    out.unlisted.push(number);
                 }
             } else {
                 out.unlisted.push(number);
@@ -804,7 +800,12 @@ impl RecoveredBlocks {
     }
 
     fn take(&mut self, reading: Reading<'_>) {
-        let Reading { synced, found, opened, .. } = reading;
+        let Reading { synced, told, found, opened, .. } = reading;
+        let block_end = found.blocks.iter().map(|b| b.place.offset + u64::from(b.place.len)).max();
+        if let Some(end) = block_end.filter(|end| *end > told) {
+            let end = align_up(end, GROUP_ALIGN);
+            self.adopted.push(BlocksSynced { segment: synced.segment, end, footer: 0 });
+        }
         self.found.blocks.extend(found.blocks);
         self.found.damage.extend(found.damage);
         self.found.damaged.extend(found.damaged);
@@ -880,7 +881,10 @@ struct Reading<'a> {
     store: &'a BlockStore,
     /// Is this next seq of a stream, or a higher one, known already?
     known: &'a (dyn Fn(u64, u64) -> bool + Sync),
+    /// What is read: to the end of the file where nobody knows the synced end.
     synced: BlocksSynced,
+    /// Synced for certain up to here; 0 in a segment that no record names.
+    told: u64,
     found: FoundBlocks,
     /// Nothing without a sound header.
     opened: Option<Opened>,
@@ -895,13 +899,18 @@ struct Opened {
 }
 
 impl<'a> Reading<'a> {
-    fn new(store: &'a BlockStore, known: &'a (dyn Fn(u64, u64) -> bool + Sync), synced: BlocksSynced) -> Self {
-        Self { store, known, synced, found: FoundBlocks::default(), opened: None }
+    fn new(
+        store: &'a BlockStore,
+        known: &'a (dyn Fn(u64, u64) -> bool + Sync),
+        synced: BlocksSynced,
+        told: u64,
+    ) -> Self {
+        Self { store, known, synced, told, found: FoundBlocks::default(), opened: None }
     }
 
     /// Notes what does not hold, if it counts.
     fn judge(&mut self, part: Part, bytes: Range<u64>, elsewhere: bool) {
-        let place = if self.synced.end == u64::MAX { Place::Unnamed } else { Place::Durable };
+        let place = if bytes.start >= self.told { Place::Unnamed } else { Place::Durable };
         let judged = verdict(part, place, elsewhere, false);
         if judged.finding == Finding::Damage {
             // The head of a damaged block, or the footer, tells what it held.
@@ -983,8 +992,10 @@ impl<'a> Reading<'a> {
         let mut bytes = vec![0; usize::try_from(end).unwrap_or(usize::MAX)];
         let read = read_full_at(file, 0, &mut bytes)?;
         bytes.truncate(read);
-        if (read as u64) < end {
-            self.judge(Part::Cut, read as u64..end, true);
+        // Of one that no record names all of the file is missed.
+        let missed = if self.told == 0 { end } else { self.told.min(end) };
+        if (read as u64) < missed {
+            self.judge(Part::Cut, read as u64..missed, true);
         }
         let mut footer = Footer::default();
         let Ok(scan) = super::scan::scan_segment(&bytes) else { return Ok(footer) };
@@ -1001,7 +1012,8 @@ impl<'a> Reading<'a> {
                     (Some(Kind::Block), true) => {
                         footer.blocks.push((offset, head.len, head.tables(&bytes, offset).to_vec()));
                     }
-                    (Some(Kind::Block), false) => {
+                    // Behind the end that is told it is the rest of a write.
+                    (Some(Kind::Block), false) if offset < self.told => {
                         let tables = BlockTables::decode(head.tables(&bytes, offset)).ok();
                         self.found.damaged.extend(tables.map(|t| (header.number, place, t)));
                     }

@@ -4,6 +4,7 @@
 //! runtime, no chunks and no HTTP.
 
 mod blocks;
+mod cut;
 pub mod format;
 mod group;
 mod metrics;
@@ -27,6 +28,7 @@ pub use blocks::{
     BlockAppend, BlockError, BlockLog, BlockLogOptions, BlockPlace, BlockSink, BlockStore, Decide, FoundBlock,
     FoundBlocks, Suspect,
 };
+pub use cut::{Cut, SMALL_PART, Side};
 pub use format::{GroupHeader, Kind, LogKind, RecordHead, SegmentHeader};
 pub use metrics::WalMetrics;
 pub use plan::{Loss, Plan, RecordRef, Summary, plan};

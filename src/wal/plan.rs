@@ -428,6 +428,14 @@ impl Plan {
         self.next_stream_id = self.next_stream_id.saturating_add(ID_SKIP);
     }
 
+    /// The live segments of the block log, and how far to read them: to the synced end that is told, or, where a newer end may have
+    /// been told by a record that is lost, to the last block that holds.
+    pub fn blocks_to_read(&self) -> impl Iterator<Item = BlocksSynced> {
+        self.blocks
+            .iter()
+            .map(|b| if self.blocks_are_uncertain && b.footer == 0 { BlocksSynced { end: u64::MAX, ..*b } } else { *b })
+    }
+
     /// Is there anything above the durable LSN?
     pub(super) fn has_tail(&self) -> bool {
         !self.tail.is_empty() || !self.unresolved.is_empty()

@@ -2,6 +2,7 @@
 //!
 //! bincode is used in this file only (docs/adr/0002-bincode.md says how to leave it).
 
+use super::cut::Cut;
 use super::format::{FLAG_CARRIED, Kind, MAX_RECORD_LEN, RECORD_HEAD_LEN, RecordHead};
 use crate::codec::{Cursor, DecodeError, crc32, put_uvarint, put_varint, snappy};
 use ahash::AHashMap;
@@ -67,7 +68,7 @@ const ROW_LEN: usize = 24;
 pub struct Tables<'a> {
     /// Tenant name.
     pub tenant: &'a str,
-    /// Extension area; empty in version 1.
+    /// Extension area: fields that a reader may pass over, such as a [`Cut`].
     pub extension: &'a [u8],
     /// One row a stream, in the order of the body.
     pub rows: Vec<TableRow>,
@@ -168,6 +169,8 @@ pub struct EntriesBuilder<'a> {
     raw: Vec<u8>,
     rows: Vec<TableRow>,
     part_start: usize,
+    /// Where the body is to be cut.
+    cut: Option<usize>,
     last_timestamp: i64,
     symbols: Vec<&'a [u8]>,
     by_text: AHashMap<&'a [u8], u32>,
@@ -186,6 +189,7 @@ impl<'a> EntriesBuilder<'a> {
             raw,
             rows: Vec::new(),
             part_start: 4,
+            cut: None,
             last_timestamp: 0,
             symbols: Vec::new(),
             by_text: AHashMap::new(),
@@ -198,6 +202,11 @@ impl<'a> EntriesBuilder<'a> {
         self.finish_part();
         self.rows.push(TableRow { stream: id, first_seq: 0, count: 0, part_len: 0 });
         self.last_timestamp = 0;
+    }
+
+    /// From here on come the streams with many lines: a start will decompress those before it without these.
+    pub fn cut(&mut self) {
+        self.cut = Some(self.raw.len());
     }
 
     /// Appends an entry to the current stream.
@@ -259,19 +268,25 @@ impl<'a> EntriesBuilder<'a> {
     /// Compresses the body and makes the record.
     pub fn finish(mut self, tenant: &str, codec: Codec) -> EntriesRecord {
         self.finish_part();
-        let symbols_at = (self.raw.len() as u32).to_le_bytes();
+        let symbols_at = self.raw.len();
         if let Some(field) = self.raw.get_mut(..4) {
-            field.copy_from_slice(&symbols_at);
+            field.copy_from_slice(&(symbols_at as u32).to_le_bytes());
         }
         put_uvarint(&mut self.raw, self.symbols.len() as u64);
         for symbol in &self.symbols {
             put_uvarint(&mut self.raw, symbol.len() as u64);
             self.raw.extend_from_slice(symbol);
         }
+        // The tables lie ahead of the body and tell where it is cut.
+        let mut body = Vec::new();
+        let cut = self.cut.filter(|_| codec == Codec::Snappy);
+        let cut = cut.and_then(|parts| Cut::compress(&self.raw, parts, symbols_at, &mut body));
+        let extension = cut.map(Cut::field).unwrap_or_default();
         let mut bytes = vec![0; RECORD_HEAD_LEN];
         bytes.extend_from_slice(&(tenant.len() as u16).to_le_bytes());
         bytes.extend_from_slice(tenant.as_bytes());
-        bytes.extend_from_slice(&0u32.to_le_bytes());
+        bytes.extend_from_slice(&(extension.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&extension);
         bytes.extend_from_slice(&(self.rows.len() as u32).to_le_bytes());
         let rows_at = bytes.len();
         for row in &self.rows {
@@ -281,16 +296,20 @@ impl<'a> EntriesBuilder<'a> {
             bytes.extend_from_slice(&row.part_len.to_le_bytes());
         }
         let tables_len = bytes.len() - RECORD_HEAD_LEN;
-        let head = append_body(&mut bytes, Kind::Entries, &self.raw, codec, tables_len);
+        let codec = if cut.is_some() {
+            bytes.extend_from_slice(&body);
+            Codec::Snappy
+        } else {
+            compress(&mut bytes, &self.raw, codec)
+        };
+        let head = head_of(&bytes, Kind::Entries, &self.raw, codec, tables_len);
         EntriesRecord { bytes, head, rows_at, rows: self.rows, raw: Arc::new(self.raw) }
     }
 }
 
-/// Appends the compressed body to head and tables, and returns the head without LSN and place.
-fn append_body(bytes: &mut Vec<u8>, kind: Kind, raw: &[u8], codec: Codec, tables_len: usize) -> RecordHead {
-    let start = bytes.len();
-    let codec = compress(bytes, raw, codec);
-    let body = bytes.get(start..).unwrap_or_default();
+/// The head, without LSN and place, of a record whose head, tables and body are `bytes`.
+fn head_of(bytes: &[u8], kind: Kind, raw: &[u8], codec: Codec, tables_len: usize) -> RecordHead {
+    let body = bytes.get(RECORD_HEAD_LEN + tables_len..).unwrap_or_default();
     RecordHead {
         len: bytes.len() as u32,
         kind: kind as u8,
@@ -338,7 +357,8 @@ pub(super) fn encode_control<T: ControlBody>(kind: Kind, value: &T) -> (Vec<u8>,
     let raw = bincode::encode_to_vec(value, bincode::config::standard())
         .expect("encoding into a Vec fails only for types that control records do not hold (locks, cells, times)");
     let mut bytes = vec![0; RECORD_HEAD_LEN];
-    let head = append_body(&mut bytes, kind, &raw, Codec::Snappy, 0);
+    let codec = compress(&mut bytes, &raw, Codec::Snappy);
+    let head = head_of(&bytes, kind, &raw, codec, 0);
     (bytes, head)
 }
 

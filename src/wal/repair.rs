@@ -22,6 +22,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{channel, sync_channel};
 
 /// Why the log was not recovered. Nothing was changed on disk unless the text says so.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +82,9 @@ pub struct Recovered {
 /// What the metadata of a block segment counts for in the progress, in bytes of the write-ahead log.
 const FOOTER_WEIGHT: u64 = 1 << 20;
 
+/// Segments in memory while the log is replayed: one is applied, and the next ones are read.
+const READ_AHEAD: usize = 2;
+
 /// From so many bytes on, segments are read by several threads.
 pub(super) const WIDE: u64 = 32 << 20;
 
@@ -137,14 +141,12 @@ pub fn recover_doubting(
         plan.next_stream_id = 1;
     }
     let blocks_dir = options.blocks.dir.clone();
-    let retired = |number| plan.retired_blocks.contains(&number);
     let known = |id: u64, next_seq: u64| plan.definitions.get(&id).is_some_and(|d| d.next_seq >= next_seq);
     let mut read = || {
         done = total.min(done + FOOTER_WEIGHT);
         progress(done, total);
     };
-    let uncertain = plan.blocks_are_uncertain;
-    let mut blocks = RecoveredBlocks::read(&options, &plan.blocks, retired, uncertain, &known, &mut read)
+    let mut blocks = RecoveredBlocks::read(&options, &plan, &known, &mut read)
         .map_err(io_error("read the block log in", &blocks_dir))?;
     blocks.doubt(suspects);
     if plan.has_tail() && !blocks.found.definitions.is_empty() {
@@ -346,24 +348,38 @@ impl Recovered {
         numbers: &[u64],
         apply: &mut (dyn FnMut(ReplaySegment<'_>) + Send),
     ) -> Result<(), RecoverError> {
-        let mut reader = SegmentReader::new(&self.options);
         if self.bytes < WIDE {
+            let mut reader = SegmentReader::new(&self.options);
             for number in numbers {
                 let (number, records) = reader.records(*number, &self.plan)?;
                 apply(ReplaySegment { number, file: &reader.buffer, records });
             }
             return Ok(());
         }
-        let mut ahead = SegmentReader::new(&self.options);
-        let mut numbers = numbers.iter().copied();
-        let mut current = numbers.next().map(|n| ahead.records(n, &self.plan)).transpose()?;
-        while let Some((number, records)) = current {
-            std::mem::swap(&mut reader, &mut ahead);
-            let (file, next) = (&reader.buffer[..], numbers.next());
-            let read = || next.map(|n| ahead.records(n, &self.plan)).transpose();
-            current = rayon::join(read, || apply(ReplaySegment { number, file, records })).0?;
+        let (sender, receiver) = sync_channel(0);
+        let (give_back, spare) = channel();
+        for _ in 0..READ_AHEAD {
+            // The receiver is there.
+            let _ = give_back.send(SegmentReader::new(&self.options));
         }
-        Ok(())
+        // The channels end with this closure, and with them the thread, which a scope waits for.
+        std::thread::scope(move |scope| {
+            scope.spawn(move || {
+                for (number, mut reader) in numbers.iter().zip(spare) {
+                    let records = reader.records(*number, &self.plan);
+                    if sender.send((reader, records)).is_err() {
+                        return;
+                    }
+                }
+            });
+            for (reader, records) in receiver {
+                let (number, records) = records?;
+                apply(ReplaySegment { number, file: &reader.buffer, records });
+                // The thread has ended if there is no more to read.
+                let _ = give_back.send(reader);
+            }
+            Ok(())
+        })
     }
 
     /// Writes the tail again, removes what is left of unfinished segments, and opens the log for appending.

@@ -3,7 +3,8 @@
 use parking_lot::Mutex;
 use std::sync::mpsc::channel;
 
-/// Each worker may hold a whole segment in memory.
+/// Twice as many as the processors, up to this: while some wait for the disk, the others work. Each may hold a whole segment in
+/// memory.
 const MAX_WORKERS: usize = 4;
 
 /// Does `work` for each item, several at a time if it is `wide`, and gives the results in the order of the items. Each worker
@@ -15,7 +16,8 @@ pub(super) fn spread<T: Send, S, R: Send>(
     work: impl Fn(&mut S, T) -> R + Sync,
     mut done: impl FnMut(&R),
 ) -> Vec<R> {
-    let workers = if wide { std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS) } else { 1 };
+    let workers =
+        if wide { std::thread::available_parallelism().map_or(1, |n| 2 * usize::from(n)).min(MAX_WORKERS) } else { 1 };
     if workers == 1 {
         let mut state = state();
         let one = |item| {

@@ -145,6 +145,7 @@ static KEYS: &[Key] = table! {
     "limits_config.max_structured_metadata_size", "limits.max-structured-metadata-size", Bytes, limits.max_structured_metadata_size, "Largest metadata of an entry.";
     "limits_config.max_structured_metadata_entries_count", "limits.max-structured-metadata-entries-count", Int, limits.max_structured_metadata_entries_count, "Most pairs of metadata of an entry.";
     "limits_config.max_streams_per_user", "ingester.max-streams-per-user", Int, limits.max_streams_per_user, "Streams of a tenant in one ingester; 0 for no limit.";
+    "limits_config.max_blocks_size_per_user", "ingester.max-blocks-size-per-user", Bytes, limits.max_blocks_size_per_user, "Timberline's own: bytes of sealed blocks that a tenant may have on the disk of one ingester before its pushes get 429, so that no tenant fills the disk for all; 0 for no limit.";
     "limits_config.max_global_streams_per_user", "ingester.max-global-streams-per-user", Int, limits.max_global_streams_per_user, "Streams of a tenant over all ingesters; 0 for no limit.";
     "limits_config.per_stream_rate_limit", "ingester.per-stream-rate-limit", Bytes, limits.per_stream_rate_limit, "Rate of one stream, per second.";
     "limits_config.per_stream_rate_limit_burst", "ingester.per-stream-rate-limit-burst", Bytes, limits.per_stream_rate_limit_burst, "Largest burst of one stream above that rate.";
