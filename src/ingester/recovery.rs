@@ -184,6 +184,7 @@ impl Ingester<NilRecord> {
             needed
         };
         let numbers = recovered.needed(needed);
+        replay.expect();
         recovered.replay_segments(&numbers, &mut |segment| {
             replay.segment(&segment);
             done(segment.file.len() as u64);
@@ -393,18 +394,36 @@ struct Restored {
     unnamed_lines: u64,
 }
 
+impl Restored {
+    fn unnamed(&mut self, blocks: &[&FoundBlock]) {
+        self.unnamed_lines += blocks.iter().map(|b| u64::from(b.tables.entries)).sum::<u64>();
+    }
+}
+
+/// The stream of these blocks, which are of one.
+fn stream_id(blocks: &[&FoundBlock]) -> u64 {
+    blocks.first().map_or(u64::MAX, |b| b.tables.stream)
+}
+
 impl Restoring<'_> {
     fn shard(&self, shard: usize, shards: usize) -> Restored {
-        let mut by_stream: AHashMap<u64, Vec<&FoundBlock>> = AHashMap::new();
-        let blocks = self.recovered.blocks().blocks.iter();
-        for block in blocks.filter(|b| shard_of(b.tables.stream, shards) == shard) {
-            by_stream.entry(block.tables.stream).or_default().push(block);
-        }
+        // Both in the order of stream ids: faster than maps of a hundred thousand streams.
+        let is_ours = |id: u64| shard_of(id, shards) == shard;
+        let blocks = self.recovered.blocks().blocks.iter().filter(|b| is_ours(b.tables.stream));
+        let mut blocks: Vec<&FoundBlock> = blocks.collect();
+        blocks.sort_unstable_by_key(|b| (b.tables.stream, b.tables.first_seq));
+        let mut by_stream = blocks.chunk_by(|a, b| a.tables.stream == b.tables.stream).peekable();
+        let mut definitions: Vec<(&u64, &SeriesDef)> =
+            self.plan.definitions.iter().filter(|(id, _)| is_ours(**id)).collect();
+        definitions.sort_unstable_by_key(|(id, _)| **id);
         let mut out = Restored::default();
         let nothing = Decided::default();
-        for (id, definition) in self.plan.definitions.iter().filter(|(id, _)| shard_of(**id, shards) == shard) {
+        for (id, definition) in definitions {
+            while let Some(unnamed) = by_stream.next_if(|b| stream_id(b) < *id) {
+                out.unnamed(unnamed);
+            }
             let settled_seq = if self.sound { definition.settled_seq } else { 0 };
-            let blocks = by_stream.remove(id).unwrap_or_default();
+            let blocks = by_stream.next_if(|b| stream_id(b) == *id).unwrap_or_default().to_vec();
             let decided = self.decided.get(id).unwrap_or(&nothing);
             if blocks.is_empty() && decided.flushed.is_empty() && settled_seq == 0 {
                 continue;
@@ -415,7 +434,7 @@ impl Restoring<'_> {
                 out.streams.push(stream);
             }
         }
-        out.unnamed_lines = by_stream.values().flatten().map(|b| u64::from(b.tables.entries)).sum();
+        by_stream.for_each(|b| out.unnamed(b));
         out
     }
 }
@@ -506,6 +525,14 @@ impl Replay<'_> {
                 self.streams.insert(stream.id(), stream);
             }
         }
+    }
+
+    /// Tells streams how far their entries go in the log.
+    fn expect(&self) {
+        self.plan.contents.par_iter().for_each(|contents| {
+            let known = contents.streams.iter().filter_map(|(id, end)| Some((self.streams.get(id)?, *end)));
+            known.for_each(|(stream, end)| stream.expect(end));
+        });
     }
 
     /// Is there an entry in a segment that is not in a block or applied? If not, it is not even read.

@@ -82,6 +82,8 @@ struct Content {
     later: VecDeque<Range<u64>>,
     /// Chunks in the object store whose blocks are still in segments of the block log.
     flushed: BTreeMap<u64, Vec<u64>>,
+    /// A replay goes on to this seq, about.
+    replayed_to: u64,
     /// The sealer has the stream in its queue.
     queued: bool,
     /// When the last entry was applied.
@@ -207,6 +209,12 @@ impl Stream {
         self.content.lock().next_seq
     }
 
+    /// A replay will apply entries up to this seq, so that a head grows once and not with each record.
+    pub(super) fn expect(&self, end_seq: u64) {
+        let mut content = self.content.lock();
+        content.replayed_to = content.replayed_to.max(end_seq);
+    }
+
     /// The stream's lines of `start <= timestamp < end` and more, in the order of arrival, as they are now. The open head
     /// is copied, within the range only.
     pub fn parts(&self, start: i64, end: i64) -> Vec<Part> {
@@ -248,8 +256,8 @@ impl Stream {
         let before = content.head.memory();
         // A head takes a block only, and an entry takes three bytes at least.
         let room = state.config.chunk_block_size.saturating_sub(content.head.uncompressed_size());
-        let bytes = (row.part_len as usize).min(room);
-        content.head.reserve((row.count as usize).min(bytes / 3), bytes);
+        let (entries, bytes) = content.expects(row, room);
+        content.head.reserve(entries, bytes);
         let mut frozen_bytes = 0;
         let (mut oldest, mut newest) = self.bounds();
         for (entry, seq) in part.zip(row.first_seq..) {
@@ -444,6 +452,7 @@ impl Stream {
             content.pass(end, newest);
         }
         content.next_seq = content.next_seq.max(next_seq);
+        content.replayed_to = 0;
         if content.head.is_empty() && content.sealing.is_empty() {
             content.head_first = content.next_seq;
         }
@@ -539,9 +548,21 @@ impl Content {
             last: None,
             later: VecDeque::new(),
             flushed: BTreeMap::new(),
+            replayed_to: 0,
             queued: false,
             touched: Instant::now(),
         }
+    }
+
+    /// Entries and bytes that come to the head now, with those that a replay will bring, if they are like these; no more than `room`.
+    fn expects(&self, row: &TableRow, room: usize) -> (usize, usize) {
+        let (count, len) = (u128::from(row.count.max(1)), u128::from(row.part_len));
+        // Where blocks come between, after damage, most of them are in those.
+        let to_come = if self.later.is_empty() { self.replayed_to.saturating_sub(row.first_seq) } else { 0 };
+        let entries = u128::from(to_come).max(count);
+        let bytes = usize::try_from(entries * len / count).unwrap_or(usize::MAX).min(room);
+        // An entry takes three bytes at least.
+        (usize::try_from(entries).unwrap_or(usize::MAX).min(bytes / 3), bytes)
     }
 
     fn note_flushed(&mut self, number: u64, places: &[BlockPlace]) {

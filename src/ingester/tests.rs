@@ -6,6 +6,7 @@ use crate::wal::{ChunkClosed, Cut, Decision, Kind, Quarantine, RecordScan, Table
 use prometheus::{CounterVec, Opts, Registry};
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Instant;
 
 const A: &str = "iK2ZWeqhFWCEPyYngFb51yBMWXaSCrUZoL8g5ubbbPIa84yRnBUbHoWC8FJowoRo";
 const B: &str = "iK2ZWe4ADBmK93YngFb51yBMWXaSCrUZoL8g5uD7fsyIt3yRnBUbHoWC8FJowoRo";
@@ -297,6 +298,46 @@ async fn small_heads_are_carried_once_for_each_round_of_the_log() {
     ingester.stop();
 }
 
+/// What is needed takes more of the log than cleaning leaves: it is written again once in a while, not all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_does_not_get_smaller_is_left_alone_for_a_while() {
+    let tmp = tempfile::tempdir().unwrap();
+    let config = IngesterConfig {
+        wal_max_size: 16 << 20,
+        heads_budget: 64 << 20,
+        chunk_block_size: 1 << 20,
+        wal_codec: Codec::None,
+        ..config(tmp.path())
+    };
+    let (ingester, _) = start(config, Overrides::default());
+    // Three quarters of the log, in heads that are carried and not sealed.
+    let mut needed = 0;
+    let until = Instant::now() + Duration::from_secs(30);
+    for n in 0..540u64 {
+        let texts: Vec<(i64, String)> = (0..24).map(|i| (i, noise(n * 24 + i as u64, 1000))).collect();
+        let lines: Vec<(i64, &str)> = texts.iter().map(|(at, text)| (*at, text.as_str())).collect();
+        let name = format!("s{n}");
+        // The log may be full for a moment, because what is carried is in it twice.
+        while store(&ingester, &[(&[("app", name.as_str())], &lines)]).await.is_err() {
+            assert!(Instant::now() < until, "the log stays full");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        needed += 24_000;
+    }
+    let metrics = &ingester.state.metrics;
+    while metrics.wal_carried_bytes.get() < needed / 2 {
+        assert!(Instant::now() < until, "nothing is carried");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = metrics.wal_carried_bytes.get();
+    assert!(ingester.log.wal.retention().needs_cleaning(), "the log is smaller than this test needs it");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let carried = metrics.wal_carried_bytes.get() - before;
+    assert!(carried < 2 * needed, "{carried} bytes were carried of {needed} that are needed");
+    ingester.stop();
+}
+
 /// A crash may leave copies of a decision in several segments. They must not be written again from each of them for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_of_decisions_come_to_an_end() {
@@ -311,7 +352,7 @@ async fn copies_of_decisions_come_to_an_end() {
         ingester.log.wal.decide(vec![Decision::ChunkClosed(closed); 15_000]).unwrap();
     }
     let retention = ingester.log.wal.retention();
-    let until = std::time::Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(20);
     while retention.needs_cleaning() {
         assert!(std::time::Instant::now() < until, "the log is cleaned for ever");
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -10,8 +10,7 @@ use super::format::{
 use super::group::GroupBuilder;
 use super::plan::Plan;
 use super::record::{
-    BlockTables, BlocksSynced, ChunkClosed, Footer, FooterRef, SeriesDef, SeriesRef, borrow_control, decode_control,
-    decompress_body,
+    BlockTables, BlocksSynced, ChunkClosed, Footer, FooterRef, SeriesDef, decode_control, decompress_body,
 };
 use super::repair::WIDE;
 use super::scan::Damage;
@@ -950,7 +949,7 @@ impl<'a> Reading<'a> {
         if synced.footer > 0 {
             let sound = read_footer(&*file, &header, synced.footer, synced.end, |footer| {
                 let fresh = footer.definitions.iter().filter(|d| !(self.known)(d.id, d.next_seq));
-                self.found.definitions.extend(fresh.map(SeriesRef::to_owned));
+                self.found.definitions.extend(fresh.filter_map(|d| d.decode().ok()));
                 used = self.blocks(&header, footer.blocks.iter().copied());
             })?;
             if sound {
@@ -1049,7 +1048,7 @@ fn read_footer(
         let body = record.get(RECORD_HEAD_LEN..head.len as usize)?;
         let sound = head.known_kind() == Some(Kind::Footer) && head.tables_len == 0 && crc32(&[body]) == head.body_crc;
         let raw = if sound { decompress_body(&head, body).ok()? } else { return None };
-        borrow_control(Kind::Footer, &raw).ok().map(take)
+        FooterRef::decode(&raw).ok().map(take)
     };
     Ok(parse().is_some())
 }

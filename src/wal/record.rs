@@ -374,16 +374,6 @@ pub fn decode_control<T: bincode::Decode<()>>(head: &RecordHead, stored: &[u8]) 
     only_value(name, &raw, decoded)
 }
 
-/// As [`decode_control`], of a decompressed body and without copies.
-///
-/// # Errors
-/// The body does not hold exactly one value of the type.
-pub(super) fn borrow_control<'a, T: bincode::BorrowDecode<'a, ()>>(kind: Kind, raw: &'a [u8]) -> Result<T, BodyError> {
-    const LIMIT: usize = MAX_RECORD_LEN as usize;
-    let decoded = bincode::borrow_decode_from_slice(raw, bincode::config::standard().with_limit::<LIMIT>());
-    only_value(kind.name(), raw, decoded)
-}
-
 fn only_value<T>(
     name: &'static str,
     raw: &[u8],
@@ -675,29 +665,103 @@ pub struct Footer {
 }
 
 /// A [`Footer`] without copies: most of what it tells is known already when a log is recovered.
-#[derive(Debug, bincode::BorrowDecode)]
+#[derive(Debug)]
 pub(super) struct FooterRef<'a> {
     pub definitions: Vec<SeriesRef<'a>>,
+    /// Offset, length and tables of each block.
     pub blocks: Vec<(u64, u32, &'a [u8])>,
 }
 
-/// A [`SeriesDef`] without copies.
-#[derive(Debug, bincode::BorrowDecode)]
-pub(super) struct SeriesRef<'a> {
-    pub id: u64,
-    tenant: &'a str,
-    labels: Vec<(&'a str, &'a str)>,
-    fingerprint: u64,
-    pub next_seq: u64,
-    settled_seq: u64,
+impl<'a> FooterRef<'a> {
+    /// # Errors
+    /// The body does not hold exactly one footer.
+    pub fn decode(raw: &'a [u8]) -> Result<Self, BodyError> {
+        let mut c = Cursor::new(raw);
+        let definitions = SeriesRef::list(&mut c)?;
+        let count = int(&mut c)?;
+        let mut blocks = Vec::new();
+        for _ in 0..count {
+            let (offset, len) = (int(&mut c)?, int(&mut c)?);
+            let len = u32::try_from(len).map_err(|_| BodyError::Inconsistent("a block is longer than 4 GiB"))?;
+            blocks.push((offset, len, bytes(&mut c)?));
+        }
+        nothing_left(&c)?;
+        Ok(Self { definitions, blocks })
+    }
 }
 
-impl SeriesRef<'_> {
-    pub fn to_owned(&self) -> SeriesDef {
-        let Self { id, tenant, ref labels, fingerprint, next_seq, settled_seq } = *self;
-        let labels = labels.iter().map(|(n, v)| ((*n).to_string(), (*v).to_string())).collect();
-        SeriesDef { id, tenant: tenant.to_string(), labels, fingerprint, next_seq, settled_seq }
+/// A [`SeriesDef`] that was passed over: each segment defines its streams again, so most that a start meets are known already.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SeriesRef<'a> {
+    pub id: u64,
+    pub next_seq: u64,
+    whole: &'a [u8],
+}
+
+impl<'a> SeriesRef<'a> {
+    /// All definitions in the body of a Series record.
+    ///
+    /// # Errors
+    /// The body does not hold exactly one list of them.
+    pub fn all(raw: &'a [u8]) -> Result<Vec<Self>, BodyError> {
+        let mut c = Cursor::new(raw);
+        let out = Self::list(&mut c)?;
+        nothing_left(&c)?;
+        Ok(out)
     }
+
+    fn list(c: &mut Cursor<'a>) -> Result<Vec<Self>, DecodeError> {
+        let count = int(c)?;
+        let mut out = Vec::new();
+        for _ in 0..count {
+            out.push(Self::pass(c)?);
+        }
+        Ok(out)
+    }
+
+    /// The fields of a [`SeriesDef`], in its order.
+    fn pass(c: &mut Cursor<'a>) -> Result<Self, DecodeError> {
+        let mut start = c.clone();
+        let id = int(c)?;
+        bytes(c)?;
+        for _ in 0..int(c)? {
+            bytes(c)?;
+            bytes(c)?;
+        }
+        int(c)?;
+        let next_seq = int(c)?;
+        int(c)?;
+        let whole = start.bytes(start.remaining() - c.remaining())?;
+        Ok(Self { id, next_seq, whole })
+    }
+
+    /// # Errors
+    /// A text is not UTF-8.
+    pub fn decode(&self) -> Result<SeriesDef, BodyError> {
+        let decoded = bincode::decode_from_slice(self.whole, bincode::config::standard());
+        only_value(Kind::Series.name(), self.whole, decoded)
+    }
+}
+
+/// An *int* of section 5.2.
+fn int(c: &mut Cursor<'_>) -> Result<u64, DecodeError> {
+    match c.u8()? {
+        small @ 0..=250 => Ok(small.into()),
+        251 => c.u16().map(u64::from),
+        252 => c.u32().map(u64::from),
+        253 => c.u64(),
+        _ => Err(DecodeError::Varint),
+    }
+}
+
+/// A *string*, or bytes, of section 5.2.
+fn bytes<'a>(c: &mut Cursor<'a>) -> Result<&'a [u8], DecodeError> {
+    let len = int(c)?;
+    c.bytes(usize::try_from(len).map_err(|_| DecodeError::Truncated)?)
+}
+
+fn nothing_left(c: &Cursor<'_>) -> Result<(), BodyError> {
+    if c.remaining() == 0 { Ok(()) } else { Err(BodyError::Inconsistent("bytes are left over")) }
 }
 
 /// The tables of a Block record: everything that is known of a block without its bytes.
@@ -934,5 +998,44 @@ mod tests {
         let longer = [&bytes[48..], &[0]].concat();
         let head = RecordHead { raw_len: head.raw_len + 1, ..head };
         assert!(decode_control::<Open>(&head, &longer).is_err());
+    }
+
+    fn definitions() -> impl Strategy<Value = Vec<SeriesDef>> {
+        let number =
+            || prop_oneof![0u64..300, any::<u64>(), any::<u16>().prop_map(u64::from), any::<u32>().prop_map(u64::from)];
+        let text = || prop_oneof!["[a-zé]{0,5}", "[a-z]{240,270}"];
+        let labels = prop::collection::vec((text(), text()), 0..4);
+        let one = (number(), text(), labels, number(), number(), number());
+        let make = |(id, tenant, labels, fingerprint, next_seq, settled_seq)| SeriesDef {
+            id,
+            tenant,
+            labels,
+            fingerprint,
+            next_seq,
+            settled_seq,
+        };
+        prop::collection::vec(one.prop_map(make), 0..6)
+    }
+
+    proptest! {
+        /// What is passed over is what decodes, whole, cut, and with bytes changed.
+        #[test]
+        fn definitions_are_passed_over_as_they_decode(given in definitions(), at in any::<prop::sample::Index>(), to: u8, cut: bool) {
+            let config = bincode::config::standard;
+            let mut raw = bincode::encode_to_vec(&given, config()).unwrap();
+            let read = |raw: &[u8]| -> Option<Vec<SeriesDef>> {
+                SeriesRef::all(raw).ok()?.iter().map(|d| d.decode().ok().filter(|s| (s.id, s.next_seq) == (d.id, d.next_seq))).collect()
+            };
+            prop_assert_eq!(read(&raw), Some(given.clone()));
+            let footer = Footer { definitions: given.clone(), blocks: vec![(u64::MAX, 7, raw.clone()), (1, u32::MAX, vec![])] };
+            let packed = bincode::encode_to_vec(&footer, config()).unwrap();
+            let passed = FooterRef::decode(&packed).unwrap();
+            prop_assert_eq!(passed.blocks, [(u64::MAX, 7, &raw[..]), (1, u32::MAX, &[][..])]);
+            prop_assert_eq!(passed.definitions.len(), given.len());
+            let place = at.index(raw.len());
+            if cut { raw.truncate(place) } else { raw[place] = to }
+            let whole = bincode::decode_from_slice::<Vec<SeriesDef>, _>(&raw, config().with_limit::<{ 1 << 20 }>());
+            prop_assert_eq!(read(&raw), whole.ok().filter(|(_, used)| *used == raw.len()).map(|(all, _)| all));
+        }
     }
 }
