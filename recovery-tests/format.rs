@@ -634,7 +634,7 @@ fn by_the_crate(files: &[(u64, Vec<u8>)]) -> Printed {
         for record in plan.records(*number, &scan) {
             let tenant = Tables::decode(record.head.tables(file, record.offset)).unwrap().tenant.to_string();
             let mut lines = support::Lines::new();
-            support::decode_record(&record, file, &mut lines);
+            support::decode_record(&record, &file[record.offset as usize..], &mut lines);
             for ((id, seq), (timestamp, line, metadata)) in lines {
                 let labels = plan.definitions[&id].labels.iter().map(|(n, v)| format!("{n}={v:?}"));
                 let labels = labels.collect::<Vec<_>>().join(",");
@@ -889,20 +889,18 @@ fn both_by_the_crate(dir: &Path) -> Printed {
         settled.push((tables.stream, tables.first_seq..tables.end_seq));
     }
     let mut next: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut apply = |segment: ReplaySegment<'_>| {
-        for record in &segment.records {
-            let tenant = Tables::decode(record.head.tables(segment.file, record.offset)).unwrap().tenant.to_string();
-            let mut lines = support::Lines::new();
-            support::decode_record(record, segment.file, &mut lines);
-            for ((id, seq), (timestamp, line, metadata)) in lines {
-                let next = next.entry(id).or_default();
-                if settled.iter().any(|(of, seqs)| *of == id && seqs.contains(&seq)) || seq < *next {
-                    continue;
-                }
-                *next = seq + 1;
-                let (_, labels) = labels(id).unwrap();
-                out.insert(print(id, seq, &tenant, &labels, timestamp, &line, &metadata));
+    let mut apply = |record: &RecordRef, bytes: &[u8]| {
+        let tenant = Tables::decode(record.head.tables(bytes, 0)).unwrap().tenant.to_string();
+        let mut lines = support::Lines::new();
+        support::decode_record(record, bytes, &mut lines);
+        for ((id, seq), (timestamp, line, metadata)) in lines {
+            let next = next.entry(id).or_default();
+            if settled.iter().any(|(of, seqs)| *of == id && seqs.contains(&seq)) || seq < *next {
+                continue;
             }
+            *next = seq + 1;
+            let (_, labels) = labels(id).unwrap();
+            out.insert(print(id, seq, &tenant, &labels, timestamp, &line, &metadata));
         }
     };
     recovered.replay_carried(&mut apply).unwrap();

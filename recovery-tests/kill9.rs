@@ -254,12 +254,10 @@ fn check_log(data: &Path) -> Vec<String> {
         ranges.entry(t.stream).or_default().push((t.first_seq, t.end_seq, "block"));
     }
     recovered
-        .replay(&mut |segment| {
-            for record in &segment.records {
-                let kind = if record.head.flags & wal::format::FLAG_CARRIED == 0 { "push" } else { "carried" };
-                for row in wal::Tables::decode(record.head.tables(segment.file, record.offset)).unwrap().rows {
-                    ranges.entry(row.stream).or_default().push((row.first_seq, row.end_seq(), kind));
-                }
+        .replay(&mut |record, bytes| {
+            let kind = if record.head.flags & wal::format::FLAG_CARRIED == 0 { "push" } else { "carried" };
+            for row in wal::Tables::decode(record.head.tables(bytes, 0)).unwrap().rows {
+                ranges.entry(row.stream).or_default().push((row.first_seq, row.end_seq(), kind));
             }
         })
         .unwrap();

@@ -76,7 +76,7 @@ fn read<'a>(plan: &Plan, file: impl Fn(u64) -> Option<&'a [u8]>) -> Lines {
     for (number, _) in &plan.replay {
         let Some(bytes) = file(*number) else { continue };
         let Ok(scan) = scan_segment(bytes) else { continue };
-        plan.records(*number, &scan).iter().for_each(|r| decode_record(r, bytes, &mut out));
+        plan.records(*number, &scan).iter().for_each(|r| decode_record(r, &bytes[r.offset as usize..], &mut out));
     }
     out
 }
@@ -113,7 +113,7 @@ impl Fixture {
                     let mut keys = Lines::new();
                     if r.head.kind == 2 {
                         let r = RecordRef { segment: *number, offset: r.offset, head: r.head };
-                        decode_record(&r, bytes, &mut keys);
+                        decode_record(&r, &bytes[r.offset as usize..], &mut keys);
                     }
                     let range = r.offset..r.offset + u64::from(r.head.len);
                     records.push((*number, range, keys.into_keys().collect()));

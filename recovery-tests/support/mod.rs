@@ -276,15 +276,16 @@ pub fn note(push: &Push, rows: &[TableRow], into: &mut Lines) {
 /// All lines that recovery hands to `apply`; a (stream, seq) that comes twice fails the test.
 pub fn lines_of(recovered: &Recovered) -> Lines {
     let mut out = Lines::new();
-    recovered.replay(&mut |s| s.records.iter().for_each(|r| decode_record(r, s.file, &mut out))).unwrap();
+    recovered.replay(&mut |r, bytes| decode_record(r, bytes, &mut out)).unwrap();
     out
 }
 
-pub fn decode_record(r: &RecordRef, file: &[u8], out: &mut Lines) {
-    let raw = decompress_body(&r.head, r.head.body(file, r.offset)).unwrap();
+/// The lines of a record, whose bytes these are.
+pub fn decode_record(r: &RecordRef, bytes: &[u8], out: &mut Lines) {
+    let raw = decompress_body(&r.head, r.head.body(bytes, 0)).unwrap();
     let body = BodyView::new(&raw).unwrap();
     let mut start = 0;
-    for row in &Tables::decode(r.head.tables(file, r.offset)).unwrap().rows {
+    for row in &Tables::decode(r.head.tables(bytes, 0)).unwrap().rows {
         for (seq, entry) in (row.first_seq..).zip(body.part(start, row).unwrap()) {
             let entry = entry.unwrap();
             let symbol = |i: u32| body.symbols()[i as usize].to_vec();

@@ -15,21 +15,21 @@ use crate::planted::{Bug, is};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
     BlockLogOptions, BlockPlace, BlockStore, BodyView, Contents, Cut, DamageReport, FoundBlock, Hold, Plan, Quarantine,
-    RecordRef, RecoverError, Recovered, ReplaySegment, SeriesDef, Side, StreamLog, TableRow, Tables, WalOptions,
+    RecordHead, RecoverError, Recovered, ReplaySegment, SeriesDef, Side, StreamLog, TableRow, Tables, WalOptions,
     decompress_body_into, recover_doubting,
 };
 use ahash::AHashMap;
 use rayon::prelude::*;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Records are decompressed and applied in batches of about this many bytes: what was decompressed is still cached when
-/// it is applied.
-const BATCH: usize = 4 << 20;
+/// Records are decompressed and applied in batches of about this many stored bytes: what was decompressed is still cached
+/// when it is applied.
+const BATCH: usize = 2 << 20;
 /// Fewer blocks are not worth a thread.
 const FEW_BLOCKS: usize = 10_000;
 
@@ -160,7 +160,8 @@ impl Ingester<NilRecord> {
             state: &state,
             plan: &recovered.plan,
             streams: AHashMap::new(),
-            bodies: Vec::new(),
+            made: Vec::new(),
+            slots: Vec::new(),
             report: RecoveryReport::default(),
         };
         replay.report.read_seconds = started.elapsed().as_secs_f64();
@@ -172,7 +173,8 @@ impl Ingester<NilRecord> {
         progress.done.store(half, Ordering::Relaxed);
         state.metrics.replay_bytes_total.set(i64::try_from(total).unwrap_or(i64::MAX));
         // Entries that were carried to a newer segment come first: those behind them have smaller LSNs.
-        recovered.replay_carried(&mut |segment| replay.segment(&segment))?;
+        replay.make_streams();
+        recovered.carried().try_for_each(|segment| replay.segment(&segment?))?;
         let done = |len: u64| {
             let share = u128::from(len) * u128::from(half) / u128::from(total);
             progress.done.fetch_add(share as u64, Ordering::Relaxed);
@@ -184,10 +186,11 @@ impl Ingester<NilRecord> {
             needed
         };
         let numbers = recovered.needed(needed);
-        replay.expect();
-        recovered.replay_segments(&numbers, &mut |segment| {
-            replay.segment(&segment);
-            done(segment.file.len() as u64);
+        recovered.segments(numbers).try_for_each(|segment| {
+            let segment = segment?;
+            replay.segment(&segment)?;
+            done(segment.file_len);
+            Ok::<_, RecoverError>(())
         })?;
         let may_go_on = recovered.may_go_on();
         let admits = |id: u64| may_go_on.as_ref().is_none_or(|known| known.contains(&id));
@@ -246,9 +249,17 @@ struct Replay<'a> {
     state: &'a Arc<State>,
     plan: &'a Plan,
     streams: AHashMap<u64, Arc<Stream>>,
-    /// Decompressed bodies of a batch; their memory is used again.
-    bodies: Vec<Body>,
+    /// Those of them of which nothing was known but a definition.
+    made: Vec<u64>,
+    slots: Vec<Slot>,
     report: RecoveryReport,
+}
+
+/// Buffers for a run of records; their memory is used again.
+#[derive(Default)]
+struct Slot {
+    stored: Vec<u8>,
+    bodies: Vec<Body>,
 }
 
 /// A decompressed body, or the side of it that is needed, if it is sound.
@@ -261,12 +272,10 @@ struct Body {
 }
 
 impl Body {
-    fn decompress(&mut self, part: &Part<'_>) {
-        let Part { record, cut, stored, .. } = part;
+    fn decompress(&mut self, head: &RecordHead, stored: &[u8], sides: Option<(Cut, (Option<Side>, Option<Side>))>) {
         self.shift = 0;
-        let sides = cut.map(|cut| (cut, part.needed_sides(cut)));
         if let Some((cut, (Some(side), None) | (None, Some(side)))) = sides {
-            self.sound = cut.decompress(side, record.head.raw_len, stored, &mut self.raw).is_ok();
+            self.sound = cut.decompress(side, head.raw_len, stored, &mut self.raw).is_ok();
             self.shift = cut.shift(side);
             if self.sound {
                 return;
@@ -274,7 +283,7 @@ impl Body {
             // A cut only saves time: the body may hold without it.
             self.shift = 0;
         }
-        self.sound = decompress_body_into(&record.head, stored, &mut self.raw).is_ok();
+        self.sound = decompress_body_into(head, stored, &mut self.raw).is_ok();
     }
 }
 
@@ -463,21 +472,22 @@ fn merged(mut ranges: Vec<Range<u64>>) -> VecDeque<Range<u64>> {
 /// A record with the rows of its table that are needed: those whose entries are not all in blocks, in the object store, or
 /// applied already.
 struct Part<'a> {
-    record: RecordRef,
     /// With their streams, and where their parts begin in the body.
-    rows: Vec<(TableRow, Arc<Stream>, usize)>,
-    /// Lines of streams that no definition names.
-    unattributed: u64,
-    cut: Option<Cut>,
-    stored: &'a [u8],
+    rows: Vec<(TableRow, &'a Arc<Stream>, usize)>,
+    body: &'a Body,
 }
 
-impl Part<'_> {
-    /// The sides of the cut on which there is something to apply.
-    fn needed_sides(&self, cut: Cut) -> (Option<Side>, Option<Side>) {
-        let has = |side| self.rows.iter().any(|(_, _, start)| cut.side(*start) == side).then_some(side);
-        (has(Side::Before), has(Side::Behind))
-    }
+/// What a run holds.
+struct Run<'a> {
+    parts: Vec<Part<'a>>,
+    /// Lines of streams that no definition names.
+    unattributed: u64,
+}
+
+/// The sides of the cut on which there is something to apply.
+fn needed_sides(cut: Cut, rows: &[(TableRow, &Arc<Stream>, usize)]) -> (Option<Side>, Option<Side>) {
+    let has = |side| rows.iter().any(|(_, _, start)| cut.side(*start) == side).then_some(side);
+    (has(Side::Before), has(Side::Behind))
 }
 
 impl Replay<'_> {
@@ -527,12 +537,25 @@ impl Replay<'_> {
         }
     }
 
-    /// Tells streams how far their entries go in the log.
-    fn expect(&self) {
-        self.plan.contents.par_iter().for_each(|contents| {
-            let known = contents.streams.iter().filter_map(|(id, end)| Some((self.streams.get(id)?, *end)));
-            known.for_each(|(stream, end)| stream.expect(end));
-        });
+    /// Makes the streams that are in the log alone, from any surviving definition, and tells all of them how far their
+    /// entries go in the log.
+    fn make_streams(&mut self) {
+        let ends = self.plan.contents.iter().flat_map(|c| c.streams.iter().map(|(id, end)| (*id, *end)));
+        let mut ends: Vec<(u64, u64)> = ends.collect();
+        ends.par_sort_unstable();
+        let of_one = ends.chunk_by(|a, b| a.0 == b.0).filter_map(|of_one| of_one.last());
+        let ends: Vec<(u64, u64)> = of_one.copied().collect();
+        let make = |(id, end): (u64, u64)| {
+            let known = self.streams.get(&id);
+            known.inspect(|stream| stream.expect(end));
+            let definition = if known.is_none() { self.plan.definitions.get(&id) } else { None };
+            let made = stream_of(self.state, definition?)?;
+            made.expect(end);
+            Some((id, made))
+        };
+        let made: Vec<(u64, Arc<Stream>)> = ends.into_par_iter().filter_map(make).collect();
+        self.made = made.iter().map(|(id, _)| *id).collect();
+        self.streams.extend(made);
     }
 
     /// Is there an entry in a segment that is not in a block or applied? If not, it is not even read.
@@ -540,69 +563,91 @@ impl Replay<'_> {
         contents.streams.iter().any(|(id, end)| self.streams.get(id).is_none_or(|s| s.next_seq() < *end))
     }
 
-    fn segment(&mut self, segment: &ReplaySegment<'_>) {
-        let tables = |r: &RecordRef| Some((*r, Tables::decode(r.head.tables(segment.file, r.offset)).ok()?));
-        let records: Vec<(RecordRef, Tables<'_>)> = segment.records.par_iter().filter_map(tables).collect();
-        self.make_streams(&records);
-        let part = |(record, tables)| self.part(segment.file, record, tables);
-        let mut parts: Vec<Part<'_>> = records.into_par_iter().map(part).collect();
-        self.report.unattributed_lines += parts.iter().map(|p| p.unattributed).sum::<u64>();
-        parts.retain(|p| !p.rows.is_empty());
-        let mut rest = &parts[..];
+    fn segment(&mut self, segment: &ReplaySegment) -> Result<(), RecoverError> {
+        let runs = segment.runs();
+        let mut rest = &runs[..];
         while !rest.is_empty() {
             let mut bytes = 0;
-            let fits = |p: &&Part<'_>| {
-                bytes += p.record.head.raw_len as usize;
+            let fits = |run: &&Range<usize>| {
+                bytes += segment.len_of(run);
                 bytes <= BATCH
             };
             let (batch, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-            self.apply(batch);
+            self.batch(segment, batch)?;
             rest = later;
         }
+        Ok(())
     }
 
-    /// Makes the streams of these records that are not there, from any surviving definition.
-    fn make_streams(&mut self, records: &[(RecordRef, Tables<'_>)]) {
-        let ids = records.par_iter().flat_map_iter(|(_, tables)| tables.rows.iter().map(|row| row.stream));
-        let missing: HashSet<u64> = ids.filter(|id| !self.streams.contains_key(id)).collect();
-        let defined = missing.iter().filter_map(|id| self.plan.definitions.get(id));
-        self.streams.extend(defined.filter_map(|d| Some((d.id, stream_of(self.state, d)?))));
-    }
-
-    fn part<'f>(&self, file: &'f [u8], record: RecordRef, tables: Tables<'_>) -> Part<'f> {
-        let (mut start, mut unattributed) = (0, 0);
-        let mut rows = Vec::new();
-        for row in tables.rows {
-            match self.streams.get(&row.stream) {
-                Some(stream) if stream.next_seq() >= row.end_seq() && !is(Bug::AppliedTwice) => {}
-                Some(stream) => rows.push((row, stream.clone(), start)),
-                None => unattributed += u64::from(row.count),
-            }
-            start += row.part_len as usize;
+    fn batch(&mut self, segment: &ReplaySegment, runs: &[Range<usize>]) -> Result<(), RecoverError> {
+        let mut slots = std::mem::take(&mut self.slots);
+        if slots.len() < runs.len() {
+            slots.resize_with(runs.len(), Slot::default);
         }
-        let stored = record.head.body(file, record.offset);
-        Part { record, rows, unattributed, cut: Cut::find(tables.extension), stored }
-    }
-
-    fn apply(&mut self, batch: &[Part<'_>]) {
-        let threads = self.state.config.threads.max(1);
-        if self.bodies.len() < batch.len() {
-            self.bodies.resize_with(batch.len(), Body::default);
-        }
-        batch.par_iter().zip(&mut self.bodies).for_each(|(part, body)| body.decompress(part));
-        let state = self.state;
-        let bodies = &self.bodies[..];
+        let load = |(run, slot)| self.load(segment, run, slot);
+        let loaded: Result<Vec<Run<'_>>, RecoverError> = runs.par_iter().zip(&mut slots).map(load).collect();
+        let loaded = loaded?;
+        let (state, threads) = (self.state, self.state.config.threads.max(1));
         let shards = (0..threads).into_par_iter();
-        let totals: Vec<(u64, u64)> = shards.map(|n| apply_shard(state, batch, bodies, n, threads)).collect();
+        let totals: Vec<(u64, u64)> = shards.map(|n| apply_shard(state, &loaded, n, threads)).collect();
+        self.report.unattributed_lines += loaded.iter().map(|run| run.unattributed).sum::<u64>();
         for (lines, bytes) in totals {
             self.report.lines += lines;
             self.report.line_bytes += bytes;
         }
+        self.slots = slots;
+        Ok(())
+    }
+
+    /// Reads a run and decompresses what is needed of it.
+    fn load<'a>(
+        &'a self,
+        segment: &ReplaySegment,
+        run: &Range<usize>,
+        slot: &'a mut Slot,
+    ) -> Result<Run<'a>, RecoverError> {
+        let records = segment.read(run, &mut slot.stored)?;
+        if slot.bodies.len() < records.len() {
+            slot.bodies.resize_with(records.len(), Body::default);
+        }
+        let mut out = Run { parts: Vec::with_capacity(records.len()), unattributed: 0 };
+        for ((record, bytes), body) in records.into_iter().zip(&mut slot.bodies) {
+            // What does not decode is damage, and told as that.
+            let Ok(tables) = Tables::decode(record.head.tables(bytes, 0)) else { continue };
+            let (rows, unattributed) = self.needed_rows(tables.rows);
+            out.unattributed += unattributed;
+            if !rows.is_empty() {
+                let sides = Cut::find(tables.extension).map(|cut| (cut, needed_sides(cut, &rows)));
+                body.decompress(&record.head, record.head.body(bytes, 0), sides);
+                out.parts.push(Part { rows, body });
+            }
+        }
+        Ok(out)
+    }
+
+    /// The rows that are needed, with their streams and where their parts begin in the body, and how many lines no definition names.
+    fn needed_rows(&self, all: Vec<TableRow>) -> (Vec<(TableRow, &Arc<Stream>, usize)>, u64) {
+        let (mut start, mut unattributed) = (0, 0);
+        let mut rows = Vec::new();
+        for row in all {
+            let len = row.part_len as usize;
+            match self.streams.get(&row.stream) {
+                Some(stream) if stream.next_seq() >= row.end_seq() && !is(Bug::AppliedTwice) => {}
+                Some(stream) => rows.push((row, stream, start)),
+                None => unattributed += u64::from(row.count),
+            }
+            start += len;
+        }
+        (rows, unattributed)
     }
 
     /// Lines up the streams with the log's end, and lets new entries go to them with `admits`: after damage, seqs at a
     /// stream's end may have been used by lost records, and its labels go on under a new id.
     fn finish(&mut self, admits: impl Fn(u64) -> bool) {
+        // Their records were damaged, or lie behind the log's end.
+        let empty = self.made.iter().filter(|id| self.streams.get(id).is_some_and(|s| s.next_seq() == 0));
+        let empty: Vec<u64> = empty.copied().collect();
+        empty.iter().for_each(|id| drop(self.streams.remove(id)));
         self.report.streams = self.streams.len() as u64;
         let mut lost: AHashMap<u64, u64> = AHashMap::new();
         for (id, _, end) in self.plan.gaps.iter().flat_map(|g| &g.seqs) {
@@ -618,12 +663,12 @@ impl Replay<'_> {
     }
 }
 
-fn apply_shard(state: &State, batch: &[Part<'_>], bodies: &[Body], shard: usize, threads: usize) -> (u64, u64) {
+fn apply_shard(state: &State, runs: &[Run<'_>], shard: usize, threads: usize) -> (u64, u64) {
     let (mut lines, mut bytes) = (0, 0);
-    for (part, body) in batch.iter().zip(bodies) {
-        let Some(Ok(view)) = body.sound.then(|| BodyView::new(&body.raw)) else { continue };
+    for part in runs.iter().flat_map(|run| &run.parts) {
+        let Some(Ok(view)) = part.body.sound.then(|| BodyView::new(&part.body.raw)) else { continue };
         for (row, stream, start) in part.rows.iter().filter(|(row, _, _)| shard_of(row.stream, threads) == shard) {
-            if let Ok(outcome) = state.apply(stream, row, &view, start.saturating_sub(body.shift)) {
+            if let Ok(outcome) = state.apply(stream, row, &view, start.saturating_sub(part.body.shift)) {
                 lines += outcome.lines;
                 bytes += outcome.bytes;
             }

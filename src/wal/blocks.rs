@@ -757,9 +757,10 @@ impl RecoveredBlocks {
             }
         };
         let to_read = plan.blocks_to_read().zip(live).map(|(read, told)| (read, told.end)).collect();
-        for reading in spread(to_read, total >= WIDE, || (), work, |_| read()) {
-            out.take(reading?);
-        }
+        let readings: Vec<Reading<'_>> =
+            spread(to_read, total >= WIDE, || (), work, |_| read()).into_iter().collect::<io::Result<_>>()?;
+        out.found.blocks.reserve(readings.iter().map(|r| r.found.blocks.len()).sum());
+        readings.into_iter().for_each(|reading| out.take(reading));
         for number in files.into_iter().filter(|n| !live.iter().any(|b| b.segment == *n)) {
             if plan.blocks_are_uncertain && !plan.retired_blocks.contains(&number) {
                 // The record that names it may be lost. What it holds is sound where its checksums hold.

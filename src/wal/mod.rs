@@ -13,6 +13,7 @@ mod quarantine;
 pub mod ranges;
 mod record;
 mod repair;
+mod replay;
 mod retention;
 mod scan;
 mod segment;
@@ -38,7 +39,8 @@ pub use record::{
     EntriesBuilder, EntriesRecord, EntryView, Footer, Gap, Open, PartIter, Previous, Retiring, SeriesDef, TableRow,
     Tables, decode_control, decompress_body, decompress_body_into,
 };
-pub use repair::{RecoverError, Recovered, ReplaySegment, recover, recover_doubting};
+pub use repair::{RecoverError, Recovered, recover, recover_doubting};
+pub use replay::ReplaySegment;
 pub use retention::{Contents, Hold, Retention};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_segment};
 pub use segment::{file_name, file_number, segment_name, segment_number};

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// After damage, stream ids go on this far ahead: ids of lost records are never given again.
 const ID_SKIP: u64 = 1 << 20;
@@ -45,6 +46,10 @@ pub struct Summary {
     streams: AHashMap<u64, u64>,
     /// The same while the segment is read: a pair for each row.
     ends: Vec<(u64, u64)>,
+    /// Sound Entries records in LSN order.
+    entries: Arc<[Extent]>,
+    /// The same while the segment is read, with their LSNs.
+    found: Vec<(u64, Extent)>,
     holds: Vec<Hold>,
     /// Sound Entries records with lines that were in the log before.
     carried: Vec<RecordRef>,
@@ -68,6 +73,32 @@ struct GroupSummary {
     durable_lsn: u64,
     lines_before: u64,
     wall_clock: i64,
+}
+
+/// Where a record lies in its segment. A log of the smallest records has millions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    pub offset: u32,
+    pub len: u32,
+}
+
+impl Extent {
+    /// `None` if it lies above 4 GiB, where no segment reaches.
+    pub fn new(offset: u64, len: u32) -> Option<Self> {
+        Some(Self { offset: u32::try_from(offset).ok()?, len })
+    }
+
+    /// Where it ends.
+    pub fn end(self) -> u64 {
+        u64::from(self.offset) + u64::from(self.len)
+    }
+}
+
+/// The sound Entries records of a segment, in LSN order.
+#[derive(Clone, Debug)]
+pub(super) struct SegmentEntries {
+    pub header: SegmentHeader,
+    pub extents: Arc<[Extent]>,
 }
 
 /// A record in the log.
@@ -139,6 +170,8 @@ impl Summary {
             retiring: Vec::new(),
             streams: AHashMap::new(),
             ends: Vec::new(),
+            entries: Arc::default(),
+            found: Vec::new(),
             holds: Vec::new(),
             carried: Vec::new(),
             damage: Vec::new(),
@@ -171,6 +204,9 @@ impl Summary {
             out.group(group, file, durable, known);
         }
         out.streams = highest(std::mem::take(&mut out.ends));
+        let mut found = std::mem::take(&mut out.found);
+        found.sort_by_key(|(lsn, _)| *lsn);
+        out.entries = found.into_iter().map(|(_, extent)| extent).collect();
         if scan.missing > 0 {
             let end = scan.header.file_len;
             out.damage.push(Damage { bytes: end - scan.missing..end, part: Part::Cut });
@@ -245,6 +281,9 @@ impl Summary {
                 self.broken.push((head.lsn, rows));
             }
             return Some(0);
+        }
+        if kind == Kind::Entries {
+            self.found.push((head.lsn, Extent::new(offset, head.len)?));
         }
         let body = head.body(file, offset);
         match kind {
@@ -427,6 +466,8 @@ pub struct Plan {
     pub salts: HashMap<u64, u64>,
     /// What each live segment of the write-ahead log holds.
     pub contents: Vec<Contents>,
+    /// The sound Entries records of each segment to replay.
+    pub(super) entries: AHashMap<u64, SegmentEntries>,
     /// Entries records to apply before all others, in LSN order: what they hold may lie nowhere else.
     pub carried: Vec<RecordRef>,
     /// Damage below the durable LSN.
@@ -504,6 +545,10 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan 
     out.first_lsn = live.first().and_then(|l| l.summary.first_lsn()).unwrap_or(out.durable_lsn);
     for l in &live {
         out.replay.push((l.summary.number, l.lsn_end));
+        if let Some(header) = l.summary.header {
+            let entries = SegmentEntries { header, extents: l.summary.entries.clone() };
+            out.entries.insert(l.summary.number, entries);
+        }
         if (is(Bug::LaterSegmentsDropped) || is(Bug::DamageSilent)) && !l.summary.damage.is_empty() {
             break;
         }

@@ -12,6 +12,7 @@ use super::scan::scan_segment;
 use super::segment::{Prepared, file_number, segment_name, segment_number};
 use super::spread::spread;
 use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
+use super::replay::ReplaySegment;
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
 use crate::fs::{DirEntry, File, read_full_at};
 use crate::planted::{Bug, is};
@@ -22,7 +23,6 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{channel, sync_channel};
 
 /// Why the log was not recovered. Nothing was changed on disk unless the text says so.
 #[derive(Debug, thiserror::Error)]
@@ -53,16 +53,17 @@ pub enum RecoverError {
     /// The tail could not be written again.
     #[error("the end of the log could not be made durable: {0}. Free space on its disk and start again")]
     Tail(String),
-}
-
-/// One segment's records on their way to `apply`.
-pub struct ReplaySegment<'a> {
-    /// Number.
-    pub number: u64,
-    /// The whole file.
-    pub file: &'a [u8],
-    /// Sound Entries records to apply, in LSN order.
-    pub records: Vec<RecordRef>,
+    /// A record was sound, and a moment later it was not.
+    #[error(
+        "{path} at {offset}: the bytes are not those that were read a moment ago. The disk or the memory is failing, or another \
+         process writes to the file: find out which, and start again"
+    )]
+    Changed {
+        /// The file.
+        path: String,
+        /// Where the record begins.
+        offset: u64,
+    },
 }
 
 /// The state of the log on disk, read and planned; nothing is changed yet.
@@ -81,9 +82,6 @@ pub struct Recovered {
 
 /// What the metadata of a block segment counts for in the progress, in bytes of the write-ahead log.
 const FOOTER_WEIGHT: u64 = 1 << 20;
-
-/// Segments in memory while the log is replayed: one is applied, and the next ones are read.
-const READ_AHEAD: usize = 2;
 
 /// From so many bytes on, segments are read by several threads.
 pub(super) const WIDE: u64 = 32 << 20;
@@ -242,13 +240,6 @@ impl<'a> SegmentReader<'a> {
         self.read(&*file, &path)
     }
 
-    /// Reads a segment [again](SegmentReader::again), and finds the records to apply.
-    fn records(&mut self, number: u64, plan: &Plan) -> Result<(u64, Vec<RecordRef>), RecoverError> {
-        // The plan has reported files that are no segment.
-        let scan = scan_segment(self.again(number)?);
-        Ok((number, scan.map(|scan| plan.records(number, &scan)).unwrap_or_default()))
-    }
-
     fn read(&mut self, file: &dyn File, path: &Path) -> Result<&[u8], RecoverError> {
         let len = file.len().map_err(io_error("size of", path))?;
         let len = usize::try_from(len).unwrap_or(usize::MAX);
@@ -263,7 +254,7 @@ impl<'a> SegmentReader<'a> {
     }
 }
 
-fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecoverError + use<> {
+pub(super) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecoverError + use<> {
     let path = path.display().to_string();
     move |error| RecoverError::Io { what, path, error }
 }
@@ -309,77 +300,42 @@ impl Recovered {
         self.blocks.store()
     }
 
-    /// Hands the records on whose lines were carried here from segments that are gone, in LSN order. They come before
-    /// [`Recovered::replay`]: entries with higher seqs may have smaller LSNs.
-    ///
-    /// # Errors
-    /// A file could not be read.
-    pub fn replay_carried(&self, apply: &mut dyn FnMut(ReplaySegment<'_>)) -> Result<(), RecoverError> {
-        let mut reader = SegmentReader::new(&self.options);
-        for records in self.plan.carried.chunk_by(|a, b| a.segment == b.segment) {
-            let Some(first) = records.first() else { continue };
-            let file = reader.again(first.segment)?;
-            apply(ReplaySegment { number: first.segment, file, records: records.to_vec() });
-        }
-        Ok(())
+    /// The records whose lines were carried here from segments that are gone, in LSN order. They are applied before those of
+    /// [`Recovered::segments`]: entries with higher seqs may have smaller LSNs.
+    pub fn carried(&self) -> impl Iterator<Item = Result<ReplaySegment, RecoverError>> {
+        let by_segment = self.plan.carried.chunk_by(|a, b| a.segment == b.segment);
+        by_segment.filter_map(|records| self.open_segment(records.first()?.segment, Some(records)).transpose())
     }
 
-    /// Reads the segments again and hands their records on, segment by segment, oldest first.
+    /// The records of these segments.
+    pub fn segments(&self, numbers: Vec<u64>) -> impl Iterator<Item = Result<ReplaySegment, RecoverError>> {
+        numbers.into_iter().filter_map(|number| self.open_segment(number, None).transpose())
+    }
+
+    fn open_segment(&self, number: u64, carried: Option<&[RecordRef]>) -> Result<Option<ReplaySegment>, RecoverError> {
+        ReplaySegment::open(self.fs(), &self.options.dir, &self.plan, number, carried)
+    }
+
+    /// Hands the records of [`Recovered::carried`] on, with their bytes.
     ///
     /// # Errors
     /// A file could not be read.
-    pub fn replay(&self, apply: &mut (dyn FnMut(ReplaySegment<'_>) + Send)) -> Result<(), RecoverError> {
-        self.replay_segments(&self.needed(|_| true), apply)
+    pub fn replay_carried(&self, apply: &mut dyn FnMut(&RecordRef, &[u8])) -> Result<(), RecoverError> {
+        self.carried().try_for_each(|segment| segment?.records(apply))
+    }
+
+    /// Hands all records on, with their bytes, segment by segment, oldest first.
+    ///
+    /// # Errors
+    /// A file could not be read.
+    pub fn replay(&self, apply: &mut dyn FnMut(&RecordRef, &[u8])) -> Result<(), RecoverError> {
+        self.segments(self.needed(|_| true)).try_for_each(|segment| segment?.records(apply))
     }
 
     /// Numbers of the segments for whose contents `is_needed` holds, and of those whose contents are unknown.
     pub fn needed(&self, is_needed: impl Fn(&Contents) -> bool) -> Vec<u64> {
         let contents = |number: &u64| self.plan.contents.iter().find(|c| c.begins.segment == *number);
         self.plan.replay.iter().map(|(n, _)| *n).filter(|n| contents(n).is_none_or(&is_needed)).collect()
-    }
-
-    /// As [`Recovered::replay`], of these segments only. Of a log that is not small, each is read and checked while the one before
-    /// it is applied.
-    ///
-    /// # Errors
-    /// A file could not be read.
-    pub fn replay_segments(
-        &self,
-        numbers: &[u64],
-        apply: &mut (dyn FnMut(ReplaySegment<'_>) + Send),
-    ) -> Result<(), RecoverError> {
-        if self.bytes < WIDE {
-            let mut reader = SegmentReader::new(&self.options);
-            for number in numbers {
-                let (number, records) = reader.records(*number, &self.plan)?;
-                apply(ReplaySegment { number, file: &reader.buffer, records });
-            }
-            return Ok(());
-        }
-        let (sender, receiver) = sync_channel(0);
-        let (give_back, spare) = channel();
-        for _ in 0..READ_AHEAD {
-            // The receiver is there.
-            let _ = give_back.send(SegmentReader::new(&self.options));
-        }
-        // The channels end with this closure, and with them the thread, which a scope waits for.
-        std::thread::scope(move |scope| {
-            scope.spawn(move || {
-                for (number, mut reader) in numbers.iter().zip(spare) {
-                    let records = reader.records(*number, &self.plan);
-                    if sender.send((reader, records)).is_err() {
-                        return;
-                    }
-                }
-            });
-            for (reader, records) in receiver {
-                let (number, records) = records?;
-                apply(ReplaySegment { number, file: &reader.buffer, records });
-                // The thread has ended if there is no more to read.
-                let _ = give_back.send(reader);
-            }
-            Ok(())
-        })
     }
 
     /// Writes the tail again, removes what is left of unfinished segments, and opens the log for appending.

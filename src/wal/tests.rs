@@ -66,18 +66,16 @@ fn append(streams: &[Arc<StreamLog>], line: &str, lines: usize, payload: u32) ->
 fn replayed(recovered: &Recovered) -> Vec<(u64, Vec<TableRow>)> {
     let mut out = Vec::new();
     recovered
-        .replay(&mut |segment| {
-            for r in &segment.records {
-                let raw = decompress_body(&r.head, r.head.body(segment.file, r.offset)).unwrap();
-                let rows = Tables::decode(r.head.tables(segment.file, r.offset)).unwrap().rows;
-                let body = BodyView::new(&raw).unwrap();
-                let mut start = 0;
-                for row in &rows {
-                    assert_eq!(body.part(start, row).unwrap().filter(|e| e.is_ok()).count(), row.count as usize);
-                    start += row.part_len as usize;
-                }
-                out.push((r.head.lsn, rows));
+        .replay(&mut |r, bytes| {
+            let raw = decompress_body(&r.head, r.head.body(bytes, 0)).unwrap();
+            let rows = Tables::decode(r.head.tables(bytes, 0)).unwrap().rows;
+            let body = BodyView::new(&raw).unwrap();
+            let mut start = 0;
+            for row in &rows {
+                assert_eq!(body.part(start, row).unwrap().filter(|e| e.is_ok()).count(), row.count as usize);
+                start += row.part_len as usize;
             }
+            out.push((r.head.lsn, rows));
         })
         .unwrap();
     out

@@ -218,11 +218,9 @@ pub fn found_in(ledger: &Ledger, recovered: &Recovered) -> Result<Found, String>
     }
     let mut reader = Reader { ledger, plan, places: BTreeMap::new(), seqs: HashSet::new(), lines: 0, tail_lines: 0 };
     let mut wrong = Ok(());
-    let replayed = recovered.replay(&mut |s| {
-        for r in &s.records {
-            if wrong.is_ok() {
-                wrong = reader.record(r, s.file);
-            }
+    let replayed = recovered.replay(&mut |r, bytes| {
+        if wrong.is_ok() {
+            wrong = reader.record(r, bytes);
         }
     });
     replayed.map_err(|e| e.to_string())?;
@@ -254,10 +252,10 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn record(&mut self, r: &RecordRef, file: &[u8]) -> Result<(), String> {
+    fn record(&mut self, r: &RecordRef, bytes: &[u8]) -> Result<(), String> {
         let lsn = r.head.lsn;
-        let raw = decompress_body(&r.head, r.head.body(file, r.offset)).map_err(|e| format!("LSN {lsn}: {e}"))?;
-        let tables = Tables::decode(r.head.tables(file, r.offset)).map_err(|e| format!("LSN {lsn}: {e}"))?;
+        let raw = decompress_body(&r.head, r.head.body(bytes, 0)).map_err(|e| format!("LSN {lsn}: {e}"))?;
+        let tables = Tables::decode(r.head.tables(bytes, 0)).map_err(|e| format!("LSN {lsn}: {e}"))?;
         let number = self.ledger.by_body.get(&raw).ok_or(format!("LSN {lsn}: lines that nobody has sent"))?;
         let sent = &self.ledger.sent[*number];
         let rows: Vec<(u64, u32, u32)> = tables.rows.iter().map(|r| (r.stream, r.count, r.part_len)).collect();

@@ -514,11 +514,9 @@ pub fn below(image: &Image) -> Result<Below, String> {
     }
     let mut names = Names::default();
     let mut wrong = Ok(());
-    let mut record = |s: ReplaySegment<'_>| {
-        for r in &s.records {
-            if wrong.is_ok() {
-                wrong = names.record(r, s.file);
-            }
+    let mut record = |r: &RecordRef, bytes: &[u8]| {
+        if wrong.is_ok() {
+            wrong = names.record(r, bytes);
         }
     };
     recovered.replay_carried(&mut record).map_err(|e| e.to_string())?;
@@ -566,9 +564,9 @@ impl Names {
         }
     }
 
-    fn record(&mut self, r: &RecordRef, file: &[u8]) -> Result<(), String> {
-        let raw = decompress_body(&r.head, r.head.body(file, r.offset)).map_err(|e| e.to_string())?;
-        let tables = Tables::decode(r.head.tables(file, r.offset)).map_err(|e| e.to_string())?;
+    fn record(&mut self, r: &RecordRef, bytes: &[u8]) -> Result<(), String> {
+        let raw = decompress_body(&r.head, r.head.body(bytes, 0)).map_err(|e| e.to_string())?;
+        let tables = Tables::decode(r.head.tables(bytes, 0)).map_err(|e| e.to_string())?;
         if tables.tenant != tenant().as_str() {
             return Err(format!("LSN {} is of tenant {}", r.head.lsn, tables.tenant));
         }
