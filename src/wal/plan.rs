@@ -1,13 +1,15 @@
 //! From the scans of all segments to what recovery does: pure, so that every state of a disk can be tried.
 
-use super::format::{FIRST_GROUP, FLAG_CARRIED, FLAG_SKIPPABLE, GROUP_ALIGN, Kind, LogKind, RecordHead, SegmentHeader};
+use super::format::{
+    FIRST_GROUP, FLAG_CARRIED, FLAG_SKIPPABLE, GROUP_ALIGN, GroupHeader, Kind, LogKind, RecordHead, SegmentHeader,
+};
 use super::group::chain_digest;
 use super::record::{
     Beginning, BlocksSynced, Gap, Open, Previous, Retiring, SeriesDef, SeriesRef, TableRow, Tables, decode_control,
     decompress_body,
 };
 use super::retention::{Contents, Hold};
-use super::scan::{Damage, GroupScan, RecordScan, SegmentScan};
+use super::scan::{Bytes, Damage, GroupScan, RecordScan, SegmentScan};
 use super::verdict::{Finding, Part, Place, Verdict, verdict};
 use crate::planted::{Bug, is};
 use ahash::AHashMap;
@@ -44,12 +46,8 @@ pub struct Summary {
     retiring: Vec<Retiring>,
     /// Stream id → the seq after the highest in the segment.
     streams: AHashMap<u64, u64>,
-    /// The same while the segment is read: a pair for each row.
-    ends: Vec<(u64, u64)>,
     /// Sound Entries records in LSN order.
     entries: Arc<[Extent]>,
-    /// The same while the segment is read, with their LSNs.
-    found: Vec<(u64, Extent)>,
     holds: Vec<Hold>,
     /// Sound Entries records with lines that were in the log before.
     carried: Vec<RecordRef>,
@@ -169,9 +167,7 @@ impl Summary {
             blocks: Vec::new(),
             retiring: Vec::new(),
             streams: AHashMap::new(),
-            ends: Vec::new(),
             entries: Arc::default(),
-            found: Vec::new(),
             holds: Vec::new(),
             carried: Vec::new(),
             damage: Vec::new(),
@@ -184,145 +180,18 @@ impl Summary {
 
     /// Sums a scan up. `number` is the one in the file's name, `file` are the bytes that were scanned.
     pub fn of(number: u64, scan: &SegmentScan, file: &[u8]) -> Self {
-        Self::with_known(number, scan, file, &KnownSeries::default())
-    }
-
-    /// As [`Summary::of`], without definitions that a newer segment has told.
-    pub(super) fn with_known(number: u64, scan: &SegmentScan, file: &[u8], known: &KnownSeries) -> Self {
-        if (scan.header.number, scan.header.log) != (number, LogKind::Wal) {
-            let damage = vec![Damage { bytes: 0..FIRST_GROUP, part: Part::Name }];
-            return Self { damage, ..Self::empty(number) };
-        }
-        let mut out = Self { header: Some(scan.header), ..Self::empty(number) };
-        if scan.is_prepared() {
-            out.is_prepared = true;
-            return out;
-        }
-        out.damage.extend(scan.bad_header.clone().map(|bytes| Damage { bytes, part: Part::Header }));
-        let durable = scan.groups.iter().filter_map(|g| g.header).map(|h| h.durable_lsn).max().unwrap_or(0);
-        for group in &scan.groups {
-            out.group(group, file, durable, known);
-        }
-        out.streams = highest(std::mem::take(&mut out.ends));
-        let mut found = std::mem::take(&mut out.found);
-        found.sort_by_key(|(lsn, _)| *lsn);
-        out.entries = found.into_iter().map(|(_, extent)| extent).collect();
-        if scan.missing > 0 {
-            let end = scan.header.file_len;
-            out.damage.push(Damage { bytes: end - scan.missing..end, part: Part::Cut });
-        }
-        out.first_group_is_whole = scan.groups.first().is_some_and(|g| {
-            g.offset == FIRST_GROUP
-                && g.damage.is_empty()
-                && g.header.is_some_and(|h| h.records as usize == g.records.len())
-        });
-        out
+        let known = KnownSeries::default();
+        let mut out = match Summing::begin(number, &scan.header, scan.bad_header.clone(), &known) {
+            Ok(out) => out,
+            Err(foreign) => return foreign,
+        };
+        scan.groups.iter().for_each(|group| out.group(group, Bytes::whole(file)));
+        out.end(scan.missing)
     }
 
     /// Holds no group and no remains of one.
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty() && self.lsns.is_empty() && self.damage.is_empty()
-    }
-
-    fn group(&mut self, group: &GroupScan, file: &[u8], durable: u64, known: &KnownSeries) {
-        let mut lines = 0;
-        let mut range: Option<Range<u64>> = None;
-        for record in &group.records {
-            let Some(n) = self.record(record, file, durable, known) else {
-                self.damage.push(Damage {
-                    bytes: record.offset..record.offset + u64::from(record.head.len),
-                    part: Part::record(record.head.known_kind()),
-                });
-                continue;
-            };
-            if record.body_is_sound && record.head.known_kind().is_some_and(Kind::has_lsn) {
-                lines += n;
-                let lsn = record.head.lsn;
-                range = Some(
-                    range.map_or(lsn..lsn.saturating_add(1), |r| r.start.min(lsn)..r.end.max(lsn.saturating_add(1))),
-                );
-            }
-        }
-        if let Some(range) = range {
-            self.lines.push((range, lines));
-        }
-        self.damage.extend(group.damage.iter().cloned());
-        if let Some(h) = group.header {
-            self.groups.push(GroupSummary {
-                first_lsn: h.first_lsn,
-                start: group.offset,
-                end: group.end,
-                crc: group.crc,
-                end_lsn: h.end_lsn(),
-                durable_lsn: h.durable_lsn,
-                lines_before: h.lines_before,
-                wall_clock: h.wall_clock,
-            });
-        }
-    }
-
-    /// Takes a record in; returns its lines, or `None` if it is sound and still does not decode.
-    fn record(&mut self, record: &RecordScan, file: &[u8], durable: u64, known: &KnownSeries) -> Option<u64> {
-        let RecordScan { offset, head, body_is_sound } = *record;
-        let Some(kind) = head.known_kind() else {
-            if head.flags & FLAG_SKIPPABLE == 0 {
-                self.unknown_kind = Some(head.kind);
-            }
-            return Some(0);
-        };
-        let mut rows = Vec::new();
-        if kind == Kind::Entries {
-            rows = Tables::decode(head.tables(file, offset)).ok()?.rows;
-            self.max_stream_id = rows.iter().map(|r| r.stream).fold(self.max_stream_id, u64::max);
-            self.ends.extend(rows.iter().map(|row| (row.stream, row.end_seq())));
-        }
-        if !body_is_sound {
-            if kind.has_lsn() {
-                self.broken.push((head.lsn, rows));
-            }
-            return Some(0);
-        }
-        if kind == Kind::Entries {
-            self.found.push((head.lsn, Extent::new(offset, head.len)?));
-        }
-        let body = head.body(file, offset);
-        match kind {
-            Kind::Open => self.open = self.open.take().or(Some(decode_control(&head, body).ok()?)),
-            Kind::Series => {
-                let raw = decompress_body(&head, body).ok()?;
-                let mut definitions = SeriesRef::all(&raw).ok()?;
-                self.max_stream_id = definitions.iter().map(|d| d.id).fold(self.max_stream_id, u64::max);
-                known.fresh(self.number, &mut definitions);
-                let decoded: Result<Vec<SeriesDef>, _> = definitions.iter().map(SeriesRef::decode).collect();
-                self.definitions.extend(decoded.ok()?);
-            }
-            Kind::Gap => {
-                let gap: Gap = decode_control(&head, body).ok()?;
-                self.holds.push(Hold::Gap(gap.clone()));
-                self.gaps.push(gap);
-            }
-            Kind::BlocksSynced => self.blocks.push(decode_control(&head, body).ok()?),
-            Kind::ChunkClosed => self.holds.push(Hold::Closed(decode_control(&head, body).ok()?)),
-            Kind::ChunkFlushed => self.holds.push(Hold::Flushed(decode_control(&head, body).ok()?)),
-            Kind::Retiring => self.retiring.push(decode_control(&head, body).ok()?),
-            Kind::Entries if head.flags & FLAG_CARRIED != 0 => {
-                self.carried.push(RecordRef { segment: self.number, offset, head });
-            }
-            Kind::Entries => {}
-            // Of the other log: nothing writes them here.
-            Kind::Block | Kind::Footer => return None,
-        }
-        let lines = rows.iter().map(|r| u64::from(r.count)).sum();
-        if kind.has_lsn() {
-            match self.lsns.last_mut() {
-                Some(last) if last.end == head.lsn => last.end += 1,
-                _ => self.lsns.push(head.lsn..head.lsn.saturating_add(1)),
-            }
-            if head.lsn >= durable {
-                self.tail.push((RecordRef { segment: self.number, offset, head }, rows));
-            }
-        }
-        Some(lines)
     }
 
     /// Could the segment's first group be a copy of the log's tail that a crash has cut, so that the original still
@@ -362,6 +231,177 @@ impl Summary {
         let open = self.open.as_ref().map(|o| o.first_lsn);
         let seen = self.groups.iter().map(|g| g.first_lsn).chain(self.lsns.iter().map(|r| r.start));
         open.or_else(|| seen.min())
+    }
+}
+
+/// A summary while its segment is read.
+pub(super) struct Summing<'a> {
+    out: Summary,
+    known: &'a KnownSeries,
+    /// A pair for each row: stream id, and the seq after its last.
+    ends: Vec<(u64, u64)>,
+    /// Sound Entries records, with their LSNs.
+    entries: Vec<(u64, Extent)>,
+    /// What a header has told of it yet.
+    durable: u64,
+    any_group: bool,
+    /// Is there a group header, or a record?
+    something: bool,
+}
+
+impl<'a> Summing<'a> {
+    /// `number` is the one in the file's name. Definitions in `known` are left out.
+    ///
+    /// # Errors
+    /// The file is named wrongly: then this is all that there is to say.
+    pub fn begin(
+        number: u64,
+        header: &SegmentHeader,
+        bad_header: Option<Range<u64>>,
+        known: &'a KnownSeries,
+    ) -> Result<Self, Summary> {
+        if (header.number, header.log) != (number, LogKind::Wal) {
+            let damage = vec![Damage { bytes: 0..FIRST_GROUP, part: Part::Name }];
+            return Err(Summary { damage, ..Summary::empty(number) });
+        }
+        let damage = bad_header.into_iter().map(|bytes| Damage { bytes, part: Part::Header }).collect();
+        let out = Summary { header: Some(*header), damage, ..Summary::empty(number) };
+        let (ends, entries) = (Vec::new(), Vec::new());
+        Ok(Self { out, known, ends, entries, durable: 0, any_group: false, something: false })
+    }
+
+    /// The segment ends, `missing` bytes too early.
+    pub fn end(mut self, missing: u64) -> Summary {
+        let Summary { number, header, .. } = self.out;
+        let recycled = header.is_some_and(|h| h.recycled);
+        if missing == 0 && !self.something && (recycled || !self.any_group) {
+            return Summary { header, ..Summary::prepared(number) };
+        }
+        if missing > 0 {
+            let end = header.map_or(0, |h| h.file_len);
+            self.out.damage.push(Damage { bytes: end - missing..end, part: Part::Cut });
+        }
+        self.out.tail.retain(|(r, _)| r.head.lsn >= self.durable);
+        self.out.streams = highest(self.ends);
+        self.entries.sort_by_key(|(lsn, _)| *lsn);
+        self.out.entries = self.entries.into_iter().map(|(_, extent)| extent).collect();
+        self.out
+    }
+
+    /// What is told of all groups.
+    fn noted(&mut self, group: &GroupScan) {
+        if !std::mem::replace(&mut self.any_group, true) {
+            let whole = |h: GroupHeader| h.records as usize == group.records.len();
+            self.out.first_group_is_whole =
+                group.offset == FIRST_GROUP && group.damage.is_empty() && group.header.is_some_and(whole);
+        }
+        self.something |= group.header.is_some() || !group.records.is_empty();
+        self.durable = group.header.map_or(0, |h| h.durable_lsn).max(self.durable);
+        // Most of it is behind the durable end only until the next group.
+        self.out.tail.retain(|(r, _)| r.head.lsn >= self.durable);
+    }
+
+    /// Takes a group in. `bytes` hold all of it.
+    pub fn group(&mut self, group: &GroupScan, bytes: Bytes<'_>) {
+        self.noted(group);
+        let mut lines = 0;
+        let mut range: Option<Range<u64>> = None;
+        for record in &group.records {
+            let Some(n) = self.record(record, bytes.from(record.offset)) else {
+                self.out.damage.push(Damage {
+                    bytes: record.offset..record.offset + u64::from(record.head.len),
+                    part: Part::record(record.head.known_kind()),
+                });
+                continue;
+            };
+            if record.body_is_sound && record.head.known_kind().is_some_and(Kind::has_lsn) {
+                lines += n;
+                let lsn = record.head.lsn;
+                range = Some(
+                    range.map_or(lsn..lsn.saturating_add(1), |r| r.start.min(lsn)..r.end.max(lsn.saturating_add(1))),
+                );
+            }
+        }
+        if let Some(range) = range {
+            self.out.lines.push((range, lines));
+        }
+        self.out.damage.extend(group.damage.iter().cloned());
+        if let Some(h) = group.header {
+            self.out.groups.push(GroupSummary {
+                first_lsn: h.first_lsn,
+                start: group.offset,
+                end: group.end,
+                crc: group.crc,
+                end_lsn: h.end_lsn(),
+                durable_lsn: h.durable_lsn,
+                lines_before: h.lines_before,
+                wall_clock: h.wall_clock,
+            });
+        }
+    }
+
+    /// Takes a record in; returns its lines, or `None` if it is sound and still does not decode.
+    fn record(&mut self, record: &RecordScan, bytes: &[u8]) -> Option<u64> {
+        let RecordScan { offset, head, body_is_sound } = *record;
+        let Some(kind) = head.known_kind() else {
+            if head.flags & FLAG_SKIPPABLE == 0 {
+                self.out.unknown_kind = Some(head.kind);
+            }
+            return Some(0);
+        };
+        let mut rows = Vec::new();
+        if kind == Kind::Entries {
+            rows = Tables::decode(head.tables(bytes, 0)).ok()?.rows;
+            self.out.max_stream_id = rows.iter().map(|r| r.stream).fold(self.out.max_stream_id, u64::max);
+            self.ends.extend(rows.iter().map(|row| (row.stream, row.end_seq())));
+        }
+        if !body_is_sound {
+            if kind.has_lsn() {
+                self.out.broken.push((head.lsn, rows));
+            }
+            return Some(0);
+        }
+        if kind == Kind::Entries {
+            self.entries.push((head.lsn, Extent::new(offset, head.len)?));
+        }
+        let body = head.body(bytes, 0);
+        match kind {
+            Kind::Open => self.out.open = self.out.open.take().or(Some(decode_control(&head, body).ok()?)),
+            Kind::Series => {
+                let raw = decompress_body(&head, body).ok()?;
+                let mut definitions = SeriesRef::all(&raw).ok()?;
+                self.out.max_stream_id = definitions.iter().map(|d| d.id).fold(self.out.max_stream_id, u64::max);
+                self.known.fresh(self.out.number, &mut definitions);
+                let decoded: Result<Vec<SeriesDef>, _> = definitions.iter().map(SeriesRef::decode).collect();
+                self.out.definitions.extend(decoded.ok()?);
+            }
+            Kind::Gap => {
+                let gap: Gap = decode_control(&head, body).ok()?;
+                self.out.holds.push(Hold::Gap(gap.clone()));
+                self.out.gaps.push(gap);
+            }
+            Kind::BlocksSynced => self.out.blocks.push(decode_control(&head, body).ok()?),
+            Kind::ChunkClosed => self.out.holds.push(Hold::Closed(decode_control(&head, body).ok()?)),
+            Kind::ChunkFlushed => self.out.holds.push(Hold::Flushed(decode_control(&head, body).ok()?)),
+            Kind::Retiring => self.out.retiring.push(decode_control(&head, body).ok()?),
+            Kind::Entries if head.flags & FLAG_CARRIED != 0 => {
+                self.out.carried.push(RecordRef { segment: self.out.number, offset, head });
+            }
+            Kind::Entries => {}
+            // Of the other log: nothing writes them here.
+            Kind::Block | Kind::Footer => return None,
+        }
+        let lines = rows.iter().map(|r| u64::from(r.count)).sum();
+        if kind.has_lsn() {
+            match self.out.lsns.last_mut() {
+                Some(last) if last.end == head.lsn => last.end += 1,
+                _ => self.out.lsns.push(head.lsn..head.lsn.saturating_add(1)),
+            }
+            if head.lsn >= self.durable {
+                self.out.tail.push((RecordRef { segment: self.out.number, offset, head }, rows));
+            }
+        }
+        Some(lines)
     }
 }
 
@@ -872,6 +912,11 @@ fn missing(whole: Range<u64>, covered: impl Iterator<Item = Range<u64>>) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::File;
+    use crate::wal::scan::{Window, read_groups, read_start};
+    use crate::wal::{scan_segment, segment_number};
+    use std::io;
+    use std::path::Path;
 
     #[test]
     fn nothing_is_missing_where_nothing_is_asked() {
@@ -882,5 +927,95 @@ mod tests {
         // A Gap behind the durable end, where nothing is durable, and where all below is there.
         assert_eq!(of(0..0, std::slice::from_ref(&(1..2))), []);
         assert_eq!(of(0..2, &[0..2, 5..6]), []);
+    }
+
+    struct Memory<'a>(&'a [u8]);
+
+    impl File for Memory<'_> {
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+            let from = self.0.get(offset as usize..).unwrap_or_default();
+            // Short, as a file may do.
+            let len = from.len().min(buffer.len()).min(5000);
+            buffer[..len].copy_from_slice(&from[..len]);
+            Ok(len)
+        }
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.0.len() as u64)
+        }
+        fn write_at(&self, _: u64, _: &[u8]) -> io::Result<usize> {
+            unreachable!()
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            unreachable!()
+        }
+        fn allocate(&self, _: u64) -> io::Result<()> {
+            unreachable!()
+        }
+        fn drop_cache(&self) -> io::Result<()> {
+            unreachable!()
+        }
+    }
+
+    fn shown(mut summary: Summary) -> String {
+        let streams: BTreeMap<u64, u64> = std::mem::take(&mut summary.streams).into_iter().collect();
+        format!("{summary:?} {streams:?}")
+    }
+
+    fn in_pieces(number: u64, file: &[u8]) -> String {
+        let (mut window, known) = (Window::default(), KnownSeries::default());
+        let start = match read_start(&Memory(file), &mut window).unwrap() {
+            Ok(start) => start,
+            Err(e) => return format!("{e:?}"),
+        };
+        let mut summing = match Summing::begin(number, &start.header, start.bad_header.clone(), &known) {
+            Ok(summing) => summing,
+            Err(foreign) => return shown(foreign),
+        };
+        read_groups(&Memory(file), &mut window, &start, &mut |group, bytes| summing.group(&group, bytes)).unwrap();
+        shown(summing.end(start.missing))
+    }
+
+    fn at_once(number: u64, file: &[u8]) -> String {
+        scan_segment(file).map_or_else(|e| format!("{e:?}"), |scan| shown(Summary::of(number, &scan, file)))
+    }
+
+    /// Pieces are far smaller than these files, and many groups lie across their borders.
+    #[test]
+    fn a_file_read_in_pieces_says_the_same() {
+        let mut files = Vec::new();
+        for dir in ["v1", "v1-blocks"] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/golden").join(dir).join("wal");
+            for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+                let number = segment_number(&entry.file_name().into_string().unwrap()).unwrap();
+                files.push((number, std::fs::read(entry.path()).unwrap()));
+            }
+        }
+        assert!(files.len() > 10);
+        let mut different = HashSet::new();
+        for (n, (number, whole)) in files.iter().enumerate() {
+            let mut check = |what: &str, file: &[u8]| {
+                let expected = at_once(*number, file);
+                assert_eq!(in_pieces(*number, file), expected, "{what} of segment {number}");
+                different.insert(expected);
+            };
+            check("all", whole);
+            check("a longer file", &[&whole[..], &[1; 5000]].concat());
+            (0..whole.len()).step_by(512).for_each(|len| check(&format!("{len} bytes"), &whole[..len]));
+            let (_, other) = &files[(n + 1) % files.len()];
+            for page in (0..whole.len()).step_by(4096) {
+                let mut file = whole.clone();
+                file[page..page + 4096].fill(0);
+                check(&format!("without the page at {page}"), &file);
+                file[page..page + 4096].copy_from_slice(&other[page..page + 4096]);
+                check(&format!("with another page at {page}"), &file);
+            }
+            let mut file = whole.clone();
+            for at in (n % 37..whole.len()).step_by(37) {
+                let byte = std::mem::replace(&mut file[at], !whole[at]);
+                check(&format!("byte {at} changed"), &file);
+                file[at] = byte;
+            }
+        }
+        assert!(different.len() > 1000, "{} kinds of damage", different.len());
     }
 }

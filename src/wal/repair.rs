@@ -3,12 +3,12 @@
 
 use super::blocks::{BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks, Suspect};
 use super::format::{HeaderError, Kind, LogKind, RecordHead};
-use super::plan::{KnownSeries, Plan, RecordRef, Summary, plan, plan_with};
+use super::plan::{KnownSeries, Plan, RecordRef, Summary, Summing, plan, plan_with};
 use super::record::{
     Beginning, BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
 };
 use super::retention::{Contents, Hold};
-use super::scan::scan_segment;
+use super::scan::{Window, read_groups, read_start, scan_segment};
 use super::segment::{Prepared, file_number, segment_name, segment_number};
 use super::spread::spread;
 use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
@@ -113,13 +113,11 @@ pub fn recover_doubting(
     let total = log + block_segments(&options) * FOOTER_WEIGHT;
     let mut done = 0;
     let known = KnownSeries::default();
-    let work = |reader: &mut SegmentReader<'_>, (number, len): (u64, u64)| {
-        (len, reader.disk_truth(number).and_then(|file| summarize(&options, number, file, &known)))
-    };
+    let work = |window: &mut Window, (number, len): (u64, u64)| (len, summarize(&options, number, window, &known));
     let read = spread(
         numbers,
         log >= WIDE,
-        || SegmentReader::new(&options),
+        Window::default,
         work,
         |(len, _)| {
             done += len;
@@ -197,19 +195,35 @@ fn known_lost(plan: &Plan, found: &FoundBlocks) -> Vec<(u64, Range<u64>)> {
     records.chain(blocks).collect()
 }
 
-fn summarize(options: &WalOptions, number: u64, file: &[u8], known: &KnownSeries) -> Result<Summary, RecoverError> {
+/// Reads and sums up a segment: the bytes on the disk, not those of a page cache that an I/O error has left behind. What is
+/// dirty is written first, then dropped.
+fn summarize(
+    options: &WalOptions,
+    number: u64,
+    window: &mut Window,
+    known: &KnownSeries,
+) -> Result<Summary, RecoverError> {
     let name = segment_name(number);
-    match scan_segment(file) {
-        Ok(scan) if scan.header.volume != options.volume => {
-            Err(RecoverError::Foreign(name, scan.header.volume, options.volume))
+    let path = options.dir.join(&name);
+    let file = options.fs.open(&path, false).map_err(io_error("open", &path))?;
+    file.sync_data().map_err(io_error("sync", &path))?;
+    file.drop_cache().map_err(io_error("drop the cache of", &path))?;
+    let start = match read_start(&*file, window).map_err(io_error("read", &path))? {
+        Ok(start) if start.header.volume != options.volume => {
+            return Err(RecoverError::Foreign(name, start.header.volume, options.volume));
         }
-        Ok(scan) => {
-            let summary = Summary::with_known(number, &scan, file, known);
-            summary.unknown_kind.map_or(Ok(summary), |kind| Err(RecoverError::Kind(name, kind)))
-        }
-        Err(e @ HeaderError::Version(_)) => Err(RecoverError::Version(name, e)),
-        Err(HeaderError::NotASegment | HeaderError::Damaged) => Ok(Summary::unusable(number)),
-    }
+        Ok(start) => start,
+        Err(e @ HeaderError::Version(_)) => return Err(RecoverError::Version(name, e)),
+        Err(HeaderError::NotASegment | HeaderError::Damaged) => return Ok(Summary::unusable(number)),
+    };
+    let mut summing = match Summing::begin(number, &start.header, start.bad_header.clone(), known) {
+        Ok(summing) => summing,
+        Err(foreign) => return Ok(foreign),
+    };
+    let groups = read_groups(&*file, window, &start, &mut |group, bytes| summing.group(&group, bytes));
+    groups.map_err(io_error("read", &path))?;
+    let summary = summing.end(start.missing);
+    summary.unknown_kind.map_or(Ok(summary), |kind| Err(RecoverError::Kind(name, kind)))
 }
 
 /// Reads whole segments, one at a time, into the same buffer.
@@ -223,17 +237,7 @@ impl<'a> SegmentReader<'a> {
         Self { options, buffer: Vec::new() }
     }
 
-    /// The bytes on the disk, not those of a page cache that an I/O error has left behind: what is dirty is written
-    /// first, then dropped.
-    fn disk_truth(&mut self, number: u64) -> Result<&[u8], RecoverError> {
-        let path = self.options.dir.join(segment_name(number));
-        let file = self.options.fs.open(&path, false).map_err(io_error("open", &path))?;
-        file.sync_data().map_err(io_error("sync", &path))?;
-        file.drop_cache().map_err(io_error("drop the cache of", &path))?;
-        self.read(&*file, &path)
-    }
-
-    /// The bytes again, after [`SegmentReader::disk_truth`] in this process: what is cached came from the disk.
+    /// The bytes again, after [`summarize`] in this process: what is cached came from the disk.
     fn again(&mut self, number: u64) -> Result<&[u8], RecoverError> {
         let path = self.options.dir.join(segment_name(number));
         let file = self.options.fs.open(&path, false).map_err(io_error("open", &path))?;

@@ -5,8 +5,10 @@ use super::format::{
 };
 use super::verdict::Part;
 use crate::codec::align_up;
+use crate::fs::{File, read_full_at};
 use crate::planted::{Bug, is};
 use std::fmt;
+use std::io;
 use std::ops::Range;
 
 /// A stretch of bytes that should be structure and is not.
@@ -83,45 +85,174 @@ impl SegmentScan {
 /// # Errors
 /// The segment header is unusable, so nothing can be proved.
 pub fn scan_segment(file: &[u8]) -> Result<SegmentScan, HeaderError> {
-    let header = SegmentHeader::decode(file)?;
-    let bad_header = SegmentHeader::damaged_copy(file);
-    let len = usize::try_from(header.file_len).unwrap_or(usize::MAX);
-    let missing = header.file_len.saturating_sub(file.len() as u64);
-    // Bytes behind the header's length were never ours.
-    let file = file.get(..len).unwrap_or(file);
-    let mut scan = Scan { file, header, groups: Vec::new() };
-    scan.run();
-    Ok(SegmentScan { header, bad_header, missing, groups: scan.groups })
+    let SegmentStart { header, bad_header, len, missing } = SegmentStart::of(file, file.len() as u64)?;
+    let mut groups = Vec::new();
+    let scan = Scan { bytes: Bytes::whole(file.get(..len as usize).unwrap_or(file)), header };
+    scan.run(FIRST_GROUP, &mut |group, _| groups.push(group));
+    Ok(SegmentScan { header, bad_header, missing, groups })
+}
+
+/// What the header tells of a segment.
+pub(super) struct SegmentStart {
+    pub header: SegmentHeader,
+    /// The copy of the header that does not hold.
+    pub bad_header: Option<Range<u64>>,
+    /// Bytes of the file that count: those behind the header's length were never ours.
+    len: u64,
+    /// Bytes that are missing at the end of the file.
+    pub missing: u64,
+}
+
+impl SegmentStart {
+    /// `bytes` are the first of a file of `file_len` bytes.
+    fn of(bytes: &[u8], file_len: u64) -> Result<Self, HeaderError> {
+        let header = SegmentHeader::decode(bytes)?;
+        let bad_header = SegmentHeader::damaged_copy(bytes);
+        let missing = header.file_len.saturating_sub(file_len);
+        Ok(Self { header, bad_header, len: header.file_len.min(file_len), missing })
+    }
+}
+
+/// Bytes of a segment file.
+#[derive(Clone, Copy)]
+pub(super) struct Bytes<'a> {
+    bytes: &'a [u8],
+    /// Offset of the first in the file.
+    base: u64,
+}
+
+impl<'a> Bytes<'a> {
+    /// A whole file.
+    pub fn whole(bytes: &'a [u8]) -> Self {
+        Self { bytes, base: 0 }
+    }
+
+    /// Those from an offset on.
+    pub fn from(self, offset: u64) -> &'a [u8] {
+        let at = offset.checked_sub(self.base).and_then(|at| usize::try_from(at).ok());
+        at.and_then(|at| self.bytes.get(at..)).unwrap_or_default()
+    }
+}
+
+/// Reads a file piece by piece into a buffer that stays in the processor's cache.
+#[derive(Default)]
+pub(super) struct Window {
+    buffer: Vec<u8>,
+    base: u64,
+    filled: usize,
+}
+
+impl Window {
+    /// The least that is read, and a part of the file: small files are read in pieces, too.
+    fn size(file_len: u64) -> u64 {
+        (file_len / 8).clamp(2 * FIRST_GROUP, 1 << 20)
+    }
+
+    /// Sees to it that the bytes of the range are there, as far as the file has them.
+    fn need(&mut self, file: &dyn File, file_len: u64, range: Range<u64>) -> io::Result<()> {
+        let end = range.end.min(file_len);
+        if range.start >= self.base && end <= self.base + self.filled as u64 {
+            return Ok(());
+        }
+        let end = end.max(range.start + Self::size(file_len)).min(file_len);
+        let len = end.saturating_sub(range.start) as usize;
+        if self.buffer.len() < len {
+            // Zeroed by the allocator, which costs nothing for fresh pages; `resize` would write each byte.
+            self.buffer = vec![0; len];
+        }
+        let (buffer, _) = self.buffer.split_at_mut(len);
+        (self.base, self.filled) = (range.start, 0);
+        self.filled = read_full_at(file, range.start, buffer)?;
+        Ok(())
+    }
+
+    fn bytes(&self, end: u64) -> Bytes<'_> {
+        let len = (end.saturating_sub(self.base) as usize).min(self.filled);
+        Bytes { bytes: self.buffer.get(..len).unwrap_or_default(), base: self.base }
+    }
+
+    fn scan(&self, start: &SegmentStart) -> Scan<'_> {
+        Scan { bytes: self.bytes(start.len), header: start.header }
+    }
+}
+
+/// Reads what the header of a segment file tells.
+pub(super) fn read_start(file: &dyn File, window: &mut Window) -> io::Result<Result<SegmentStart, HeaderError>> {
+    let file_len = file.len()?;
+    window.filled = 0;
+    window.need(file, file_len, 0..2 * FIRST_GROUP)?;
+    Ok(SegmentStart::of(window.bytes(file_len).bytes, file_len))
+}
+
+/// As [`scan_segment`], of a file that is read piece by piece: `each` gets every group, and bytes with all of it.
+pub(super) fn read_groups(
+    file: &dyn File,
+    window: &mut Window,
+    start: &SegmentStart,
+    each: &mut dyn FnMut(GroupScan, Bytes<'_>),
+) -> io::Result<()> {
+    let mut at = FIRST_GROUP;
+    while at < start.len {
+        window.need(file, start.len, at..at + GROUP_ALIGN)?;
+        let Some(header) = window.scan(start).group_header(at) else {
+            // The end of what was written, or damage: what is behind it is looked at as a whole.
+            window.need(file, start.len, at..start.len)?;
+            window.scan(start).run(at, each);
+            return Ok(());
+        };
+        window.need(file, start.len, at..header.next_group(at))?;
+        let scan = window.scan(start);
+        let group = scan.group(at, header);
+        at = group.end;
+        each(group, scan.bytes);
+    }
+    Ok(())
 }
 
 struct Scan<'a> {
-    file: &'a [u8],
+    bytes: Bytes<'a>,
     header: SegmentHeader,
-    groups: Vec<GroupScan>,
 }
 
-impl Scan<'_> {
-    fn run(&mut self) {
-        let mut at = FIRST_GROUP;
-        while at < self.file.len() as u64 {
-            if let Some(header) = GroupHeader::decode(self.file, at, &self.header) {
-                let group = self.group(at, header);
-                at = group.end;
-                self.groups.push(group);
+impl<'a> Scan<'a> {
+    fn run(&self, mut at: u64, each: &mut dyn FnMut(GroupScan, Bytes<'a>)) {
+        while at < self.end() {
+            let group = if let Some(header) = self.group_header(at) {
+                self.group(at, header)
             } else if self.is_zero(at..at + GROUP_ALIGN) {
                 at += GROUP_ALIGN;
+                continue;
             } else {
-                let group = self.remains(at);
-                at = group.end;
-                self.groups.push(group);
-            }
+                self.remains(at)
+            };
+            at = group.end;
+            each(group, self.bytes);
         }
     }
 
+    /// Where the bytes end.
+    fn end(&self) -> u64 {
+        self.bytes.base + self.bytes.bytes.len() as u64
+    }
+
+    fn from(&self, at: u64) -> &'a [u8] {
+        self.bytes.from(at)
+    }
+
+    fn group_header(&self, at: u64) -> Option<GroupHeader> {
+        GroupHeader::decode_at(self.from(at), at, &self.header)
+    }
+
+    fn record_head(&self, at: u64, end: u64) -> Option<RecordHead> {
+        let bytes = self.from(at);
+        let len = (end.saturating_sub(at) as usize).min(bytes.len());
+        RecordHead::decode_at(bytes.get(..len)?, at, &self.header)
+    }
+
     fn group(&self, offset: u64, header: GroupHeader) -> GroupScan {
-        let end = header.end(offset).min(self.file.len() as u64);
-        let crc_at = offset as usize + GROUP_HEADER_LEN - 4;
-        let crc = self.file.get(crc_at..).and_then(|b| b.first_chunk::<4>()).map_or(0, |c| u32::from_le_bytes(*c));
+        let end = header.end(offset).min(self.end());
+        let crc = self.from(offset + GROUP_HEADER_LEN as u64 - 4).first_chunk::<4>();
+        let crc = crc.map_or(0, |c| u32::from_le_bytes(*c));
         let mut group =
             GroupScan { offset, end: header.next_group(offset), header: Some(header), crc, ..Default::default() };
         self.records(offset + GROUP_HEADER_LEN as u64, end, &mut group);
@@ -133,9 +264,9 @@ impl Scan<'_> {
     /// Walks the records of a group; after a damaged one, goes on at the next place where a valid head lies.
     fn records(&self, mut at: u64, end: u64, group: &mut GroupScan) {
         while at + RECORD_ALIGN <= end {
-            match RecordHead::decode(self.file, at, end, &self.header) {
+            match self.record_head(at, end) {
                 Some(head) => {
-                    let body_is_sound = head.body_is_sound(self.file, at) || is(Bug::BodyUnchecked);
+                    let body_is_sound = head.body_is_sound(self.from(at), 0) || is(Bug::BodyUnchecked);
                     let record_end = at + u64::from(head.len);
                     if !body_is_sound {
                         group.damage.push(Damage { bytes: at..record_end, part: Part::record(head.known_kind()) });
@@ -165,9 +296,8 @@ impl Scan<'_> {
     /// Behind the last group of a segment that was used before lie megabytes of old bytes: the segment's number, which few
     /// places hold, is looked at first.
     fn is_record(&self, at: u64, end: u64) -> bool {
-        let number = self.file.get(at as usize + 16..).and_then(|b| b.first_chunk::<8>());
-        number.is_some_and(|n| *n == self.header.number.to_le_bytes())
-            && RecordHead::decode(self.file, at, end, &self.header).is_some()
+        let number = self.from(at + 16).first_chunk::<8>();
+        number.is_some_and(|n| *n == self.header.number.to_le_bytes()) && self.record_head(at, end).is_some()
     }
 
     /// Bytes where a group should start and no valid header lies: takes the records that prove themselves, up to the
@@ -175,13 +305,13 @@ impl Scan<'_> {
     fn remains(&self, offset: u64) -> GroupScan {
         let mut end = offset + GROUP_ALIGN;
         let mut content_end = end;
-        while end < self.file.len() as u64 && GroupHeader::decode(self.file, end, &self.header).is_none() {
+        while end < self.end() && self.group_header(end).is_none() {
             if !self.is_zero(end..end + GROUP_ALIGN) {
                 content_end = end + GROUP_ALIGN;
             }
             end += GROUP_ALIGN;
         }
-        let content_end = content_end.min(self.file.len() as u64);
+        let content_end = content_end.min(self.end());
         let mut group = GroupScan { offset, end: content_end, ..Default::default() };
         let first = self.next_record(offset, content_end);
         group.damage.push(Damage { bytes: offset..first, part: Part::GroupHeader });
@@ -199,8 +329,9 @@ impl Scan<'_> {
     }
 
     fn slice(&self, bytes: Range<u64>) -> &[u8] {
-        let end = (bytes.end as usize).min(self.file.len());
-        self.file.get(bytes.start as usize..end).unwrap_or_default()
+        let from = self.from(bytes.start);
+        let len = (bytes.end.saturating_sub(bytes.start) as usize).min(from.len());
+        from.get(..len).unwrap_or_default()
     }
 
     fn is_zero(&self, bytes: Range<u64>) -> bool {
