@@ -161,7 +161,7 @@ impl Ingester<NilRecord> {
             plan: &recovered.plan,
             streams: AHashMap::new(),
             made: Vec::new(),
-            slots: Vec::new(),
+            spare: Vec::new(),
             report: RecoveryReport::default(),
         };
         replay.report.read_seconds = started.elapsed().as_secs_f64();
@@ -172,25 +172,18 @@ impl Ingester<NilRecord> {
         let half = progress.total.load(Ordering::Relaxed) / 2;
         progress.done.store(half, Ordering::Relaxed);
         state.metrics.replay_bytes_total.set(i64::try_from(total).unwrap_or(i64::MAX));
-        // Entries that were carried to a newer segment come first: those behind them have smaller LSNs.
-        replay.make_streams();
-        recovered.carried().try_for_each(|segment| replay.segment(&segment?))?;
         let done = |len: u64| {
             let share = u128::from(len) * u128::from(half) / u128::from(total);
             progress.done.fetch_add(share as u64, Ordering::Relaxed);
             state.metrics.replay_bytes.add(i64::try_from(len).unwrap_or(i64::MAX));
         };
-        let needed = |contents: &Contents| {
-            let needed = replay.needs(contents);
-            done(if needed { 0 } else { contents.file_len });
-            needed
-        };
-        let numbers = recovered.needed(needed);
-        recovered.segments(numbers).try_for_each(|segment| {
-            let segment = segment?;
-            replay.segment(&segment)?;
-            done(segment.file_len);
-            Ok::<_, RecoverError>(())
+        let restored: Vec<Arc<Stream>> = replay.streams.values().filter(|s| s.is_visible()).cloned().collect();
+        std::thread::scope(|scope| {
+            let show = scope.spawn(|| restored.iter().for_each(|stream| state.show(stream)));
+            let applied = replay.apply_all(&recovered, &done);
+            // A panic while replaying must not pass as a shorter log.
+            show.join().unwrap_or_else(|_| std::process::abort());
+            applied
         })?;
         let may_go_on = recovered.may_go_on();
         let admits = |id: u64| may_go_on.as_ref().is_none_or(|known| known.contains(&id));
@@ -251,7 +244,7 @@ struct Replay<'a> {
     streams: AHashMap<u64, Arc<Stream>>,
     /// Those of them of which nothing was known but a definition.
     made: Vec<u64>,
-    slots: Vec<Slot>,
+    spare: Vec<Slot>,
     report: RecoveryReport,
 }
 
@@ -474,7 +467,8 @@ fn merged(mut ranges: Vec<Range<u64>>) -> VecDeque<Range<u64>> {
 struct Part<'a> {
     /// With their streams, and where their parts begin in the body.
     rows: Vec<(TableRow, &'a Arc<Stream>, usize)>,
-    body: &'a Body,
+    /// Which of the slot's.
+    body: usize,
 }
 
 /// What a run holds.
@@ -482,6 +476,22 @@ struct Run<'a> {
     parts: Vec<Part<'a>>,
     /// Lines of streams that no definition names.
     unattributed: u64,
+    slot: Slot,
+}
+
+#[derive(Default)]
+struct Totals {
+    lines: u64,
+    bytes: u64,
+    unattributed: u64,
+}
+
+impl Totals {
+    fn add(&mut self, other: &Self) {
+        self.lines += other.lines;
+        self.bytes += other.bytes;
+        self.unattributed += other.unattributed;
+    }
 }
 
 /// The sides of the cut on which there is something to apply.
@@ -529,9 +539,6 @@ impl Replay<'_> {
             self.report.block_lines += shard.lines;
             self.report.unattributed_lines += shard.unnamed_lines;
             for stream in shard.streams {
-                if stream.is_visible() {
-                    self.state.show(&stream);
-                }
                 self.streams.insert(stream.id(), stream);
             }
         }
@@ -563,66 +570,85 @@ impl Replay<'_> {
         contents.streams.iter().any(|(id, end)| self.streams.get(id).is_none_or(|s| s.next_seq() < *end))
     }
 
+    /// Applies what is needed of the log. `done` gets the bytes of each segment.
+    fn apply_all(&mut self, recovered: &Recovered, done: &dyn Fn(u64)) -> Result<(), RecoverError> {
+        self.make_streams();
+        // Entries that were carried to a newer segment come first: those behind them have smaller LSNs.
+        recovered.carried().try_for_each(|segment| self.segment(&segment?))?;
+        let numbers = recovered.needed(|contents| {
+            let needed = self.needs(contents);
+            done(if needed { 0 } else { contents.file_len });
+            needed
+        });
+        recovered.segments(numbers).try_for_each(|segment| {
+            let segment = segment?;
+            self.segment(&segment)?;
+            done(segment.file_len);
+            Ok(())
+        })
+    }
+
+    /// Applies a segment's records, batch by batch. That one is loaded while another is applied would cost more of the cache
+    /// than it gains.
     fn segment(&mut self, segment: &ReplaySegment) -> Result<(), RecoverError> {
-        let runs = segment.runs();
-        let mut rest = &runs[..];
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let fits = |run: &&Range<usize>| {
-                bytes += segment.len_of(run);
-                bytes <= BATCH
-            };
-            let (batch, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-            self.batch(segment, batch)?;
-            rest = later;
+        let mut spare = std::mem::take(&mut self.spare);
+        let mut totals = Totals::default();
+        for batch in batches(segment, &segment.runs()) {
+            let with_slots = batch.iter().map(|run| (run, spare.pop().unwrap_or_default())).collect();
+            let loaded = self.load(segment, with_slots)?;
+            totals.add(&self.apply(&loaded));
+            spare.extend(loaded.into_iter().map(|run| run.slot));
         }
+        self.spare = spare;
+        self.report.lines += totals.lines;
+        self.report.line_bytes += totals.bytes;
+        self.report.unattributed_lines += totals.unattributed;
         Ok(())
     }
 
-    fn batch(&mut self, segment: &ReplaySegment, runs: &[Range<usize>]) -> Result<(), RecoverError> {
-        let mut slots = std::mem::take(&mut self.slots);
-        if slots.len() < runs.len() {
-            slots.resize_with(runs.len(), Slot::default);
-        }
-        let load = |(run, slot)| self.load(segment, run, slot);
-        let loaded: Result<Vec<Run<'_>>, RecoverError> = runs.par_iter().zip(&mut slots).map(load).collect();
-        let loaded = loaded?;
-        let (state, threads) = (self.state, self.state.config.threads.max(1));
-        let shards = (0..threads).into_par_iter();
-        let totals: Vec<(u64, u64)> = shards.map(|n| apply_shard(state, &loaded, n, threads)).collect();
-        self.report.unattributed_lines += loaded.iter().map(|run| run.unattributed).sum::<u64>();
-        for (lines, bytes) in totals {
-            self.report.lines += lines;
-            self.report.line_bytes += bytes;
-        }
-        self.slots = slots;
-        Ok(())
-    }
-
-    /// Reads a run and decompresses what is needed of it.
     fn load<'a>(
         &'a self,
         segment: &ReplaySegment,
+        runs: Vec<(&Range<usize>, Slot)>,
+    ) -> Result<Vec<Run<'a>>, RecoverError> {
+        runs.into_par_iter().map(|(run, slot)| self.load_run(segment, run, slot)).collect()
+    }
+
+    /// Reads a run and decompresses what is needed of it.
+    fn load_run<'a>(
+        &'a self,
+        segment: &ReplaySegment,
         run: &Range<usize>,
-        slot: &'a mut Slot,
+        mut slot: Slot,
     ) -> Result<Run<'a>, RecoverError> {
-        let records = segment.read(run, &mut slot.stored)?;
-        if slot.bodies.len() < records.len() {
-            slot.bodies.resize_with(records.len(), Body::default);
+        let Slot { stored, bodies } = &mut slot;
+        let records = segment.read(run, stored)?;
+        if bodies.len() < records.len() {
+            bodies.resize_with(records.len(), Body::default);
         }
-        let mut out = Run { parts: Vec::with_capacity(records.len()), unattributed: 0 };
-        for ((record, bytes), body) in records.into_iter().zip(&mut slot.bodies) {
+        let mut parts = Vec::with_capacity(records.len());
+        let mut unattributed = 0;
+        for ((n, body), (record, bytes)) in bodies.iter_mut().enumerate().zip(records) {
             // What does not decode is damage, and told as that.
             let Ok(tables) = Tables::decode(record.head.tables(bytes, 0)) else { continue };
-            let (rows, unattributed) = self.needed_rows(tables.rows);
-            out.unattributed += unattributed;
+            let (rows, unknown) = self.needed_rows(tables.rows);
+            unattributed += unknown;
             if !rows.is_empty() {
                 let sides = Cut::find(tables.extension).map(|cut| (cut, needed_sides(cut, &rows)));
                 body.decompress(&record.head, record.head.body(bytes, 0), sides);
-                out.parts.push(Part { rows, body });
+                parts.push(Part { rows, body: n });
             }
         }
-        Ok(out)
+        Ok(Run { parts, unattributed, slot })
+    }
+
+    fn apply(&self, runs: &[Run<'_>]) -> Totals {
+        let threads = self.state.config.threads.max(1);
+        let shards: Vec<Totals> =
+            (0..threads).into_par_iter().map(|n| apply_shard(self.state, runs, n, threads)).collect();
+        let mut totals = Totals { unattributed: runs.iter().map(|run| run.unattributed).sum(), ..Totals::default() };
+        shards.iter().for_each(|shard| totals.add(shard));
+        totals
     }
 
     /// The rows that are needed, with their streams and where their parts begin in the body, and how many lines no definition names.
@@ -643,7 +669,7 @@ impl Replay<'_> {
 
     /// Lines up the streams with the log's end, and lets new entries go to them with `admits`: after damage, seqs at a
     /// stream's end may have been used by lost records, and its labels go on under a new id.
-    fn finish(&mut self, admits: impl Fn(u64) -> bool) {
+    fn finish(&mut self, admits: impl Fn(u64) -> bool + Sync) {
         // Their records were damaged, or lie behind the log's end.
         let empty = self.made.iter().filter(|id| self.streams.get(id).is_some_and(|s| s.next_seq() == 0));
         let empty: Vec<u64> = empty.copied().collect();
@@ -654,27 +680,47 @@ impl Replay<'_> {
             let known = lost.entry(*id).or_default();
             *known = (*end).max(*known);
         }
-        for (id, stream) in &self.streams {
+        let streams: Vec<(&u64, &Arc<Stream>)> = self.streams.iter().collect();
+        streams.into_par_iter().for_each(|(id, stream)| {
             let defined = self.plan.definitions.get(id).map_or(0, |d| d.next_seq);
             stream.replayed(defined.max(lost.get(id).copied().unwrap_or(0)));
             stream.log.resume_at(stream.next_seq());
             self.state.instance(&stream.log.tenant).recovered(stream, admits(*id));
-        }
+        });
     }
 }
 
-fn apply_shard(state: &State, runs: &[Run<'_>], shard: usize, threads: usize) -> (u64, u64) {
-    let (mut lines, mut bytes) = (0, 0);
-    for part in runs.iter().flat_map(|run| &run.parts) {
-        let Some(Ok(view)) = part.body.sound.then(|| BodyView::new(&part.body.raw)) else { continue };
+/// The runs in batches that are loaded at once.
+fn batches<'a>(segment: &ReplaySegment, runs: &'a [Range<usize>]) -> Vec<&'a [Range<usize>]> {
+    let mut out = Vec::new();
+    let mut rest = runs;
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |run: &&Range<usize>| {
+            bytes += segment.len_of(run);
+            bytes <= BATCH
+        };
+        let (batch, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        out.push(batch);
+        rest = later;
+    }
+    out
+}
+
+fn apply_shard(state: &State, runs: &[Run<'_>], shard: usize, threads: usize) -> Totals {
+    let mut totals = Totals::default();
+    let parts =
+        runs.iter().flat_map(|run| run.parts.iter().filter_map(|part| Some((part, run.slot.bodies.get(part.body)?))));
+    for (part, body) in parts {
+        let Some(Ok(view)) = body.sound.then(|| BodyView::new(&body.raw)) else { continue };
         for (row, stream, start) in part.rows.iter().filter(|(row, _, _)| shard_of(row.stream, threads) == shard) {
-            if let Ok(outcome) = state.apply(stream, row, &view, start.saturating_sub(part.body.shift)) {
-                lines += outcome.lines;
-                bytes += outcome.bytes;
+            if let Ok(outcome) = state.apply(stream, row, &view, start.saturating_sub(body.shift)) {
+                totals.lines += outcome.lines;
+                totals.bytes += outcome.bytes;
             }
         }
     }
-    (lines, bytes)
+    totals
 }
 
 impl RecoveryReport {

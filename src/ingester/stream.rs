@@ -558,7 +558,11 @@ impl Content {
     fn expects(&self, row: &TableRow, room: usize) -> (usize, usize) {
         let (count, len) = (u128::from(row.count.max(1)), u128::from(row.part_len));
         // Once, with the first. Where blocks come between, after damage, most of them are in those.
-        let to_come = if self.head.is_empty() && self.later.is_empty() { self.replayed_to.saturating_sub(row.first_seq) } else { 0 };
+        let to_come = if self.head.is_empty() && self.later.is_empty() {
+            self.replayed_to.saturating_sub(row.first_seq)
+        } else {
+            0
+        };
         let entries = u128::from(to_come).max(count);
         let bytes = usize::try_from(entries * len / count).unwrap_or(usize::MAX).min(room);
         // An entry takes three bytes at least.

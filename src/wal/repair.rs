@@ -7,12 +7,12 @@ use super::plan::{KnownSeries, Plan, RecordRef, Summary, Summing, plan, plan_wit
 use super::record::{
     Beginning, BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
 };
+use super::replay::ReplaySegment;
 use super::retention::{Contents, Hold};
 use super::scan::{Window, read_groups, read_start, scan_segment};
 use super::segment::{Prepared, file_number, segment_name, segment_number};
 use super::spread::spread;
 use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
-use super::replay::ReplaySegment;
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
 use crate::fs::{DirEntry, File, read_full_at};
 use crate::planted::{Bug, is};
@@ -114,16 +114,10 @@ pub fn recover_doubting(
     let mut done = 0;
     let known = KnownSeries::default();
     let work = |window: &mut Window, (number, len): (u64, u64)| (len, summarize(&options, number, window, &known));
-    let read = spread(
-        numbers,
-        log >= WIDE,
-        Window::default,
-        work,
-        |(len, _)| {
-            done += len;
-            progress(done, total);
-        },
-    );
+    let read = spread(numbers, log >= WIDE, Window::default, work, |(len, _)| {
+        done += len;
+        progress(done, total);
+    });
     let (mut bytes, mut summaries) = (0, Vec::with_capacity(read.len()));
     for (len, summary) in read {
         let summary = summary?;
