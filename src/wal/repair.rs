@@ -212,7 +212,7 @@ fn summarize(
     };
     let mut summing = match Summing::begin(number, &start.header, start.bad_header.clone(), known) {
         Ok(summing) => summing,
-        Err(foreign) => return Ok(foreign),
+        Err(foreign) => return Ok(*foreign),
     };
     let groups = read_groups(&*file, window, &start, &mut |group, bytes| summing.group(&group, bytes));
     groups.map_err(io_error("read", &path))?;
