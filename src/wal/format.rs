@@ -194,12 +194,7 @@ impl GroupHeader {
         out
     }
 
-    /// Reads the group header at `offset` of a segment's bytes, if a valid one lies there.
-    pub fn decode(file: &[u8], offset: u64, segment: &SegmentHeader) -> Option<Self> {
-        Self::decode_at(file.get(usize::try_from(offset).ok()?..)?, offset, segment)
-    }
-
-    /// As [`GroupHeader::decode`], from bytes that begin with the group, which lies at `offset` of its segment.
+    /// Reads the header of a group that lies at `offset` of its segment, if a valid one is there. `bytes` begin with it.
     pub fn decode_at(bytes: &[u8], offset: u64, segment: &SegmentHeader) -> Option<Self> {
         let raw = bytes.first_chunk::<GROUP_HEADER_LEN>()?;
         if raw[..4] != GROUP_MAGIC {
@@ -509,9 +504,9 @@ mod tests {
         let group = GroupHeader { len: 64, segment: 7, first_lsn: 3, durable_lsn: 3, ..GroupHeader::default() };
         let mut file = vec![0; 16384];
         file[8192..8256].copy_from_slice(&group.encode(header().salt, 8192));
-        assert_eq!(GroupHeader::decode(&file, 8192, &header()), Some(group));
+        assert_eq!(GroupHeader::decode_at(&file[8192..], 8192, &header()), Some(group));
         file.copy_within(8192..8256, 12288);
-        assert_eq!(GroupHeader::decode(&file, 12288, &header()), None);
-        assert_eq!(GroupHeader::decode(&file, 8192, &SegmentHeader { salt: 1, ..header() }), None);
+        assert_eq!(GroupHeader::decode_at(&file[12288..], 12288, &header()), None);
+        assert_eq!(GroupHeader::decode_at(&file[8192..], 8192, &SegmentHeader { salt: 1, ..header() }), None);
     }
 }
