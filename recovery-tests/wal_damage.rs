@@ -547,7 +547,6 @@ mod whole {
             assert!(matches!(e.status, 429 | 503), "{e:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
-        until("full heads are blocks", || is_sealed(ingester));
     }
 
     /// A slow disk delays what is awaited, and must not change what is tested.
@@ -559,10 +558,11 @@ mod whole {
         }
     }
 
-    /// Is each head that was full in a block that counts?
-    fn is_sealed(ingester: &Ingester<Live>) -> bool {
+    /// Until each head that was full is in a block that counts.
+    fn until_sealed(ingester: &Ingester<Live>) {
         let heads = |s: &Arc<Stream>| s.parts(i64::MIN, i64::MAX).iter().filter(|p| matches!(p, Part::Head(_))).count();
-        ingester.streams(&tenant(), &[], i64::MIN, i64::MAX).iter().all(|s| heads(s) <= 1)
+        let streams = ingester.streams(&tenant(), &[], i64::MIN, i64::MAX);
+        until("full heads are blocks", || streams.iter().all(|s| heads(s) <= 1));
     }
 
     /// Every line that is there, and how often.
@@ -606,6 +606,7 @@ mod whole {
                     push(&ingester, &runtime, &[("once", 0..1)]);
                 }
             }
+            until_sealed(&ingester);
             let mut flushed = BTreeSet::new();
             let retired = fs::read(path(dir.path(), LogKind::Blocks, 1)).unwrap();
             for _ in 0..flushed_chunks {
@@ -1004,6 +1005,7 @@ mod whole {
                 push(ingester, &runtime, &[("big", n..n + 20)]);
                 n += 20;
             }
+            until_sealed(ingester);
             std::thread::sleep(Duration::from_millis(60));
             assert!(n < from + 100_000, "nothing is retired");
         }
@@ -1025,6 +1027,7 @@ mod whole {
             n = push_until_retired(&ingester, dir, plan_of(dir).durable_lsn + 1, n);
         }
         push(&ingester, &runtime, &[("big", n..n + 1), ("hot", 10..20)]);
+        until_sealed(&ingester);
         std::thread::sleep(Duration::from_millis(400));
         let lines: BTreeSet<String> = read(&ingester).into_keys().collect();
         assert_eq!(lines.len() as u64, n + 1 + 20 + idle_blocks * IDLE);
