@@ -249,7 +249,7 @@ fn check_log(data: &Path) -> Vec<String> {
     );
     // Stream → ranges of seqs, and whether they were pushed so, carried, or sealed.
     let mut ranges: HashMap<u64, Vec<(u64, u64, &str)>> = HashMap::new();
-    for block in &recovered.blocks().blocks {
+    for block in recovered.blocks().blocks.iter() {
         let t = &block.tables;
         ranges.entry(t.stream).or_default().push((t.first_seq, t.end_seq, "block"));
     }
