@@ -77,6 +77,11 @@ impl Run {
         self.wrong.extend(other.wrong);
     }
 
+    /// Is enough wrong to end a run? A hunt for a planted bug ends when acknowledged lines are lost, and not before.
+    fn ends(&self, hunt: bool) -> bool {
+        if hunt { !lost(&self.wrong).is_empty() } else { !self.wrong.is_empty() }
+    }
+
     /// Writes the figures; something wrong is a failure.
     fn finish(self, layer: &str, crashes: &'static str, started: Instant) {
         let wrong = &self.wrong[..self.wrong.len().min(10)];
@@ -98,6 +103,11 @@ impl Run {
     }
 }
 
+/// Of what is wrong, the losses of acknowledged lines.
+fn lost(wrong: &[String]) -> Vec<String> {
+    wrong.iter().filter(|w| w.contains("acknowledged")).cloned().collect()
+}
+
 /// Waits for the process to end by itself.
 fn end_of(server: &mut Server, patience: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + patience;
@@ -109,13 +119,14 @@ fn end_of(server: &mut Server, patience: Duration) -> Option<ExitStatus> {
     }
 }
 
-/// After an error of the disk the process ends with one code, or the error did not concern a log.
-fn ended_well(server: &mut Server, patience: Duration, run: &mut Run) {
-    let Some(ended) = end_of(server, patience) else { return };
+/// After an error of the disk the process ends with one code. Answers whether it has ended.
+fn ends_well(server: &mut Server, patience: Duration, run: &mut Run) -> bool {
+    let Some(ended) = end_of(server, patience) else { return false };
     run.ended_by_itself += 1;
     if ended.code() != Some(IO_ERROR) {
         run.wrong.push(format!("after an error of the disk the process ended with {ended}: {}", server.log_tail()));
     }
+    true
 }
 
 /// A disk that loses what was not synced.
@@ -134,17 +145,19 @@ fn cycles(
     wanted: u64,
     random: &mut Random,
     env: &[(&str, &str)],
-    stop_at_first: bool,
+    hunt: bool,
 ) -> Run {
-    let (field, data, mut run, mut torn) = (Field::new(), dir.join("data"), Run::default(), false);
+    let (field, data, mut run) = (Field::new(), dir.join("data"), Run::default());
     let mut cycle = 0;
     while run.crashes < wanted {
         assert!(cycle < 2 * wanted + 10, "most crashes come without an ack since the one before");
         let mut server = Server::start(dir, CONFIG, env);
-        run.wrong.extend(field.check(&mut server.http(), epoch(cycle)));
+        let mut wrong = field.check(&mut server.http(), epoch(cycle));
         let load = field.start(&server.addr, cycle);
         load.wait_for_ack();
-        std::thread::sleep(Duration::from_micros(random.below(60_000)));
+        // Some are long enough for new segments, blocks, and segments that go.
+        let long = if random.below(8) == 0 { 10 } else { 1 };
+        std::thread::sleep(Duration::from_micros(long * random.below(60_000)));
         if random.below(4) == 0 {
             field.note_shown(&mut server.http(), epoch(cycle));
         }
@@ -163,16 +176,10 @@ fn cycles(
             disk.crash(random);
             run.crashes_while_starting += 1;
         }
-        let was_torn = std::mem::take(&mut torn);
-        run.wrong.extend(check_log(&data, Some(&mut torn)));
-        run.torn_tails += u64::from(torn);
-        torn |= was_torn;
-        if !run.wrong.is_empty() {
-            run.wrong.iter_mut().for_each(|w| *w = format!("cycle {cycle}, {struck}: {w}"));
-            if stop_at_first {
-                return run;
-            }
-            break;
+        wrong.extend(check_log(&data, Some(&mut run.torn_tails)));
+        run.wrong.extend(wrong.into_iter().map(|w| format!("cycle {cycle}, {struck}: {w}")));
+        if run.ends(hunt) {
+            return run;
         }
         cycle += 1;
     }
@@ -216,7 +223,8 @@ impl Forgets for Lossy {
             while self.struck() == 0 && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            ended_well(server, Duration::from_millis(500), run);
+            // It goes on if it was but making a segment.
+            ends_well(server, Duration::from_millis(500), run);
         }
         name
     }
@@ -227,10 +235,10 @@ impl Forgets for Lossy {
 }
 
 /// `None` where it cannot run.
-fn power_cuts(wanted: u64, random: &mut Random, env: &[(&str, &str)], stop_at_first: bool) -> Option<Run> {
+fn power_cuts(wanted: u64, random: &mut Random, env: &[(&str, &str)], hunt: bool) -> Option<Run> {
     let tmp = tempfile::tempdir().unwrap();
     let mut disk = Lossy::mount(&tmp.path().join("data"))?;
-    let mut run = cycles(&mut disk, tmp.path(), wanted, random, env, stop_at_first);
+    let mut run = cycles(&mut disk, tmp.path(), wanted, random, env, hunt);
     let (syncs, direct) = disk.counts();
     run.struck.extend([("syncs", syncs), ("writes past the page cache", direct)]);
     Some(run)
@@ -256,8 +264,8 @@ impl Forgets for Shutdowns {
     fn strike(&mut self, server: &mut Server, random: &mut Random, run: &mut Run) -> &'static str {
         let how = if random.below(4) == 0 { Shutdown::LogFlush } else { Shutdown::NoLogFlush };
         self.disk.shut_down(how);
-        if random.below(2) == 0 {
-            ended_well(server, Duration::from_secs(10), run);
+        if random.below(2) == 0 && !ends_well(server, Duration::from_secs(30), run) {
+            run.wrong.push(format!("the server goes on after a shutdown of its disk: {}", server.log_tail()));
         }
         if how == Shutdown::LogFlush { "with a flush of the journal" } else { "without a flush of the journal" }
     }
@@ -275,11 +283,11 @@ fn shutdowns(
     journals: &'static [&'static str],
     random: &mut Random,
     env: &[(&str, &str)],
-    stop_at_first: bool,
+    hunt: bool,
 ) -> Option<Run> {
     let tmp = tempfile::tempdir().unwrap();
     let disk = Ext4::new(tmp.path(), SHUTDOWN_BYTES, journals[0])?;
-    Some(cycles(&mut Shutdowns { disk, journals }, tmp.path(), wanted, random, env, stop_at_first))
+    Some(cycles(&mut Shutdowns { disk, journals }, tmp.path(), wanted, random, env, hunt))
 }
 
 /// The kernel drops what its ext4 has in memory, and replays its journal.
@@ -350,21 +358,20 @@ fn moments(recording: &Recording, wanted: u64, random: &mut Random) -> Vec<(usiz
 /// once more.
 fn check_image(image: Vec<u8>, field: &Field, options: &str, again: bool, env: &[(&str, &str)]) -> Run {
     let tmp = tempfile::tempdir().unwrap();
-    let (mut run, mut torn, data) = (Run { crashes: 1, ..Run::default() }, false, tmp.path().join("data"));
+    let (mut run, data) = (Run { crashes: 1, ..Run::default() }, tmp.path().join("data"));
     let mut disk = Disk::new(tmp.path(), image, false).expect("there was one before");
     if let Err(why) = disk.mount(options) {
         println!("an image is not mounted: {why}");
         return Run { not_mounted: 1, ..Run::default() };
     }
-    run.wrong.extend(check_log(&data, Some(&mut torn)));
-    run.torn_tails = u64::from(torn);
+    run.wrong.extend(check_log(&data, Some(&mut run.torn_tails)));
     for last in if again { &[false, true][..] } else { &[true] } {
         let server = Server::start(tmp.path(), CONFIG, env);
         run.wrong.extend(field.check(&mut server.http(), 0));
         run.unacked_there = field.unacked_there();
         if *last {
             server.kill();
-            run.wrong.extend(check_log(&data, Some(&mut torn)));
+            run.wrong.extend(check_log(&data, Some(&mut run.torn_tails)));
             break;
         }
         // What was just shown must be there, although nothing was flushed since.
@@ -379,7 +386,7 @@ fn check_image(image: Vec<u8>, field: &Field, options: &str, again: bool, env: &
 }
 
 /// `None` where it cannot run.
-fn images(recordings: u64, wanted: u64, random: &mut Random, env: &[(&str, &str)], stop_at_first: bool) -> Option<Run> {
+fn images(recordings: u64, wanted: u64, random: &mut Random, env: &[(&str, &str)], hunt: bool) -> Option<Run> {
     let all = Mutex::new(Run::default());
     for n in 0..recordings {
         let recording = record(JOURNALS[(n + 1) as usize % JOURNALS.len()], 300, env)?;
@@ -390,7 +397,7 @@ fn images(recordings: u64, wanted: u64, random: &mut Random, env: &[(&str, &str)
         let work = || {
             loop {
                 let mut next = next.lock().unwrap();
-                if stop_at_first && !all.lock().unwrap().wrong.is_empty() {
+                if all.lock().unwrap().ends(hunt) {
                     return;
                 }
                 let (images, moments, coins) = &mut *next;
@@ -580,21 +587,21 @@ const WITHOUT_SYNC: &str = "ack-before-sync";
 fn an_ack_before_the_sync_is_found_by_power_cuts() {
     let started = Instant::now();
     let run = can_plant().then(|| power_cuts(20, &mut Random(seed() | 1), &[(PLANTED, WITHOUT_SYNC)], true)).flatten();
-    run.into_iter().for_each(|run| found(WITHOUT_SYNC, "power cuts", started, &run.wrong));
+    run.into_iter().for_each(|run| found(WITHOUT_SYNC, "power cuts", started, &lost(&run.wrong)));
 }
 
 #[test]
 fn an_ack_before_the_sync_is_found_by_shutdowns() {
     let (started, env) = (Instant::now(), [(PLANTED, WITHOUT_SYNC)]);
     let run = can_plant().then(|| shutdowns(20, &JOURNALS[..1], &mut Random(seed() | 1), &env, true)).flatten();
-    run.into_iter().for_each(|run| found(WITHOUT_SYNC, "shutdowns of ext4", started, &run.wrong));
+    run.into_iter().for_each(|run| found(WITHOUT_SYNC, "shutdowns of ext4", started, &lost(&run.wrong)));
 }
 
 #[test]
 fn an_ack_before_the_sync_is_found_in_images() {
     let (started, env) = (Instant::now(), [(PLANTED, WITHOUT_SYNC)]);
     let run = can_plant().then(|| images(1, 40, &mut Random(seed() | 1), &env, true)).flatten();
-    run.into_iter().for_each(|run| found(WITHOUT_SYNC, "images of a disk", started, &run.wrong));
+    run.into_iter().for_each(|run| found(WITHOUT_SYNC, "images of a disk", started, &lost(&run.wrong)));
 }
 
 #[test]
@@ -603,7 +610,6 @@ fn a_sync_that_is_tried_again_is_found() {
     for way in ways().into_iter().filter(|way| *way != Way::Write && can_plant()) {
         let started = Instant::now();
         let Some(wrong) = disk_error(way, &[(PLANTED, RETRIED)]) else { return };
-        let lost: Vec<String> = wrong.into_iter().filter(|w| w.contains("are lost")).collect();
-        found(RETRIED, &format!("a disk that fails below ext4 ({way:?})"), started, &lost);
+        found(RETRIED, &format!("a disk that fails below ext4 ({way:?})"), started, &lost(&wrong));
     }
 }

@@ -291,6 +291,7 @@ impl State {
             inode.names.clone_from(&inode.durable_names);
             inode.opened = 0;
         }
+        // Without a name they are gone; a name of what was never synced is one of an empty file.
         let (mut kept, mut queue) = (HashMap::new(), vec![ROOT]);
         while let Some(ino) = queue.pop() {
             if let Some(inode) = self.inodes.remove(&ino) {
@@ -298,7 +299,6 @@ impl State {
                 kept.insert(ino, inode);
             }
         }
-        // A name of what was never synced is a name of an empty file.
         self.inodes = kept;
         (self.fault, self.struck) = (None, 0);
     }
@@ -312,13 +312,13 @@ impl State {
         };
         match op {
             _ if coin == 0 => {}
-            NameOp::Add(dir, name, ino) => names(dir, &|n| drop(n.insert(name.clone(), ino))),
-            NameOp::Remove(dir, name) => names(dir, &|n| drop(n.remove(&name))),
+            NameOp::Add(dir, name, ino) => names(dir, &|n| _ = n.insert(name.clone(), ino)),
+            NameOp::Remove(dir, name) => names(dir, &|n| _ = n.remove(&name)),
             NameOp::Move(from, to, ino) => {
                 if coin == 1 {
-                    names(from.0, &|n| drop(n.remove(&from.1)));
+                    names(from.0, &|n| _ = n.remove(&from.1));
                 }
-                names(to.0, &|n| drop(n.insert(to.1.clone(), ino)));
+                names(to.0, &|n| _ = n.insert(to.1.clone(), ino));
             }
         }
     }

@@ -49,7 +49,7 @@ struct Platter {
     failed: u64,
 }
 
-/// Blocks of a write that begin a group, and the rest of that group.
+/// Does a group begin in these bytes?
 fn is_group(bytes: &[u8]) -> bool {
     bytes.chunks(BLOCK).any(|b| b.starts_with(GROUP))
 }
