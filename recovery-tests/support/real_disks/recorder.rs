@@ -9,9 +9,10 @@ use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
     ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
+use parking_lot::{Mutex, MutexGuard};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 const FILE: u64 = 2;
@@ -140,7 +141,7 @@ impl Disk {
     /// What it has been asked for so far, as a number.
     pub fn position(&self) -> impl Fn() -> usize + Send + Sync + 'static {
         let platter = self.platter.clone();
-        move || platter.lock().unwrap().events.as_ref().map_or(0, Vec::len)
+        move || platter.lock().events.as_ref().map_or(0, Vec::len)
     }
 
     /// All that it was asked for since it is there; nothing is noted any more.
@@ -154,7 +155,7 @@ impl Disk {
     }
 
     fn platter(&self) -> MutexGuard<'_, Platter> {
-        self.platter.lock().unwrap()
+        self.platter.lock()
     }
 }
 
@@ -226,7 +227,7 @@ struct One(Arc<Mutex<Platter>>);
 
 impl One {
     fn platter(&self) -> MutexGuard<'_, Platter> {
-        self.0.lock().unwrap()
+        self.0.lock()
     }
 
     fn attr(&self, ino: u64) -> FileAttr {
