@@ -4,284 +4,23 @@
 //! `TIMBERLINE_KILL_CYCLES` sets the number of cycles (25), `TIMBERLINE_KILL_RUNS` spreads them over directories that are
 //! worked on at once (1), `TIMBERLINE_KILL_SEED` repeats a run's random choices.
 
+#[path = "support/faults.rs"]
+mod faults;
+#[path = "support/load.rs"]
+mod load;
 #[path = "support/server.rs"]
 mod server;
 
-use server::{Http, Server};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::io::Write;
+use faults::Random;
+use load::{CONFIG, Field, check_log, epoch};
+use server::Server;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use timberline::wal;
 
-const WRITERS: u64 = 6;
 /// Cycles on one directory, at most: nothing leaves it, so each start takes longer than the one before.
 const ON_ONE: u64 = 250;
-const CONFIG: &str =
-    "ingester: {chunk_block_size: 8KB, chunk_target_size: 64KB, wal: {segment_size: 1MB, max_size: 4MB}}\n";
-
-/// A small deterministic generator.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
-    /// Sent; the answer is unknown. There afterwards, or not, but whole.
-    Sent,
-    /// Not acknowledged, but a query has shown a line of it: what was visible stays.
-    Shown,
-    Acked,
-}
-
-/// One push: its lines by stream.
-struct Pushed {
-    state: State,
-    lines: Vec<(String, i64, String)>,
-}
-
-/// Everything that was ever sent, by epoch and number.
-type Ledger = BTreeMap<u64, HashMap<u64, Pushed>>;
-
-/// What all writers share.
-struct Field {
-    ledger: Mutex<Ledger>,
-    next_push: AtomicU64,
-    acks: AtomicU64,
-    stop: AtomicBool,
-}
-
-/// Each start is followed by a look at the newest epoch, the last one by a look at all.
-fn epoch(cycle: u64) -> u64 {
-    cycle / 10
-}
-
-/// Text that does not compress well, so that segments fill and go often.
-fn pad(seed: u64) -> String {
-    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-    let words = random.below(60);
-    (0..words).map(|_| format!("{:08x}", random.next() as u32)).collect()
-}
-
-/// Pushes until told to stop or the server is gone.
-fn write(field: &Field, addr: &str, writer: u64, cycle: u64) {
-    let mut http = Http::new(addr);
-    let mut round = 0;
-    while !field.stop.load(Ordering::Relaxed) {
-        let id = field.next_push.fetch_add(1, Ordering::Relaxed);
-        // All writers push into the shared stream; each fresh stream is created by all of them at about the same time.
-        let epoch = epoch(cycle);
-        let streams =
-            [format!("shared-{epoch}"), format!("fresh-{epoch}-{cycle}-{round}"), format!("own-{epoch}-{writer}")];
-        let base = 1_700_000_000_000_000_000 + i64::try_from(cycle * 1_000_000_000 + round * 1000).unwrap();
-        let mut lines = Vec::new();
-        let mut body = Vec::new();
-        for (k, stream) in streams.iter().enumerate() {
-            let mut values = Vec::new();
-            for n in 0..3u64 {
-                let timestamp = base + i64::from(n == 2);
-                let line = format!("push={id} writer={writer} part={k} n={n} pad={}", pad(id * 16 + k as u64 * 3 + n));
-                values.push(serde_json::json!([timestamp.to_string(), line]));
-                lines.push((stream.clone(), timestamp, line));
-            }
-            body.push(serde_json::json!({"stream": {"s": stream, "e": epoch.to_string()}, "values": values}));
-        }
-        field.ledger.lock().unwrap().entry(epoch).or_default().insert(id, Pushed { state: State::Sent, lines });
-        match http.post_json("/loki/api/v1/push", &serde_json::json!({"streams": body}).to_string()) {
-            Ok((204, _)) => {
-                field.ledger.lock().unwrap().get_mut(&epoch).unwrap().get_mut(&id).unwrap().state = State::Acked;
-                field.acks.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok((503, _)) => std::thread::sleep(Duration::from_millis(5)),
-            Ok((status, body)) => panic!("push {id} got {status}: {}", String::from_utf8_lossy(&body)),
-            Err(_) => return,
-        }
-        round += 1;
-    }
-}
-
-/// What a query of one epoch shows, by stream, in the order shown.
-fn read(http: &mut Http, epoch: u64) -> BTreeMap<String, Vec<(i64, String)>> {
-    let mut out: BTreeMap<String, Vec<(i64, String)>> = BTreeMap::new();
-    for (labels, timestamp, line) in http.query_all(&format!("{{e=\"{epoch}\"}}")) {
-        out.entry(labels["s"].as_str().unwrap().to_string()).or_default().push((timestamp, line));
-    }
-    out
-}
-
-/// A number that a line tells of itself.
-fn told(line: &str, name: &str) -> u64 {
-    line.split(' ').find_map(|w| w.strip_prefix(name)).and_then(|n| n.parse().ok()).unwrap_or(0)
-}
-
-/// Notes what a query has shown while pushes go on.
-fn note_shown(pushes: &mut HashMap<u64, Pushed>, shown: &BTreeMap<String, Vec<(i64, String)>>) {
-    for (_, line) in shown.values().flatten() {
-        if let Some(push) = pushes.get_mut(&told(line, "push=")).filter(|p| p.state == State::Sent) {
-            push.state = State::Shown;
-        }
-    }
-}
-
-/// Holds what the server shows against what was sent in the same epoch. Returns what is wrong.
-fn check(pushes: &mut HashMap<u64, Pushed>, shown: &BTreeMap<String, Vec<(i64, String)>>) -> Vec<String> {
-    let mut wrong = Vec::new();
-    let mut present: HashMap<u64, usize> = HashMap::new();
-    let mut all = HashSet::new();
-    for (stream, entries) in shown {
-        for pair in entries.windows(2) {
-            if pair[0].0 > pair[1].0 {
-                wrong.push(format!("{stream}: {} is shown before {}", pair[0].0, pair[1].0));
-            }
-        }
-        // Equal timestamps come in the order of arrival: a writer's own lines in the order in which it sent them.
-        let mut last: HashMap<(i64, u64), (u64, u64)> = HashMap::new();
-        for (timestamp, line) in entries {
-            let (push, n) = (told(line, "push="), told(line, "n="));
-            *present.entry(push).or_default() += 1;
-            let key = (*timestamp, told(line, "writer="));
-            if last.insert(key, (push, n)).is_some_and(|before| before > (push, n)) {
-                wrong.push(format!("{stream}: {line} comes before its predecessor"));
-            }
-            if !all.insert((stream.as_str(), *timestamp, line.as_str())) {
-                wrong.push(format!("{stream}: twice: {line}"));
-            }
-        }
-    }
-    for (id, push) in pushes {
-        let is_there =
-            |(stream, timestamp, line): &&(String, i64, String)| all.contains(&(&**stream, *timestamp, &**line));
-        let there = push.lines.iter().filter(is_there).count();
-        let expected = push.lines.len();
-        let count = present.remove(id).unwrap_or(0);
-        match (push.state, there) {
-            (State::Acked, n) if n < expected => {
-                wrong.push(format!("push {id}: acknowledged, {} of {expected} lines lost", expected - n))
-            }
-            (State::Shown, n) if n < expected => {
-                wrong.push(format!("push {id}: shown before, {} of {expected} lines gone", expected - n))
-            }
-            (State::Sent, n) if n != 0 && n != expected => {
-                wrong.push(format!("push {id}: {n} of {expected} lines: not atomic"))
-            }
-            (_, n) if n != count => wrong.push(format!("push {id}: {count} lines shown, {n} as sent")),
-            (State::Sent, n) if n > 0 => push.state = State::Shown,
-            _ => {}
-        }
-    }
-    wrong.extend(present.keys().map(|id| format!("push {id} was never sent")));
-    wrong
-}
-
-/// Labels and series are those of the shown streams.
-fn check_series(http: &mut Http, shown: &BTreeMap<String, Vec<(i64, String)>>, epoch: u64) -> Vec<String> {
-    let mut ask = |target: &str| -> serde_json::Value {
-        let (status, body) = http.get(target).unwrap();
-        assert_eq!(status, 200, "{target}: {}", String::from_utf8_lossy(&body));
-        serde_json::from_slice(&body).unwrap()
-    };
-    let range = "start=0&end=4000000000000000000";
-    let selector = server::encode(&format!("{{e=\"{epoch}\"}}"));
-    let series = ask(&format!("/loki/api/v1/series?match[]={selector}&{range}"));
-    let names = |v: &serde_json::Value| -> BTreeSet<String> {
-        let items = v["data"].as_array().cloned().unwrap_or_default();
-        items.iter().map(|s| s["s"].as_str().or(s.as_str()).unwrap_or_default().to_string()).collect()
-    };
-    let values = ask(&format!("/loki/api/v1/label/s/values?query={selector}&{range}"));
-    let expected: BTreeSet<String> = shown.keys().cloned().collect();
-    let mut wrong = Vec::new();
-    if names(&series) != expected {
-        wrong.push(format!(
-            "series differ from the streams of the query: {:?}",
-            names(&series).symmetric_difference(&expected).take(3).collect::<Vec<_>>()
-        ));
-    }
-    if names(&values) != expected {
-        wrong.push("label values differ from the streams of the query".into());
-    }
-    wrong
-}
-
-/// Below deduplication: over both logs every (stream id, seq) is there; it was pushed once, and it lies in one block at most.
-fn check_log(data: &Path) -> Vec<String> {
-    let dir = data.join("wal");
-    if !dir.exists() {
-        return Vec::new();
-    }
-    let identity = std::fs::read_to_string(data.join("identity")).unwrap();
-    let identity: serde_json::Value = serde_json::from_str(identity.lines().next().unwrap()).unwrap();
-    let options = wal::WalOptions {
-        fs: Arc::new(timberline::fs::RealFs),
-        dir,
-        volume: identity["volume"].as_str().unwrap().parse().unwrap(),
-        segment_size: 1 << 20,
-        max_size: 1 << 30,
-        blocks: wal::BlockLogOptions { dir: data.join("blocks"), segment_size: 1 << 20, max_size: 1 << 30 },
-        sync: wal::SyncMode::Always,
-        queue_bytes: 1 << 20,
-        next_stream_id: Arc::new(AtomicU64::new(1)),
-        metrics: wal::WalMetrics::unregistered(),
-    };
-    let recovered = wal::recover(options, &mut |_, _| {}).unwrap();
-    let mut wrong = Vec::new();
-    if !recovered.plan.loss.is_empty() {
-        wrong.push(format!("kill -9 is no damage, but the log says: {:?}", recovered.plan.loss));
-    }
-    wrong.extend(
-        recovered
-            .blocks()
-            .damage
-            .iter()
-            .map(|(n, what)| format!("kill -9 is no damage, but block segment {n}: {what}")),
-    );
-    // Stream → ranges of seqs, and whether they were pushed so, carried, or sealed.
-    let mut ranges: HashMap<u64, Vec<(u64, u64, &str)>> = HashMap::new();
-    for block in recovered.blocks().blocks.iter() {
-        let t = &block.tables;
-        ranges.entry(t.stream).or_default().push((t.first_seq, t.end_seq, "block"));
-    }
-    recovered
-        .replay(&mut |record, bytes| {
-            let kind = if record.head.flags & wal::format::FLAG_CARRIED == 0 { "push" } else { "carried" };
-            for row in wal::Tables::decode(record.head.tables(bytes, 0)).unwrap().rows {
-                ranges.entry(row.stream).or_default().push((row.first_seq, row.end_seq(), kind));
-            }
-        })
-        .unwrap();
-    for (stream, mut ranges) in ranges {
-        ranges.sort_unstable();
-        for kind in ["push", "block"] {
-            let of_kind: Vec<_> = ranges.iter().filter(|r| r.2 == kind).collect();
-            for pair in of_kind.windows(2) {
-                if pair[0].1 > pair[1].0 {
-                    wrong.push(format!("stream {stream}: {kind} {:?} and {:?} overlap", pair[0], pair[1]));
-                }
-            }
-        }
-        let mut end = 0;
-        for (first, last, kind) in ranges {
-            // Duplicates of the entry before use up seqs without being carried, but no test line comes twice.
-            if first > end {
-                wrong.push(format!("stream {stream}: {kind} {first}..{last} follows {end}"));
-            }
-            end = end.max(last);
-        }
-    }
-    wrong
-}
 
 /// Kills during replay: the process is killed a few times before it is ready. Returns how often it was not.
 fn kill_while_starting(dir: &Path, env: &[(&str, &str)], random: &mut Random) -> u64 {
@@ -381,12 +120,7 @@ struct Run {
 fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run {
     let tmp = tempfile::tempdir().unwrap();
     let mut random = Random(seed | 1);
-    let field = Arc::new(Field {
-        ledger: Mutex::default(),
-        next_push: AtomicU64::new(0),
-        acks: AtomicU64::new(0),
-        stop: AtomicBool::new(false),
-    });
+    let field = Field::new();
     let mut result = Run::default();
     let data = tmp.path().join("data");
     let mut cycle = 0;
@@ -395,21 +129,9 @@ fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run
         let server = Server::start(tmp.path(), CONFIG, env);
         result.starts.push(begin.elapsed().as_millis() as u64);
         let mut http = server.http();
-        let shown = read(&mut http, epoch(cycle));
-        result.wrong.extend(check(field.ledger.lock().unwrap().entry(epoch(cycle)).or_default(), &shown));
-        result.wrong.extend(check_series(&mut http, &shown, epoch(cycle)));
-        let before = field.acks.load(Ordering::Relaxed);
-        field.stop.store(false, Ordering::Relaxed);
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|w| {
-                let (field, addr) = (field.clone(), server.addr.clone());
-                std::thread::spawn(move || write(&field, &addr, w, cycle))
-            })
-            .collect();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while field.acks.load(Ordering::Relaxed) == before && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        result.wrong.extend(field.check(&mut http, epoch(cycle)));
+        let load = field.start(&server.addr, cycle);
+        load.wait_for_ack();
         std::thread::sleep(Duration::from_micros(random.below(100_000)));
         // Many a wait for a new segment is in vain, and blocks are often being written anyway.
         let wanted = match random.below(11) {
@@ -419,25 +141,19 @@ fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run
             _ => Phase::Ingest,
         };
         if random.below(4) == 0 {
-            // What is visible now must stay visible, whatever was acknowledged.
-            let shown = read(&mut http, epoch(cycle));
-            note_shown(field.ledger.lock().unwrap().entry(epoch(cycle)).or_default(), &shown);
+            field.note_shown(&mut http, epoch(cycle));
         }
         let shown = wait_for(wanted, &data);
         server.kill();
-        field.stop.store(true, Ordering::Relaxed);
-        for w in writers {
-            w.join().unwrap();
-        }
         // A kill without an ack since the last one proves nothing.
-        if field.acks.load(Ordering::Relaxed) > before {
+        if load.stop() > 0 {
             result.kills += 1;
             // What follows in the log within the time of a kill hides what was seen in the files.
             let phase = if shown { wanted } else { phase_of(&data) };
             *result.phases.entry(phase).or_default() += 1;
         }
         *result.phases.entry(Phase::Recover).or_default() += kill_while_starting(tmp.path(), env, &mut random);
-        result.wrong.extend(check_log(&data));
+        result.wrong.extend(check_log(&data, None));
         if stop_at_first && !result.wrong.is_empty() {
             break;
         }
@@ -451,15 +167,12 @@ fn run(cycles: u64, seed: u64, env: &[(&str, &str)], stop_at_first: bool) -> Run
     // Everything of every epoch once more, after a last start.
     let server = Server::start(tmp.path(), CONFIG, env);
     for e in 0..=epoch(cycle) {
-        let shown = read(&mut server.http(), e);
-        result.wrong.extend(check(field.ledger.lock().unwrap().entry(e).or_default(), &shown));
+        result.wrong.extend(field.check(&mut server.http(), e));
     }
     assert_eq!(server.terminate(), Some(0));
-    result.wrong.extend(check_log(&tmp.path().join("data")));
-    result.acks = field.acks.load(Ordering::Relaxed);
-    let ledger = field.ledger.lock().unwrap();
-    result.unacked_there = ledger.values().flat_map(HashMap::values).filter(|p| p.state == State::Shown).count() as u64;
-    drop(ledger);
+    result.wrong.extend(check_log(&data, None));
+    result.acks = field.acks();
+    result.unacked_there = field.unacked_there();
     result
 }
 
@@ -509,19 +222,15 @@ fn every_acknowledged_line_is_back_after_kill_9() {
     println!("seed {seed}: {} kills with an ack since the last, {} pushes acknowledged", run.kills, run.acks);
     println!("by phase: {:?}", run.phases);
     assert!(run.wrong.is_empty(), "seed {seed}: {:#?}", &run.wrong[..run.wrong.len().min(10)]);
-    if let Ok(path) = std::env::var("TIMBERLINE_RESULTS") {
-        let phases: BTreeMap<String, u64> =
-            run.phases.iter().map(|(p, n)| (format!("{p:?}").to_lowercase(), *n)).collect();
-        let start = |percent: usize| run.starts.get(run.starts.len() * percent / 100).copied().unwrap_or(0);
-        let line = serde_json::json!({
-            "layer": "kills", "seed": seed, "kills": run.kills, "pushes acknowledged": run.acks, "phases": phases,
-            "unresolved tails: pushes without an answer that are there": run.unacked_there,
-            "recovery p50, ms": start(50), "recovery p99, ms": start(99),
-            "lost": 0, "phantom": 0, "doubled": 0, "altered": 0,
-        });
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-        writeln!(file, "{line}").unwrap();
-    }
+    let phases: BTreeMap<String, u64> = run.phases.iter().map(|(p, n)| (format!("{p:?}").to_lowercase(), *n)).collect();
+    let start = |percent: usize| run.starts.get(run.starts.len() * percent / 100).copied().unwrap_or(0);
+    let line = serde_json::json!({
+        "layer": "kills", "seed": seed, "kills": run.kills, "pushes acknowledged": run.acks, "phases": phases,
+        "unresolved tails: pushes without an answer that are there": run.unacked_there,
+        "recovery p50, ms": start(50), "recovery p99, ms": start(99),
+        "lost": 0, "phantom": 0, "doubled": 0, "altered": 0,
+    });
+    faults::note_result(&line.to_string());
     // Few kills may miss a phase by chance.
     let all: u64 = run.phases.values().sum();
     for phase in [Phase::Rotate, Phase::Seal, Phase::Retire, Phase::Recover].into_iter().filter(|_| cycles >= 200) {
@@ -530,31 +239,13 @@ fn every_acknowledged_line_is_back_after_kill_9() {
     }
 }
 
-/// Is this build one with bugs to plant?
-fn can_plant() -> bool {
-    if !cfg!(feature = "planted-bugs") {
-        // Not a missing tool: `.ci/run` has a step of its own with the feature.
-        println!("SKIPPED: built without the feature planted-bugs");
-    }
-    cfg!(feature = "planted-bugs")
-}
-
 /// A harness that cannot fail proves nothing: with each planted bug it must.
 fn planted(bug: &str) {
-    if !can_plant() {
-        return;
+    if faults::can_plant() {
+        let begin = Instant::now();
+        let run = run(25, seed(), &[("TIMBERLINE_PLANTED_BUG", bug)], true);
+        faults::found(bug, "kill -9", begin, &run.wrong);
     }
-    let begin = Instant::now();
-    let run = run(25, seed(), &[("TIMBERLINE_PLANTED_BUG", bug)], true);
-    println!("{bug}: found after {} kills: {:?}", run.kills, run.wrong.first());
-    if let Ok(path) = std::env::var("TIMBERLINE_RESULTS") {
-        let message: String = run.wrong.first().map_or("", String::as_str).chars().take(110).collect();
-        let line = serde_json::json!({"layer": "mutants", "bug": bug, "found_by": "kill -9", "message": message,
-            "seconds": (begin.elapsed().as_secs_f64() * 10.0).round() / 10.0});
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-        writeln!(file, "{line}").unwrap();
-    }
-    assert!(!run.wrong.is_empty(), "25 cycles did not find the planted bug {bug}");
 }
 
 #[test]

@@ -52,6 +52,10 @@ fn summary(layers: &BTreeMap<String, Vec<Value>>) {
     println!("| bit flips | {} |", sum("bit flips", &|_| true));
     println!("| other damage | {} |", sum("other damage", &|_| true) + sum("segments mixed up", &|_| true));
     println!("| kills | {} |", sum("kills", &|_| true));
+    println!("| power cuts, with what was not synced lost or torn | {} |", sum("power cuts", &|_| true));
+    println!("| shutdowns of ext4 under load | {} |", sum("shutdowns", &|_| true));
+    println!("| images of a disk, mounted and recovered | {} |", sum("images", &|_| true));
+    println!("| errors of a disk below ext4 | {} |", sum("errors of the disk", &|_| true));
     println!("| system calls failed or killed at | {} |", sum("injected", &|_| true));
     let bugs: BTreeSet<&str> = layers.get("mutants").into_iter().flatten().filter_map(|v| v["bug"].as_str()).collect();
     println!("| planted bugs found | {} |", bugs.len());

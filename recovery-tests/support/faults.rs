@@ -30,6 +30,10 @@ impl Random {
         self.0
     }
 
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
     /// Text that hardly compresses.
     pub fn text(&mut self, len: usize) -> String {
         let mut out = String::with_capacity(len + 16);
@@ -130,9 +134,34 @@ pub fn figures(layer: &str, started: Instant, counts: &[(&str, usize)]) {
         text.join(", ")
     );
     println!("{json}");
+    note_result(&json);
+}
+
+/// Adds a line of JSON to the file that `TIMBERLINE_RESULTS` names, if it names one.
+pub fn note_result(json: &str) {
     if let Some(path) = std::env::var_os("TIMBERLINE_RESULTS") {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
         let wrote = file.and_then(|mut f| writeln!(f, "{json}"));
         wrote.unwrap_or_else(|e| panic!("TIMBERLINE_RESULTS names {}: {e}", Path::new(&path).display()));
     }
+}
+
+/// Is this build one with bugs to plant?
+pub fn can_plant() -> bool {
+    if !cfg!(feature = "planted-bugs") {
+        // Not a missing tool: `.ci/run` has a step of its own with the feature.
+        println!("SKIPPED: built without the feature planted-bugs");
+    }
+    cfg!(feature = "planted-bugs")
+}
+
+/// Notes what a test has found wrong with a planted bug; nothing is a failure.
+pub fn found(bug: &str, by: &str, started: Instant, wrong: &[String]) {
+    let message: String = wrong.first().map_or("", String::as_str).chars().take(110).collect();
+    println!("{bug}: found by {by}: {:?}", wrong.first());
+    let seconds = (started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+    let json =
+        serde_json::json!({"layer": "mutants", "bug": bug, "found_by": by, "message": message, "seconds": seconds});
+    note_result(&json.to_string());
+    assert!(!wrong.is_empty(), "{by} did not find the planted bug {bug}");
 }

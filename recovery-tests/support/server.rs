@@ -374,13 +374,23 @@ pub struct Mounted(PathBuf);
 impl Mounted {
     /// Mounts with the arguments of mount(8); `None` where that is not allowed.
     pub fn new(arguments: &[&str], at: &Path) -> Option<Mounted> {
+        Self::attempt(arguments, at).inspect_err(|why| skip(why)).ok()
+    }
+
+    /// As [`Mounted::new`], with what mount(8) says.
+    pub fn attempt(arguments: &[&str], at: &Path) -> Result<Mounted, String> {
         std::fs::create_dir_all(at).unwrap();
-        let done = Command::new("mount").args(arguments).arg(at).stderr(Stdio::null()).status();
-        if done.is_ok_and(|s| s.success()) {
-            return Some(Mounted(at.to_path_buf()));
+        let done = Command::new("mount").args(arguments).arg(at).output().map_err(|e| e.to_string())?;
+        if done.status.success() {
+            return Ok(Mounted(at.to_path_buf()));
         }
-        skip(&format!("mount {} is not allowed here", arguments.join(" ")));
-        None
+        let why = String::from_utf8_lossy(&done.stderr).trim().to_string();
+        Err(format!("mount {} is not allowed here: {why}", arguments.join(" ")))
+    }
+
+    /// What is mounted there already.
+    pub fn there(at: &Path) -> Mounted {
+        Mounted(at.to_path_buf())
     }
 }
 
