@@ -412,11 +412,8 @@ impl Restoring<'_> {
         // Both in the order of stream ids: faster than maps of a hundred thousand streams.
         let is_ours = |id: u64| shard_of(id, shards) == shard;
         let blocks = self.recovered.blocks().blocks.iter().filter(|b| is_ours(b.tables.stream));
-        // With their keys, so that sorting does not look at each block again and again.
-        let mut blocks: Vec<(u64, u64, &FoundBlock)> =
-            blocks.map(|b| (b.tables.stream, b.tables.first_seq, b)).collect();
-        blocks.sort_unstable_by_key(|(stream, first_seq, _)| (*stream, *first_seq));
-        let blocks: Vec<&FoundBlock> = blocks.into_iter().map(|(.., block)| block).collect();
+        let mut blocks: Vec<&FoundBlock> = blocks.collect();
+        blocks.sort_unstable_by_key(|b| (b.tables.stream, b.tables.first_seq));
         let mut by_stream = blocks.chunk_by(|a, b| a.tables.stream == b.tables.stream).peekable();
         let mut definitions: Vec<(&u64, &SeriesDef)> =
             self.plan.definitions.iter().filter(|(id, _)| is_ours(**id)).collect();
@@ -591,21 +588,17 @@ impl Replay<'_> {
         })
     }
 
-    /// Applies a segment's records, batch by batch. While one is applied the next one is loaded, so that neither waits for the
-    /// slower half of the other.
+    /// Applies a segment's records, batch by batch. That one is loaded while another is applied would cost more of the cache
+    /// than it gains.
     fn segment(&mut self, segment: &ReplaySegment) -> Result<(), RecoverError> {
         let mut spare = std::mem::take(&mut self.spare);
         let mut totals = Totals::default();
-        let mut loaded = Vec::new();
-        let runs = segment.runs();
-        for batch in batches(segment, &runs).into_iter().map(Some).chain([None]) {
-            let with_slots: Vec<_> =
-                batch.unwrap_or_default().iter().map(|run| (run, spare.pop().unwrap_or_default())).collect();
-            let (next, applied) = rayon::join(|| self.load(segment, with_slots), || self.apply(&loaded));
-            totals.add(&applied);
-            spare.extend(std::mem::replace(&mut loaded, next?).into_iter().map(|run| run.slot));
+        for batch in batches(segment, &segment.runs()) {
+            let with_slots = batch.iter().map(|run| (run, spare.pop().unwrap_or_default())).collect();
+            let loaded = self.load(segment, with_slots)?;
+            totals.add(&self.apply(&loaded));
+            spare.extend(loaded.into_iter().map(|run| run.slot));
         }
-        drop(loaded);
         self.spare = spare;
         self.report.lines += totals.lines;
         self.report.line_bytes += totals.bytes;

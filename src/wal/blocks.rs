@@ -686,38 +686,11 @@ pub struct Suspect {
     pub place: BlockPlace,
 }
 
-/// Blocks in the order of the log, those of each segment by themselves: one list of all would be copied together first, and a start
-/// finds hundreds of thousands.
-#[derive(Default)]
-pub struct BlockList(Vec<Vec<FoundBlock>>);
-
-impl BlockList {
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &FoundBlock> {
-        self.0.iter().flatten()
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.iter().map(Vec::len).sum()
-    }
-
-    /// Is there none?
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Takes out those for which this holds.
-    fn extract_if(&mut self, mut is: impl FnMut(&mut FoundBlock) -> bool) -> Vec<FoundBlock> {
-        self.0.iter_mut().flat_map(|of_one| of_one.extract_if(.., &mut is).collect::<Vec<_>>()).collect()
-    }
-}
-
 /// What recovery found of the block log.
 #[derive(Default)]
 pub struct FoundBlocks {
-    /// Sound blocks.
-    pub blocks: BlockList,
+    /// Sound blocks, in the order of the log.
+    pub blocks: Vec<FoundBlock>,
     /// Damage, by segment.
     pub damage: Vec<(u64, Damage)>,
     /// Blocks whose bytes are damaged: segment, place, and what they held, unless it is in another place.
@@ -786,6 +759,7 @@ impl RecoveredBlocks {
         let to_read = plan.blocks_to_read().zip(live).map(|(read, told)| (read, told.end)).collect();
         let readings: Vec<Reading<'_>> =
             spread(to_read, total >= WIDE, || (), work, |_| read()).into_iter().collect::<io::Result<_>>()?;
+        out.found.blocks.reserve(readings.iter().map(|r| r.found.blocks.len()).sum());
         readings.into_iter().for_each(|reading| out.take(reading));
         for number in files.into_iter().filter(|n| !live.iter().any(|b| b.segment == *n)) {
             if plan.blocks_are_uncertain && !plan.retired_blocks.contains(&number) {
@@ -793,7 +767,7 @@ impl RecoveredBlocks {
                 let whole = BlocksSynced { segment: number, end: u64::MAX, footer: 0 };
                 let mut reading = Reading::new(&store, known, whole, 0);
                 reading.run(false)?;
-                let holds_nothing = reading.blocks.is_empty();
+                let holds_nothing = reading.found.blocks.is_empty();
                 out.take(reading);
                 // Without its header nothing can be proved, not even that it holds nothing.
                 if holds_nothing && out.store.holds(number) {
@@ -816,7 +790,7 @@ impl RecoveredBlocks {
         let is_damaged = |b: &mut FoundBlock| {
             suspected.contains(&b.place) && matches!(self.store.read(b.place), Err(BlockError::Damaged(_)))
         };
-        for FoundBlock { place, tables } in self.found.blocks.extract_if(is_damaged) {
+        for FoundBlock { place, tables } in self.found.blocks.extract_if(.., is_damaged) {
             let bytes = place.offset..place.offset + u64::from(place.len);
             let part = Part::Record(Kind::Block);
             self.found.damage.push((place.segment, Damage { bytes: bytes.clone(), part }));
@@ -826,13 +800,13 @@ impl RecoveredBlocks {
     }
 
     fn take(&mut self, reading: Reading<'_>) {
-        let Reading { synced, told, blocks, found, opened, .. } = reading;
-        let block_end = blocks.iter().map(|b| b.place.offset + u64::from(b.place.len)).max();
+        let Reading { synced, told, found, opened, .. } = reading;
+        let block_end = found.blocks.iter().map(|b| b.place.offset + u64::from(b.place.len)).max();
         if let Some(end) = block_end.filter(|end| *end > told) {
             let end = align_up(end, GROUP_ALIGN);
             self.adopted.push(BlocksSynced { segment: synced.segment, end, footer: 0 });
         }
-        self.found.blocks.0.push(blocks);
+        self.found.blocks.extend(found.blocks);
         self.found.damage.extend(found.damage);
         self.found.damaged.extend(found.damaged);
         self.found.unseen.extend(found.unseen.last());
@@ -911,9 +885,6 @@ struct Reading<'a> {
     synced: BlocksSynced,
     /// Synced for certain up to here; 0 in a segment that no record names.
     told: u64,
-    /// Its sound blocks.
-    blocks: Vec<FoundBlock>,
-    /// The rest of what is found.
     found: FoundBlocks,
     /// Nothing without a sound header.
     opened: Option<Opened>,
@@ -934,7 +905,7 @@ impl<'a> Reading<'a> {
         synced: BlocksSynced,
         told: u64,
     ) -> Self {
-        Self { store, known, synced, told, blocks: Vec::new(), found: FoundBlocks::default(), opened: None }
+        Self { store, known, synced, told, found: FoundBlocks::default(), opened: None }
     }
 
     /// Notes what does not hold, if it counts.
@@ -1000,11 +971,10 @@ impl<'a> Reading<'a> {
     /// Takes blocks by their tables; returns the bytes of their records.
     fn blocks<'b>(&mut self, header: &SegmentHeader, blocks: impl Iterator<Item = (u64, u32, &'b [u8])>) -> u64 {
         let mut used = 0;
-        self.blocks.reserve(blocks.size_hint().0);
         for (offset, len, tables) in blocks {
             let place = BlockPlace { segment: header.number, offset, len };
             match BlockTables::decode(tables) {
-                Ok(tables) => self.blocks.push(FoundBlock { place, tables }),
+                Ok(tables) => self.found.blocks.push(FoundBlock { place, tables }),
                 Err(_) => {
                     self.judge(Part::Record(Kind::Block), offset..offset + u64::from(len), false);
                     self.found.unseen.push(header.number);

@@ -26,8 +26,8 @@ mod verdict;
 mod writer;
 
 pub use blocks::{
-    BlockAppend, BlockError, BlockList, BlockLog, BlockLogOptions, BlockPlace, BlockSink, BlockStore, Decide,
-    FoundBlock, FoundBlocks, Suspect,
+    BlockAppend, BlockError, BlockLog, BlockLogOptions, BlockPlace, BlockSink, BlockStore, Decide, FoundBlock,
+    FoundBlocks, Suspect,
 };
 pub use cut::{Cut, SMALL_PART, Side};
 pub use format::{GroupHeader, Kind, LogKind, RecordHead, SegmentHeader};

@@ -524,7 +524,7 @@ pub fn below(image: &Image) -> Result<Below, String> {
     wrong?;
     let mut places = HashMap::new();
     let defined: BTreeSet<u64> = recovered.blocks().definitions.iter().map(|d| d.id).collect();
-    for b in recovered.blocks().blocks.iter() {
+    for b in &recovered.blocks().blocks {
         if !defined.contains(&b.tables.stream) {
             return Err(format!("the block log does not say what stream {} is", b.tables.stream));
         }
