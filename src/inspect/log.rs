@@ -528,6 +528,16 @@ impl Judged {
         self.plan.loss.is_empty() && self.problems.is_empty() && self.blocks.is_sound()
     }
 
+    /// Lines of both logs, counted where they lie: some twice.
+    pub fn lines(&self) -> u64 {
+        self.facts.iter().map(|f| f.lines).chain(self.blocks.facts.iter().map(|f| f.lines)).sum()
+    }
+
+    /// Segments vanish while they are read, by one who needs all of them.
+    pub fn changing(&self) -> InspectError {
+        InspectError::Changing(self.log.dir.clone())
+    }
+
     /// Damage below the durable end and in the block log: segment, bytes and what does not hold. In the order of the logs,
     /// once each.
     pub fn damage(&self) -> Vec<Problem> {
