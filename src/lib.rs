@@ -20,6 +20,7 @@ pub mod inspect;
 pub mod store;
 // Floor 4
 pub mod distributor;
+pub mod mend;
 pub mod querier;
 // Floor 5
 pub mod api;

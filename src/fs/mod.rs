@@ -3,11 +3,15 @@
 
 mod map;
 mod mount;
+mod overlay;
 mod real;
+mod traced;
 
 pub use map::{Map, exit_on_map_fault};
 pub use mount::Mount;
+pub use overlay::OverlayFs;
 pub use real::RealFs;
+pub use traced::{Before, Change, TracedFs};
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -257,6 +261,35 @@ pub fn replace_durably(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> io::Result<()>
     file.sync_data()?;
     fs.rename(&temporary, path)?;
     fs.sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Copies a file: under a temporary name, synced, renamed, its directory synced. Stretches of zeros are left out where they can be.
+///
+/// # Errors
+/// Any step that failed; without the last one the copy may have its temporary name only.
+pub fn copy_durably(fs: &dyn Fs, from: &Path, to: &Path) -> io::Result<()> {
+    const STEP: usize = 256 << 10;
+    let source = fs.open(from, false)?;
+    let len = source.len()?;
+    let temporary = temporary_name(to);
+    let copy = fs.create_new(&temporary)?;
+    let mut buffer = vec![0; STEP];
+    let mut at = 0;
+    while at < len {
+        let n = read_full_at(&*source, at, &mut buffer)?;
+        let bytes = buffer.get(..n).unwrap_or_default();
+        at += n as u64;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // The last bytes give the copy its length.
+        if at >= len || bytes.iter().any(|b| *b != 0) {
+            write_all_at(&*copy, at - n as u64, bytes)?;
+        }
+    }
+    copy.sync_data()?;
+    fs.rename(&temporary, to)?;
+    fs.sync_dir(to.parent().unwrap_or(Path::new(".")))
 }
 
 /// The name under which a file is made before it is renamed to its own.

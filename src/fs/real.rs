@@ -234,7 +234,7 @@ impl Drop for RealLock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::{read_full_at, replace_durably, write_all_at, write_all_uncached_at};
+    use crate::fs::{copy_durably, read_full_at, replace_durably, write_all_at, write_all_uncached_at};
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -315,6 +315,24 @@ mod tests {
         drop(RealLock { file });
         assert!(RealFs.lock(&tmp.path().join("LOCK"), "pid 8\n").is_ok());
         drop(copy);
+    }
+
+    #[test]
+    fn a_copy_has_every_byte_and_no_zeros_of_its_own() {
+        use std::os::unix::fs::MetadataExt;
+        let tmp = tempfile::tempdir().unwrap();
+        let (from, to) = (tmp.path().join("from"), tmp.path().join("to"));
+        for (len, bytes) in [(0, 0..0), (1, 0..1), (3 << 20, 0..10), (5 << 20, 1_000_000..1_000_001), (1 << 20, 0..0)] {
+            let mut content = vec![0u8; len];
+            content[bytes].fill(9);
+            std::fs::write(&from, &content).unwrap();
+            copy_durably(&RealFs, &from, &to).unwrap();
+            assert!(std::fs::read(&to).unwrap() == content, "{len} bytes");
+            let blocks = std::fs::metadata(&to).unwrap().blocks() * 512;
+            assert!(blocks <= 600 << 10, "{blocks} bytes for a copy of {len}");
+        }
+        assert_eq!(RealFs.list(tmp.path()).unwrap().len(), 2);
+        assert!(copy_durably(&RealFs, &tmp.path().join("none"), &to).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::codec::crc32;
 use crate::fs::{Fs, Lock, LockError, read_full_at, replace_durably};
 use crate::wal::{LogKind, file_number};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 const FORMAT_VERSION: u32 = 1;
@@ -51,16 +51,37 @@ pub struct DataDir {
     _lock: Box<dyn Lock>,
 }
 
+/// The directories of a server.
+#[derive(Clone, Debug)]
+pub struct Dirs {
+    /// LOCK and identity.
+    pub data: PathBuf,
+    /// Segments of the write-ahead log.
+    pub wal: PathBuf,
+    /// Segments of the block log.
+    pub blocks: PathBuf,
+}
+
 impl DataDir {
-    /// Creates the directories if need be, takes the lock, reads or makes the identity.
+    /// As [`DataDir::take`], for a server.
     ///
     /// # Errors
     /// See [`DataDirError`]; nothing was changed but the lock file.
     pub fn open(config: &IngesterConfig) -> Result<Self, DataDirError> {
-        let (fs, dir) = (&*config.fs, &config.data_dir);
+        let (data, wal, blocks) = (config.data_dir.clone(), config.wal_dir.clone(), config.blocks_dir.clone());
+        Self::take(&*config.fs, &Dirs { data, wal, blocks }, config.require_data)
+    }
+
+    /// Creates the directories if need be, takes the lock, reads or makes the identity. `require_data` refuses a directory
+    /// without one.
+    ///
+    /// # Errors
+    /// See [`DataDirError`]; nothing was changed but the lock file.
+    pub fn take(fs: &dyn Fs, dirs: &Dirs, require_data: bool) -> Result<Self, DataDirError> {
+        let dir = &dirs.data;
         let shown = || dir.display().to_string();
         let failed = |e| DataDirError::Io(shown(), e);
-        if config.require_data && fs.open(&dir.join("identity"), false).is_err() {
+        if require_data && fs.open(&dir.join("identity"), false).is_err() {
             return Err(DataDirError::Empty(shown()));
         }
         fs.create_dir_all(dir).map_err(failed)?;
@@ -71,22 +92,22 @@ impl DataDir {
         })?;
         let identity = match read(fs, &dir.join("identity")).map_err(failed)? {
             Some(bytes) => parse(&bytes).map_err(|why| DataDirError::Damaged(shown(), why))?,
-            None if holds_segments(config).map_err(failed)? => return Err(DataDirError::Gone(shown())),
-            None => create(fs, &dir.join("identity")).map_err(failed)?,
+            None if holds_segments(fs, dirs).map_err(failed)? => return Err(DataDirError::Gone(shown())),
+            None => Identity::new(fs).write(fs, dir).map_err(failed)?,
         };
         if identity.format_version > FORMAT_VERSION {
             return Err(DataDirError::Version(shown(), identity.format_version));
         }
-        fs.create_dir_all(&config.wal_dir).map_err(failed)?;
-        fs.create_dir_all(&config.blocks_dir).map_err(failed)?;
+        fs.create_dir_all(&dirs.wal).map_err(failed)?;
+        fs.create_dir_all(&dirs.blocks).map_err(failed)?;
         Ok(Self { identity, _lock: lock })
     }
 }
 
 /// Does either log hold a segment? With a new identity it would be another volume's.
-fn holds_segments(config: &IngesterConfig) -> io::Result<bool> {
-    for dir in [&config.wal_dir, &config.blocks_dir] {
-        let entries = match config.fs.list(dir) {
+fn holds_segments(fs: &dyn Fs, dirs: &Dirs) -> io::Result<bool> {
+    for dir in [&dirs.wal, &dirs.blocks] {
+        let entries = match fs.list(dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             listed => listed?,
         };
@@ -109,17 +130,23 @@ fn read(fs: &dyn Fs, path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-fn new_volume(fs: &dyn Fs) -> Uuid {
-    let bytes = (u128::from(fs.random()) << 64 | u128::from(fs.random())).to_be_bytes();
-    uuid::Builder::from_random_bytes(bytes).into_uuid()
-}
+impl Identity {
+    /// That of a directory that is about to be made.
+    pub fn new(fs: &dyn Fs) -> Self {
+        let bytes = (u128::from(fs.random()) << 64 | u128::from(fs.random())).to_be_bytes();
+        Self { format_version: FORMAT_VERSION, volume: uuid::Builder::from_random_bytes(bytes).into_uuid() }
+    }
 
-/// A line of JSON and a line with its CRC-32 in hexadecimal.
-fn create(fs: &dyn Fs, path: &Path) -> io::Result<Identity> {
-    let identity = Identity { format_version: FORMAT_VERSION, volume: new_volume(fs) };
-    let json = serde_json::to_string(&identity)?;
-    replace_durably(fs, path, format!("{json}\n{:08x}\n", crc32(&[json.as_bytes()])).as_bytes())?;
-    Ok(identity)
+    /// Writes the file, durably: a line of JSON and a line with its CRC-32 in hexadecimal.
+    ///
+    /// # Errors
+    /// As [`replace_durably`].
+    pub fn write(self, fs: &dyn Fs, dir: &Path) -> io::Result<Self> {
+        let json = serde_json::to_string(&self)?;
+        let text = format!("{json}\n{:08x}\n", crc32(&[json.as_bytes()]));
+        replace_durably(fs, &dir.join("identity"), text.as_bytes())?;
+        Ok(self)
+    }
 }
 
 fn parse(bytes: &[u8]) -> Result<Identity, String> {

@@ -23,7 +23,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use data_dir::{DataDir, DataDirError, Identity};
+pub use data_dir::{DataDir, DataDirError, Dirs, Identity};
 pub use flush::ClosedChunk;
 pub use metrics::IngesterMetrics;
 pub use recovery::{Progress, RecoveryReport, Replayed, StartError};

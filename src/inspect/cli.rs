@@ -1,17 +1,21 @@
 //! The command line.
 
-use super::dump::{DumpArgs, Position};
+use super::diff::DiffArgs;
+use super::dump::{DumpArgs, DumpLog, Position};
 use super::explain::Place;
 use super::output::Format;
 use super::selector::Selector;
 use super::stats::By;
+use crate::model::{LabelSet, parse_labels};
 use crate::wal::{LogKind, file_name};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::str::FromStr;
 
-/// Shows what a write-ahead log of Timberline holds, and whether it is sound.
+/// Shows what a write-ahead log of Timberline holds, and whether it is sound; repairs it, and saves what is left.
 ///
-/// Reads only, takes no lock, and works on the directory of a running server: it stops at the durable end of the log.
+/// All commands but `repair` and `salvage` read only, take no lock, and work on the directory of a running server: they stop at the
+/// durable end of the log.
 #[derive(Debug, Parser)]
 #[command(name = "wal-inspect", version, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -29,7 +33,8 @@ pub struct Cli {
     pub command: Option<Command>,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 sound, 1 damage or difference, 2 usage, 3 I/O, 5 unknown version.";
+const EXIT_CODES: &str = "Exit codes: 0 sound, 1 damage or difference, 2 usage, 3 I/O, 5 unknown version.\n\n\
+    Example: wal-inspect -d /var/lib/timberline verify";
 
 /// When to use colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -47,12 +52,18 @@ pub enum When {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// One screen: size, streams, positions, verdict (default)
+    #[command(after_help = "Example: wal-inspect -d /var/lib/timberline summary")]
     Summary,
     /// Segments: size, records, LSNs, state
+    #[command(after_help = "Example: wal-inspect -d /var/lib/timberline ls")]
     Ls,
     /// Series and entry records
+    #[command(
+        after_help = "Example: wal-inspect -d /var/lib/timberline dump -m '{app=\"web\"}' --since 15m -g timeout"
+    )]
     Dump(Box<DumpArgs>),
     /// Streams with their labels, lines, bytes and time range
+    #[command(after_help = "Example: wal-inspect -d /var/lib/timberline streams --top 10 --by bytes")]
     Streams {
         /// Show only the first N
         #[arg(long, value_name = "N")]
@@ -68,19 +79,119 @@ pub enum Command {
         selector: Option<Selector>,
     },
     /// Lines, bytes and compression
+    #[command(after_help = "Example: wal-inspect -d /var/lib/timberline stats --by stream")]
     Stats {
         /// What the rows stand for
         #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
         by: By,
     },
     /// Check every checksum, position and seq; tell what is missing, by stream
+    #[command(after_help = "Example: wal-inspect -d /var/lib/timberline verify -o json")]
     Verify,
     /// One record, group header or segment header, field by field
+    #[command(after_help = "Example: wal-inspect -d /var/lib/timberline explain 7:8256")]
     Explain {
         /// FILE:OFFSET, where FILE is a path, a file name or the number of a segment
         #[arg(value_name = "FILE:OFFSET")]
         place: Place,
     },
+    /// One record or block by its position, with its lines
+    #[command(after_help = "Example: wal-inspect -d /var/lib/timberline get 7:8256")]
+    Get {
+        /// SEGMENT:OFFSET as `dump` prints it, or FILE:OFFSET as `explain` takes it
+        #[arg(value_name = "POSITION")]
+        place: Place,
+        /// The log of a position that is two numbers; wal if left out
+        #[arg(long, value_name = "LOG", value_enum)]
+        log: Option<DumpLog>,
+    },
+    /// Lines that only one of two data directories has, by stream
+    #[command(after_help = "Example: wal-inspect diff /var/lib/timberline /mnt/copy --lines")]
+    Diff(DiffArgs),
+    /// Do to a stopped data directory what a start of the server would do, without serving; a dry run unless --apply
+    #[command(after_help = "Example: wal-inspect -d /var/lib/timberline repair")]
+    Repair(RepairArgs),
+    /// Write everything that can be read from a data directory into a new one
+    #[command(after_help = "Example: wal-inspect salvage /var/lib/timberline /mnt/new")]
+    Salvage(SalvageArgs),
+    /// Constants and layouts of the logs, on one screen
+    #[command(after_help = "Example: wal-inspect format")]
+    Format,
+    /// Completions for a shell
+    #[command(after_help = "Example: wal-inspect completions bash > /etc/bash_completion.d/wal-inspect")]
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL", value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// The manual page, of the program or of a command
+    #[command(after_help = "Example: wal-inspect man repair | man -l -")]
+    Man {
+        /// A command
+        #[arg(value_name = "COMMAND")]
+        page: Option<String>,
+    },
+}
+
+/// What `repair` does.
+#[derive(Debug, clap::Args)]
+pub struct RepairArgs {
+    /// Do it, and keep a copy of all that changes in DIR/repair-TIME
+    #[arg(long)]
+    pub apply: bool,
+    /// Gives labels to lines in the write-ahead log whose stream no definition names, such as 7='{app="web"}'
+    #[arg(long, value_name = "STREAM=LABELS")]
+    pub attach_labels: Vec<Attach>,
+    /// The tenant that these streams must have
+    #[arg(long, value_name = "NAME", requires = "attach_labels")]
+    pub tenant: Option<String>,
+    /// Directory of the write-ahead log, where it is not DIR/wal (`ingester.wal.dir`)
+    #[arg(long, value_name = "DIR")]
+    pub wal_dir: Option<PathBuf>,
+    /// Directory of the block log, where it is not DIR/blocks (`ingester.blocks.dir`)
+    #[arg(long, value_name = "DIR")]
+    pub blocks_dir: Option<PathBuf>,
+}
+
+/// What `salvage` copies.
+#[derive(Debug, clap::Args)]
+pub struct SalvageArgs {
+    /// A data directory, or the directory of the segments itself; it is only read
+    #[arg(value_name = "SOURCE")]
+    pub source: PathBuf,
+    /// A directory that is not there yet, or is empty
+    #[arg(value_name = "TARGET")]
+    pub target: PathBuf,
+}
+
+/// Labels for a stream.
+#[derive(Clone, Debug)]
+pub struct Attach {
+    /// Stream id.
+    pub stream: u64,
+    /// Its labels.
+    pub labels: LabelSet,
+}
+
+impl FromStr for Attach {
+    type Err = String;
+
+    /// `7={app="web"}`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "expected STREAM=LABELS, such as 7='{app=\"web\"}'".to_string();
+        let (stream, labels) = text.split_once('=').ok_or_else(wrong)?;
+        let pairs = parse_labels(labels).map_err(|e| e.to_string())?;
+        let mut names: Vec<&str> = pairs.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        if names.windows(2).any(|pair| pair.first() == pair.last()) {
+            return Err("a label comes twice".to_string());
+        }
+        let labels = LabelSet::new(pairs);
+        if labels.pairs().is_empty() {
+            return Err("a stream has at least one label".to_string());
+        }
+        Ok(Self { stream: stream.trim().parse().map_err(|_| wrong())?, labels })
+    }
 }
 
 impl Command {
@@ -94,6 +205,13 @@ impl Command {
             Self::Stats { .. } => "stats",
             Self::Verify => "verify",
             Self::Explain { .. } => "explain",
+            Self::Get { .. } => "get",
+            Self::Diff(_) => "diff",
+            Self::Repair(_) => "repair",
+            Self::Salvage(_) => "salvage",
+            Self::Format => "format",
+            Self::Completions { .. } => "completions",
+            Self::Man { .. } => "man",
         }
     }
 }
@@ -103,5 +221,36 @@ pub fn place(log: LogKind, segment: u64, offset: u64) -> String {
     match log {
         LogKind::Wal => Position { segment, offset }.to_string(),
         LogKind::Blocks => format!("{}:{offset}", file_name(log, segment)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn labels_are_read_with_their_stream() {
+        let read: Attach = "7={env=\"prod\", app='we=b'}".parse().unwrap();
+        assert_eq!((read.stream, read.labels.text()), (7, "{app=\"we=b\", env=\"prod\"}"));
+        for wrong in ["", "7", "x={a=\"b\"}", "7={}", "7={a=\"b\"", "7={a=\"\"}", "7={a=\"1\", a=\"2\"}", "={a=\"b\"}"]
+        {
+            assert!(wrong.parse::<Attach>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_command_has_an_example_that_can_be_parsed() {
+        let cli = Cli::command();
+        cli.clone().debug_assert();
+        for command in cli.get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let example = help.lines().find_map(|line| line.strip_prefix("Example: "));
+            let example = example.unwrap_or_else(|| panic!("{} has no example", command.get_name()));
+            // As a shell splits it: what is in single quotes is one word.
+            let words = example.split([' ']).take_while(|w| !["|", ">"].contains(w)).map(|w| w.trim_matches('\''));
+            let parsed = Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{example}: {e}"));
+            assert_eq!(parsed.command.map(|c| c.name()), Some(command.get_name()), "{example}");
+        }
     }
 }

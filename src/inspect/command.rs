@@ -6,7 +6,7 @@ use super::output::Printer;
 use super::progress::Progress;
 use super::ranges::{Ranges, count};
 use crate::model::LabelSet;
-use crate::wal::{BodyView, EntryView, TableRow};
+use crate::wal::{BodyView, EntryView, SeriesDef, TableRow};
 use std::collections::HashMap;
 use std::io::Write;
 use std::ops::Range;
@@ -27,22 +27,36 @@ pub struct Stream {
     pub labels: LabelSet,
 }
 
+impl Stream {
+    fn of(d: &SeriesDef) -> Self {
+        let labels = LabelSet::new(d.labels.iter().map(|(n, v)| (n.as_str(), v.as_str())));
+        Self { tenant: d.tenant.clone(), labels }
+    }
+}
+
 /// Every stream that the log defines.
+#[derive(Default)]
 pub struct Streams(HashMap<u64, Stream>);
 
 impl Streams {
     /// From a judged log.
     pub fn of(judged: &Judged) -> Self {
-        let stream = |d: &crate::wal::SeriesDef| Stream {
-            tenant: d.tenant.clone(),
-            labels: LabelSet::new(d.labels.iter().map(|(n, v)| (n.as_str(), v.as_str()))),
-        };
-        Self(judged.plan.definitions.iter().map(|(id, d)| (*id, stream(d))).collect())
+        Self(judged.plan.definitions.iter().map(|(id, d)| (*id, Stream::of(d))).collect())
+    }
+
+    /// Every stream, in no order.
+    pub fn all(&self) -> impl Iterator<Item = (u64, &Stream)> {
+        self.0.iter().map(|(id, stream)| (*id, stream))
     }
 
     /// The stream with this id, if a definition survives.
     pub fn get(&self, id: u64) -> Option<&Stream> {
         self.0.get(&id)
+    }
+
+    /// Learns of streams that were defined since.
+    pub fn define(&mut self, definitions: &[SeriesDef]) {
+        self.0.extend(definitions.iter().map(|d| (d.id, Stream::of(d))));
     }
 
     /// Label text of a stream, if a definition survives.

@@ -5,7 +5,7 @@
 use super::blocks::{BlockView, read_block};
 use super::command::{Context, Once, Streams, metadata};
 use super::error::InspectError;
-use super::log::{Judged, SegmentView, State, Step};
+use super::log::{Judged, State, Step};
 use super::output::{Cell, Row, Shape, hex};
 use super::selector::Selector;
 use crate::model::LogEntry;
@@ -72,7 +72,7 @@ impl FromStr for Moment {
 }
 
 /// What `dump` shows.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct DumpArgs {
     /// Only this tenant
     #[arg(long, value_name = "NAME")]
@@ -211,7 +211,7 @@ pub fn run<W: Write>(args: &DumpArgs, judged: &Judged, context: &mut Context<W>)
                 if !record.body_is_sound || !args.wants_record(at, state) {
                     continue;
                 }
-                let dump = Dump { args, streams: &streams, view, record, at, state };
+                let dump = Dump { args, streams: &streams, file: view.file, record, at, state };
                 let go_on = match record.head.known_kind() {
                     Some(Kind::Series) if args.wants_series() => {
                         let body = record.head.body(view.file, record.offset);
@@ -350,7 +350,8 @@ type Emit<'a> = dyn FnMut(Row) -> Result<bool, InspectError> + 'a;
 struct Dump<'a> {
     args: &'a DumpArgs,
     streams: &'a Streams,
-    view: &'a SegmentView<'a>,
+    /// Its bytes lie here, at the record's offset.
+    file: &'a [u8],
     record: &'a RecordScan,
     at: Position,
     state: State,
@@ -360,12 +361,12 @@ impl Dump<'_> {
     /// Returns whether to go on. With `once`, lines that were shown, or that blocks show, are left out.
     fn entries(&self, mut once: Option<&mut Once<'_>>, emit: &mut Emit<'_>) -> Result<bool, InspectError> {
         let head = &self.record.head;
-        let Ok(tables) = Tables::decode(head.tables(self.view.file, self.record.offset)) else { return Ok(true) };
+        let Ok(tables) = Tables::decode(head.tables(self.file, self.record.offset)) else { return Ok(true) };
         let wanted = |row: &TableRow| self.args.wants_stream(self.streams, row.stream, tables.tenant);
         if !tables.rows.iter().any(wanted) {
             return Ok(true);
         }
-        let Ok(raw) = decompress_body(head, head.body(self.view.file, self.record.offset)) else { return Ok(true) };
+        let Ok(raw) = decompress_body(head, head.body(self.file, self.record.offset)) else { return Ok(true) };
         let Ok(body) = BodyView::new(&raw) else { return Ok(true) };
         let shown = Shown { args: self.args, streams: self.streams, log: "wal", at: self.at, state: self.state };
         let mut start = 0;
@@ -390,6 +391,40 @@ impl Dump<'_> {
         }
         Ok(true)
     }
+}
+
+/// Hands on the rows of one sound record with lines or definitions, of a log that was not judged.
+///
+/// # Errors
+/// As `emit`.
+pub(super) fn rows_of(
+    record: &RecordScan,
+    file: &[u8],
+    log: &'static str,
+    at: Position,
+    streams: &Streams,
+    emit: &mut dyn FnMut(Row) -> Result<bool, InspectError>,
+) -> Result<(), InspectError> {
+    let args = &DumpArgs::default();
+    let mut emit = |mut row: Row| {
+        row.retain(|(name, _)| *name != "state");
+        emit(row)
+    };
+    let state = State::Durable;
+    let shown = Shown { args, streams, log, at, state };
+    match record.head.known_kind() {
+        Some(Kind::Series) => {
+            let definitions = decode_control::<Vec<SeriesDef>>(&record.head, record.head.body(file, record.offset));
+            shown.series(&definitions.unwrap_or_default(), &mut emit)?;
+        }
+        Some(Kind::Block) => {
+            shown.block(record, file, &mut emit)?;
+        }
+        _ => {
+            Dump { args, streams, file, record, at, state }.entries(None, &mut emit)?;
+        }
+    }
+    Ok(())
 }
 
 /// Text for bytes that should be UTF-8 and may not be.

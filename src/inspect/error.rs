@@ -40,9 +40,22 @@ pub enum InspectError {
         /// Number of the kind.
         kind: u8,
     },
+    /// The directory changed, and all of it was needed.
+    #[error("{0} changes while it is read")]
+    Changing(PathBuf),
     /// The directory changed faster than it could be read.
     #[error("segments were removed in each of {0} attempts to read {1}")]
     Restless(u32, PathBuf),
+    /// A tool could not do its work.
+    #[error("{what}")]
+    Tool {
+        /// What happened.
+        what: String,
+        /// What to try next.
+        next: String,
+        /// Exit code.
+        code: u8,
+    },
     /// The output could not be written.
     #[error("cannot write the output: {0}")]
     Output(io::Error),
@@ -64,8 +77,9 @@ impl InspectError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::NoLog(_) | Self::Io { .. } | Self::Restless(..) | Self::Output(_) => 3,
+            Self::NoLog(_) | Self::Io { .. } | Self::Changing(_) | Self::Restless(..) | Self::Output(_) => 3,
             Self::Version { .. } | Self::Kind { .. } => 5,
+            Self::Tool { code, .. } => *code,
         }
     }
 
@@ -81,10 +95,14 @@ impl InspectError {
                 let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
                 format!("ls -l {}, then wal-inspect -d DIR with the data directory of the server", parent.display())
             }
+            Self::Changing(_) => {
+                "the same command with the server stopped, or with a copy of the directory".to_string()
+            }
             Self::Io { .. } => "dmesg, which shows whether the disk failed".to_string(),
             Self::Version { .. } | Self::Kind { .. } => {
                 "wal-inspect --version, and the wal-inspect of the Timberline that wrote the log".to_string()
             }
+            Self::Tool { next, .. } => next.clone(),
             Self::Restless(..) => "the same command again".to_string(),
             Self::Output(_) => "df, which shows whether the target has space".to_string(),
         }

@@ -9,9 +9,10 @@ use crate::wal::format::{
     FIRST_GROUP, GROUP_HEADER_LEN, HeaderError, Kind, RECORD_HEAD_LEN, SECOND_HEADER, SEGMENT_HEADER_LEN,
     SegmentHeader, VERSION,
 };
-use crate::wal::{BlockTables, Cut, LogKind, decompress_body, file_number, scan_segment, segment_name};
+use crate::wal::{BlockTables, Cut, LogKind, decompress_body, file_name, file_number, scan_segment};
 use crate::wal::{BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Footer, Gap, Open, Part, RecordHead, Retiring};
 use crate::wal::{SegmentScan, SeriesDef, Tables, decode_control};
+use std::fmt;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,12 @@ pub struct Place {
     pub offset: u64,
 }
 
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.offset)
+    }
+}
+
 impl FromStr for Place {
     type Err = String;
 
@@ -44,7 +51,7 @@ impl FromStr for Place {
 /// # Errors
 /// The file cannot be read, the place lies outside it or in zeros, or the output cannot be written.
 pub fn run<W: Write>(place: &Place, dir: &Path, context: &mut Context<W>) -> Result<bool, InspectError> {
-    let path = path_of(place, dir)?;
+    let path = path_of(place, LogKind::Wal, dir)?;
     let gone = || InspectError::io("open", &path)(io::ErrorKind::NotFound.into());
     let file = read_path(&path)?.ok_or_else(gone)?;
     if place.offset >= file.len() as u64 {
@@ -64,9 +71,11 @@ pub fn run<W: Write>(place: &Place, dir: &Path, context: &mut Context<W>) -> Res
     Ok(explained.sound)
 }
 
-fn path_of(place: &Place, dir: &Path) -> Result<PathBuf, InspectError> {
+/// The file of a place; a number is a segment of `log`.
+pub(super) fn path_of(place: &Place, log: LogKind, dir: &Path) -> Result<PathBuf, InspectError> {
     if let Ok(number) = place.file.parse::<u64>() {
-        return Ok(Log::open(dir)?.dir.join(segment_name(number)));
+        let at = Log::open(dir)?;
+        return Ok(if log == LogKind::Blocks { at.blocks_dir } else { at.dir }.join(file_name(log, number)));
     }
     let path = PathBuf::from(&place.file);
     if path.exists() || place.file.contains('/') {
@@ -352,9 +361,12 @@ fn block_fields(f: &mut Fields<'_>, file: &[u8], at: u64, head: &RecordHead) -> 
     true
 }
 
-/// What a sound body says. Lines are printed by `dump` only.
-fn body_fields(f: &mut Fields<'_>, head: &RecordHead, body: &[u8]) -> bool {
-    let told: Result<Vec<(&'static str, String)>, BodyError> = match head.known_kind() {
+/// What a body says, by name. Lines are printed by `dump` and `get` only.
+///
+/// # Errors
+/// It does not decode.
+pub(super) fn body_texts(head: &RecordHead, body: &[u8]) -> Result<Vec<(&'static str, String)>, BodyError> {
+    match head.known_kind() {
         Some(Kind::Series) => decode_control(head, body).map(|d: Vec<SeriesDef>| series_texts(&d)),
         Some(Kind::Open) => decode_control(head, body).map(|o: Open| open_texts(&o)),
         Some(Kind::Gap) => decode_control(head, body).map(|g: Gap| gap_texts(&g)),
@@ -366,8 +378,12 @@ fn body_fields(f: &mut Fields<'_>, head: &RecordHead, body: &[u8]) -> bool {
         Some(Kind::Entries | Kind::Block) | None => {
             decompress_body(head, body).map(|raw| vec![("body_uncompressed", format!("{} bytes", raw.len()))])
         }
-    };
-    match told {
+    }
+}
+
+/// The fields of a sound body; `false` if it does not decode.
+fn body_fields(f: &mut Fields<'_>, head: &RecordHead, body: &[u8]) -> bool {
+    match body_texts(head, body) {
         Ok(texts) => {
             let count = texts.len();
             texts.into_iter().take(MAX_LISTED).for_each(|(name, text)| f.note(name, text));

@@ -15,7 +15,7 @@ use crate::wal::{
     Damage, GroupScan, LogKind, Plan, RecordScan, SegmentScan, SeriesDef, Summary, Tables, file_number, plan,
     scan_segment, segment_name, segment_number,
 };
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -385,7 +385,8 @@ fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, Inspe
         log,
     };
     let mut summaries = Vec::new();
-    let mut defined = HashSet::new();
+    // Streams are defined again in each segment; the newest definition is enough. That of a segment which was given up is none.
+    let mut defined: HashMap<u64, (usize, SeriesDef)> = HashMap::new();
     for segment in &out.log.segments {
         if segment.content == Content::Prepared {
             out.facts.push(Facts::bare(segment, "prepared"));
@@ -420,9 +421,15 @@ fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, Inspe
         }
         refuse_unknown_kinds(segment.number, &scan)?;
         let mut summary = Summary::of(segment.number, &scan, &file);
-        // Streams are defined again in each segment; one definition of each is enough.
-        summary.definitions.retain(|d| defined.insert(d.id));
+        for definition in summary.definitions.drain(..) {
+            defined.insert(definition.id, (summaries.len(), definition));
+        }
         summaries.push(summary);
+    }
+    for (at, definition) in defined.into_values() {
+        if let Some(summary) = summaries.get_mut(at) {
+            summary.definitions.push(definition);
+        }
     }
     summaries.extend(out.log.given_up().map(Summary::given_up));
     summaries.sort_by_key(|s| s.number);
@@ -519,6 +526,16 @@ impl Judged {
     /// Nothing acknowledged is damaged or missing.
     pub fn is_sound(&self) -> bool {
         self.plan.loss.is_empty() && self.problems.is_empty() && self.blocks.is_sound()
+    }
+
+    /// Lines of both logs, counted where they lie: some twice.
+    pub fn lines(&self) -> u64 {
+        self.facts.iter().map(|f| f.lines).chain(self.blocks.facts.iter().map(|f| f.lines)).sum()
+    }
+
+    /// Segments vanish while they are read, by one who needs all of them.
+    pub fn changing(&self) -> InspectError {
+        InspectError::Changing(self.log.dir.clone())
     }
 
     /// Damage below the durable end and in the block log: segment, bytes and what does not hold. In the order of the logs,

@@ -1,5 +1,7 @@
 //! `wal-inspect`: shows what a log holds and whether it is sound, without changing it. See docs/wal-inspect.md.
 //!
+//! Commands that write are on its command line, but in a room above: the binary hands that in as [`RunTool`].
+//!
 //! Everything is read over memory maps: a fault ends a tool with an exit code, and never a server. Each segment is copied
 //! out of its map before anything is believed, and the copy counts only if the file still has its name afterwards: a
 //! server may use it again meanwhile. A log is read twice: once to judge it as recovery would ([`log::judge`]), and once
@@ -8,10 +10,15 @@
 pub mod blocks;
 pub mod cli;
 pub mod command;
+pub mod diff;
 pub mod dump;
 pub mod error;
 pub mod explain;
+mod format;
+mod get;
+mod lines;
 pub mod log;
+mod manual;
 pub mod output;
 mod progress;
 mod selector;
@@ -19,7 +26,7 @@ mod seqs;
 pub mod stats;
 pub mod streams;
 mod summary;
-mod verify;
+pub mod verify;
 
 pub use error::InspectError;
 pub use progress::Progress;
@@ -31,7 +38,7 @@ use clap::Parser;
 use cli::{Cli, Command, When};
 use command::Context;
 use log::Judged;
-use output::Printer;
+use output::{Printer, Row, Shape};
 use std::ffi::OsString;
 use std::io::{BufWriter, IsTerminal, Write, stderr, stdout};
 use std::path::Path;
@@ -44,9 +51,36 @@ const FAULT: i32 = 3;
 const FAULT_TEXT: &str = "wal-inspect: a segment cannot be read: its file became shorter meanwhile, or the disk failed\n\
     next: the same command again; then dmesg, which shows whether the disk failed\n";
 
+/// What a tool has done.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Sections of the output.
+    pub sections: Vec<(&'static str, Shape, Vec<Row>)>,
+    /// Something was found.
+    pub found: Option<Finding>,
+}
+
+/// Not all is well: the exit code is 1.
+#[derive(Debug)]
+pub struct Finding {
+    /// In a few words.
+    pub what: &'static str,
+    /// What to try next.
+    pub next: String,
+}
+
+impl Finding {
+    fn damage(next: String) -> Self {
+        Self { what: "damage was found", next }
+    }
+}
+
+/// Runs one of the commands that are not of this room.
+pub type RunTool = fn(&Command, &Path, Progress) -> Result<Report, InspectError>;
+
 /// Runs `wal-inspect` with command-line arguments, the program's name first, and returns its exit code: 0 sound,
 /// 1 damage, 2 usage, 3 I/O, 5 unknown version.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn main(args: impl IntoIterator<Item = OsString>, tool: RunTool) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -56,10 +90,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     exit_on_map_fault(FAULT, FAULT_TEXT);
-    match run(&cli) {
+    match run(&cli, tool) {
         Ok(None) => ExitCode::SUCCESS,
-        Ok(Some(next)) => {
-            say(&format!("wal-inspect: damage was found\nnext: {next}"));
+        Ok(Some(Finding { what, next })) => {
+            say(&format!("wal-inspect: {what}\nnext: {next}"));
             ExitCode::from(DAMAGED)
         }
         Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
@@ -75,8 +109,8 @@ fn say(text: &str) {
     let _ = writeln!(stderr().lock(), "{text}");
 }
 
-/// Runs a command; tells what to try next if damage was found.
-fn run(cli: &Cli) -> Result<Option<String>, InspectError> {
+/// Runs a command; tells what it found if not all is well.
+fn run(cli: &Cli, tool: RunTool) -> Result<Option<Finding>, InspectError> {
     let command = cli.command.as_ref().unwrap_or(&Command::Summary);
     let terminal = stdout().is_terminal();
     let color = match cli.color {
@@ -85,27 +119,57 @@ fn run(cli: &Cli) -> Result<Option<String>, InspectError> {
         When::Never => false,
     };
     let scrolls = terminal && matches!(command, Command::Dump(_));
-    let out = BufWriter::with_capacity(64 * 1024, stdout().lock());
-    let mut progress = Progress::new(!scrolls);
-    if let Command::Explain { place } = command {
-        let mut context = Context { printer: printer(out, cli, color, command)?, progress };
-        let sound = explain::run(place, &cli.dir, &mut context)?;
-        context.printer.finish().map_err(InspectError::Output)?;
-        return Ok((!sound).then(|| next("verify", &cli.dir)));
+    let mut out = BufWriter::with_capacity(64 * 1024, stdout().lock());
+    if manual::run(command, &mut out)? {
+        return Ok(None);
     }
-    let judged = log::judge(&cli.dir, &mut progress)?;
+    let progress = Progress::new(!scrolls);
+    if let Command::Repair(_) | Command::Salvage(_) = command {
+        let report = tool(command, &cli.dir, progress)?;
+        print(&report, printer(out, cli, color, command)?).map_err(InspectError::Output)?;
+        return Ok(report.found);
+    }
     let mut context = Context { printer: printer(out, cli, color, command)?, progress };
-    let sound = show(command, &judged, &mut context)?;
+    let found = show(command, &cli.dir, &mut context)?;
     context.printer.finish().map_err(InspectError::Output)?;
-    Ok((!sound).then(|| after_damage(command, &judged, &cli.dir)))
+    Ok(found)
+}
+
+/// Runs a command of this room.
+fn show<W: Write>(command: &Command, dir: &Path, context: &mut Context<W>) -> Result<Option<Finding>, InspectError> {
+    match command {
+        Command::Explain { place } => {
+            let sound = explain::run(place, dir, context)?;
+            Ok((!sound).then(|| Finding::damage(next("verify", dir))))
+        }
+        Command::Get { place, log } => {
+            let sound = get::run(place, *log, dir, context)?;
+            Ok((!sound).then(|| Finding::damage(next(&format!("explain {place}"), dir))))
+        }
+        Command::Format => format::run(context).map(|()| None).map_err(InspectError::Output),
+        Command::Diff(args) => diff::run(args, context),
+        _ => {
+            let judged = log::judge(dir, &mut context.progress)?;
+            let sound = show_log(command, &judged, context)?;
+            Ok((!sound).then(|| Finding::damage(after_damage(command, &judged, dir))))
+        }
+    }
 }
 
 fn printer<W: Write>(out: W, cli: &Cli, color: bool, command: &Command) -> Result<Printer<W>, InspectError> {
     Printer::new(out, cli.output, color, command.name()).map_err(InspectError::Output)
 }
 
+fn print<W: Write>(report: &Report, mut printer: Printer<W>) -> std::io::Result<()> {
+    for (name, shape, rows) in &report.sections {
+        printer.section(name, *shape)?;
+        rows.iter().try_for_each(|row| printer.row(row))?;
+    }
+    printer.finish()
+}
+
 /// Runs a command on a judged log; `true` if the log is sound.
-fn show<W: Write>(command: &Command, judged: &Judged, context: &mut Context<W>) -> Result<bool, InspectError> {
+fn show_log<W: Write>(command: &Command, judged: &Judged, context: &mut Context<W>) -> Result<bool, InspectError> {
     match command {
         Command::Summary => summary::summary(judged, context)?,
         Command::Ls => summary::ls(judged, context)?,
@@ -116,13 +180,14 @@ fn show<W: Write>(command: &Command, judged: &Judged, context: &mut Context<W>) 
         }
         Command::Stats { by } => stats::run(*by, judged, context)?,
         Command::Verify => return verify::run(judged, context),
-        // Explain needs no judgement: `run` has answered it.
-        Command::Explain { .. } => {}
+        // `show` and `run` have answered the others.
+        _ => {}
     }
     Ok(judged.is_sound())
 }
 
-fn next(command: &str, dir: &Path) -> String {
+/// A command line of this program.
+pub fn next(command: &str, dir: &Path) -> String {
     format!("wal-inspect {command} -d {}", dir.display())
 }
 

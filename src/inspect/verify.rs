@@ -5,17 +5,19 @@ use super::command::{Context, Once, Streams};
 use super::dump::Position;
 use super::error::InspectError;
 use super::log::{Judged, Problem, SegmentView, State, Step};
-use super::output::{Cell, Row, Shape};
+use super::output::{Cell, Printer, Row, Shape};
+use super::progress::Progress;
 use super::seqs::Seqs;
 use crate::codec::crc32;
 use crate::wal::format::{FLAG_CARRIED, Kind};
 use crate::wal::{
-    BodyError, BodyView, Cut, Footer, GroupScan, LogKind, Open, RecordHead, RecordScan, SeriesDef, Side, Survivors,
-    Tables, decode_control,
+    BodyError, BodyView, Cut, Footer, GroupScan, LogKind, LostSegments, Open, RecordHead, RecordScan, SeriesDef, Side,
+    Survivors, Tables, decode_control,
 };
 use crate::wal::{decompress_body, file_name, segment_name};
 use std::collections::HashSet;
 use std::io::Write;
+use std::ops::Range;
 
 /// What was checked and found beyond the judgement.
 struct Check<'a> {
@@ -52,11 +54,44 @@ impl Chain {
     }
 }
 
+/// What a check of the whole log found.
+pub struct Findings {
+    /// Nothing acknowledged is damaged or missing.
+    pub sound: bool,
+    /// What does not hold, in the order of the logs.
+    pub problems: Vec<Problem>,
+    /// Missing seqs by stream, in order.
+    pub missing: Vec<(u64, Range<u64>)>,
+    /// Acknowledged lines that are gone.
+    pub lost: u64,
+    /// Of these, lines of which nothing tells their streams.
+    pub unattributed: u64,
+    /// Lines that both logs have, once each.
+    pub lines: u64,
+    /// What is lost with segments of the block log that are gone.
+    segments: Option<LostSegments>,
+    groups: u64,
+    records: u64,
+    bytes: u64,
+    blocks: u64,
+    block_lines: u64,
+}
+
 /// Checks the log and prints the findings; `true` if it is sound.
 ///
 /// # Errors
 /// The log cannot be read, or the output not be written.
 pub fn run<W: Write>(judged: &Judged, context: &mut Context<W>) -> Result<bool, InspectError> {
+    let findings = check(judged, &mut context.progress)?;
+    findings.report(judged, context).map_err(InspectError::Output)?;
+    Ok(findings.sound)
+}
+
+/// Checks every checksum, position and seq of both logs.
+///
+/// # Errors
+/// The log cannot be read.
+pub fn check(judged: &Judged, progress: &mut Progress) -> Result<Findings, InspectError> {
     let mut check = Check {
         seqs: Seqs::new(judged.plan.first_lsn == 0, &judged.plan.gaps),
         survivors: Survivors::new(&judged.plan),
@@ -73,7 +108,7 @@ pub fn run<W: Write>(judged: &Judged, context: &mut Context<W>) -> Result<bool, 
     };
     judged.walk(
         |_| true,
-        &mut context.progress,
+        progress,
         |step| {
             match step {
                 Step::Segment(view) => check.segment(view),
@@ -89,7 +124,7 @@ pub fn run<W: Write>(judged: &Judged, context: &mut Context<W>) -> Result<bool, 
         check.block_segment(view);
         Ok(true)
     })?;
-    check.report(judged, context).map_err(InspectError::Output)
+    Ok(check.findings(judged))
 }
 
 impl Check<'_> {
@@ -235,9 +270,8 @@ impl Check<'_> {
         }
     }
 
-    fn report<W: Write>(mut self, judged: &Judged, context: &mut Context<W>) -> std::io::Result<bool> {
-        let (plan, printer) = (&judged.plan, &mut context.printer);
-        let streams = Streams::of(judged);
+    fn findings(mut self, judged: &Judged) -> Findings {
+        let plan = &judged.plan;
         self.problems.sort_by_key(Problem::place);
         let mut missing = self.seqs.missing(&judged.blocks);
         let segments =
@@ -250,7 +284,41 @@ impl Check<'_> {
         let mut loss = plan.loss.clone();
         self.survivors.settle(&mut loss, &judged.blocks.settled());
         let lost = loss.lines.max(attributed);
-        let sound = judged.is_sound() && self.problems.is_empty() && missing.is_empty();
+        Findings {
+            sound: judged.is_sound() && self.problems.is_empty() && missing.is_empty(),
+            problems: self.problems,
+            missing,
+            lost,
+            unattributed: lost.saturating_sub(attributed),
+            lines: self.lines + self.block_lines,
+            segments,
+            groups: self.groups,
+            records: self.records,
+            bytes: self.bytes,
+            blocks: self.blocks,
+            block_lines: self.block_lines,
+        }
+    }
+}
+
+/// Rows of missing seqs.
+pub fn missing_rows(missing: &[(u64, Range<u64>)], streams: &Streams) -> Vec<Row> {
+    let row = |(id, seqs): &(u64, Range<u64>)| -> Row {
+        vec![
+            ("stream", (*id).into()),
+            ("tenant", streams.tenant(*id).into()),
+            ("first_seq", seqs.start.into()),
+            ("end_seq", seqs.end.into()),
+            ("lines", (seqs.end - seqs.start).into()),
+            ("labels", streams.labels(*id).into()),
+        ]
+    };
+    missing.iter().map(row).collect()
+}
+
+impl Findings {
+    fn report<W: Write>(&self, judged: &Judged, context: &mut Context<W>) -> std::io::Result<()> {
+        let (plan, printer) = (&judged.plan, &mut context.printer);
         printer.section("verify", Shape::One)?;
         printer.row(&vec![
             ("directory", judged.log.dir.display().to_string().into()),
@@ -258,7 +326,7 @@ impl Check<'_> {
             ("groups", self.groups.into()),
             ("records", self.records.into()),
             ("bytes", Cell::Size(self.bytes)),
-            ("lines", Cell::Count(self.lines + self.block_lines)),
+            ("lines", self.lines.into()),
             ("block_segments", Cell::Count(judged.blocks.facts.len() as u64)),
             ("blocks", self.blocks.into()),
             ("block_lines", self.block_lines.into()),
@@ -270,37 +338,26 @@ impl Check<'_> {
             ("dirty_padding_bytes", Cell::Count(judged.facts.iter().map(|f| f.dirty_padding).sum())),
             ("damaged_places", Cell::Count(self.problems.len() as u64)),
             ("lost_records", Cell::Count(plan.loss.lsns.iter().map(|r| r.end - r.start).sum())),
-            ("lost_lines", lost.into()),
-            ("lost_lines_unattributed", lost.saturating_sub(attributed).into()),
-            ("verdict", if sound { "sound" } else { "damaged" }.into()),
+            ("lost_lines", self.lost.into()),
+            ("lost_lines_unattributed", self.unattributed.into()),
+            ("verdict", if self.sound { "sound" } else { "damaged" }.into()),
         ])?;
         section(printer, "damage", self.problems.iter().map(damage_row))?;
         section(printer, "missing_segments", plan.loss.missing_segments.iter().map(missing_segment_row))?;
         section(printer, "missing_block_segments", judged.blocks.missing.iter().map(missing_block_row))?;
-        let ranges = |r: &std::ops::Range<u64>| -> Row { vec![("first", r.start.into()), ("end", r.end.into())] };
-        let told = segments.iter().map(|lost| -> Row { vec![("what", lost.to_string().into())] });
+        let ranges = |r: &Range<u64>| -> Row { vec![("first", r.start.into()), ("end", r.end.into())] };
+        let told = self.segments.iter().map(|lost| -> Row { vec![("what", lost.to_string().into())] });
         section(printer, "lost_block_segments", told)?;
         let newest = plan.loss.missing_newest.iter();
         section(printer, "missing_newest_segment", newest.map(missing_segment_row))?;
         section(printer, "missing_lsns", plan.loss.lsns.iter().map(ranges))?;
-        let missing_row = |(id, seqs): &(u64, std::ops::Range<u64>)| -> Row {
-            vec![
-                ("stream", (*id).into()),
-                ("tenant", streams.tenant(*id).into()),
-                ("first_seq", seqs.start.into()),
-                ("end_seq", seqs.end.into()),
-                ("lines", (seqs.end - seqs.start).into()),
-                ("labels", streams.labels(*id).into()),
-            ]
-        };
-        section(printer, "missing", missing.iter().map(missing_row))?;
-        section(printer, "unresolved", plan.unresolved.iter().map(ranges))?;
-        Ok(sound)
+        section(printer, "missing", missing_rows(&self.missing, &Streams::of(judged)).into_iter())?;
+        section(printer, "unresolved", plan.unresolved.iter().map(ranges))
     }
 }
 
 fn section<W: Write>(
-    printer: &mut super::output::Printer<W>,
+    printer: &mut Printer<W>,
     name: &'static str,
     mut rows: impl Iterator<Item = Row>,
 ) -> std::io::Result<()> {

@@ -32,7 +32,8 @@ pub const RECORD_ALIGN: u64 = 8;
 /// Largest record that a reader accepts: a push of 128 MiB, incompressible, with its tables and head.
 pub const MAX_RECORD_LEN: u64 = 256 << 20;
 
-const GROUP_MAGIC: [u8; 4] = *b"TGRP";
+/// First bytes of every group.
+pub const GROUP_MAGIC: [u8; 4] = *b"TGRP";
 
 /// Which of the two logs a segment belongs to. Their framing is the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

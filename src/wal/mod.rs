@@ -39,7 +39,7 @@ pub use record::{
     EntriesBuilder, EntriesRecord, EntryView, Footer, Gap, Open, PartIter, Previous, Retiring, SeriesDef, TableRow,
     Tables, decode_control, decompress_body, decompress_body_into,
 };
-pub use repair::{RecoverError, Recovered, recover, recover_doubting};
+pub use repair::{RecoverError, Recovered, Unattributed, recover, recover_doubting};
 pub use replay::ReplaySegment;
 pub use retention::{Contents, Hold, Retention};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_segment};

@@ -59,6 +59,16 @@ impl TableRow {
     pub fn end_seq(&self) -> u64 {
         self.first_seq.saturating_add(u64::from(self.count))
     }
+
+    /// Its bytes in the tables.
+    pub fn encode(&self) -> [u8; ROW_LEN] {
+        let mut out = [0; ROW_LEN];
+        out[..8].copy_from_slice(&self.stream.to_le_bytes());
+        out[8..16].copy_from_slice(&self.first_seq.to_le_bytes());
+        out[16..20].copy_from_slice(&self.count.to_le_bytes());
+        out[20..].copy_from_slice(&self.part_len.to_le_bytes());
+        out
+    }
 }
 
 const ROW_LEN: usize = 24;
@@ -290,10 +300,7 @@ impl<'a> EntriesBuilder<'a> {
         bytes.extend_from_slice(&(self.rows.len() as u32).to_le_bytes());
         let rows_at = bytes.len();
         for row in &self.rows {
-            bytes.extend_from_slice(&row.stream.to_le_bytes());
-            bytes.extend_from_slice(&row.first_seq.to_le_bytes());
-            bytes.extend_from_slice(&row.count.to_le_bytes());
-            bytes.extend_from_slice(&row.part_len.to_le_bytes());
+            bytes.extend_from_slice(&row.encode());
         }
         let tables_len = bytes.len() - RECORD_HEAD_LEN;
         let codec = if cut.is_some() {

@@ -1,9 +1,10 @@
 //! Recovery: reads what the disk holds, plans, replays, writes the unsettled tail again. The only part of the log that
-//! changes what an earlier process wrote, and it only adds a segment or removes an empty one.
+//! changes what an earlier process wrote, and it only adds a segment or removes one that holds nothing that counts.
 
 use super::blocks::{BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks, Suspect};
 use super::format::{HeaderError, Kind, LogKind, RecordHead};
 use super::plan::{KnownSeries, Plan, RecordRef, Summary, Summing, plan, plan_with};
+use super::ranges::Ranges;
 use super::record::{
     Beginning, BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
 };
@@ -12,17 +13,19 @@ use super::retention::{Contents, Hold};
 use super::scan::{Window, read_groups, read_start, scan_segment};
 use super::segment::{Prepared, file_number, segment_name, segment_number};
 use super::spread::spread;
+use super::supply::Supply;
 use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
 use crate::fs::{DirEntry, File, read_full_at};
 use crate::planted::{Bug, is};
-use ahash::AHashSet;
+use ahash::{AHashMap, AHashSet};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Why the log was not recovered. Nothing was changed on disk unless the text says so.
 #[derive(Debug, thiserror::Error)]
@@ -345,6 +348,41 @@ impl Recovered {
         sink: impl Sink<P>,
         block_sink: impl BlockSink<B>,
     ) -> Result<(Arc<Wal<P>>, BlockLog<B>), RecoverError> {
+        let queue_bytes = self.options.queue_bytes;
+        let (mut writer, blocks, decisions) = self.write_tail(Supply::start, Vec::new())?;
+        // Without space for it the next start finds the same again, which is no reason not to start.
+        if let Err(error @ LogError::Fatal(_)) = decide(&mut writer, &decisions) {
+            writer.supply.stop();
+            return Err(RecoverError::Tail(error.to_string()));
+        }
+        let blocks_dir = blocks.store().dir().to_path_buf();
+        let block_writer = blocks.open().map_err(io_error("open the block log in", &blocks_dir))?;
+        let wal = Arc::new(Wal::start(writer, sink, queue_bytes));
+        let block_log = BlockLog::start(block_writer, wal.clone(), block_sink);
+        Ok((wal, block_log))
+    }
+
+    /// Does to the disk what [`Recovered::open`] does to it, and defines the streams of [`Recovered::unattributed`] lines that are
+    /// `attached`. Nothing is prepared ahead, and nothing is left running.
+    ///
+    /// # Errors
+    /// Something could not be written or removed. The next start, or the next call, does what is left.
+    pub fn settle(self, attached: Vec<SeriesDef>) -> Result<(), RecoverError> {
+        self.options.next_stream_id.fetch_max(self.plan.next_stream_id, Ordering::SeqCst);
+        let (mut writer, blocks, decisions) = self.write_tail(Supply::on_demand, attached)?;
+        let settled = decide(&mut writer, &decisions).and_then(|()| writer.finish());
+        settled.map_err(|e| RecoverError::Tail(e.to_string()))?;
+        let blocks_dir = blocks.store().dir().to_path_buf();
+        blocks.open().map(drop).map_err(io_error("open the block log in", &blocks_dir))
+    }
+
+    /// Removes what does not count of the write-ahead log, and writes the tail again, with these definitions. What is still to be
+    /// decided is handed on.
+    fn write_tail(
+        self,
+        supply: impl FnOnce(&WalOptions, u64, Vec<Prepared>) -> Arc<Supply>,
+        mut definitions: Vec<SeriesDef>,
+    ) -> Result<(Writer, RecoveredBlocks, Vec<Decision>), RecoverError> {
         let Self { options, plan, blocks, .. } = self;
         let tail = tail_records(&options, &plan)?;
         let (prepared, next_segment) = take_stock(&options, &plan)?;
@@ -353,21 +391,20 @@ impl Recovered {
             lines: plan.lines,
             first_live: Beginning { segment: plan.first_live_segment, lsn: plan.first_lsn, lines: plan.first_lines },
             previous: plan.previous,
-            next_segment,
-            prepared,
+            supply: supply(&options, next_segment, prepared),
             contents: plan.contents.clone(),
             blocks: plan.blocks.clone(),
         };
-        let queue_bytes = options.queue_bytes;
         let mut writer = Writer::new(options, start);
-        if !tail.is_empty() && !is(Bug::TailNotRewritten) {
+        let is_needed = !tail.is_empty() && !is(Bug::TailNotRewritten);
+        if is_needed || !definitions.is_empty() {
             let mut first_seqs: BTreeMap<u64, u64> = BTreeMap::new();
             for row in tail.iter().flat_map(TailRecord::rows) {
                 let first = first_seqs.entry(row.stream).or_insert(row.first_seq);
                 *first = row.first_seq.min(*first);
             }
             let defined = first_seqs.iter().filter_map(|(id, seq)| Some((plan.definitions.get(id)?, *seq)));
-            let definitions = defined.map(|(d, next_seq)| SeriesDef { next_seq, ..d.clone() }).collect();
+            definitions.extend(defined.map(|(d, next_seq)| SeriesDef { next_seq, ..d.clone() }));
             if let Err(error) = writer.rewrite_tail(definitions, &tail) {
                 writer.supply.stop();
                 return Err(RecoverError::Tail(error.to_string()));
@@ -379,19 +416,57 @@ impl Recovered {
         // records with those lines.
         let settles = !plan.loss.lsns.is_empty() || plan.loss.missing_newest.is_some() || !blocks.adopted.is_empty();
         decisions.extend(settles.then(|| Decision::Gap(plan.loss.gap())));
-        if !decisions.is_empty() {
-            // Without space for it the next start finds the same again, which is no reason not to start.
-            if let Err(error @ LogError::Fatal(_)) = writer.write_decisions(&decisions) {
-                writer.supply.stop();
-                return Err(RecoverError::Tail(error.to_string()));
-            }
-        }
-        let blocks_dir = blocks.store().dir().to_path_buf();
-        let block_writer = blocks.open().map_err(io_error("open the block log in", &blocks_dir))?;
-        let wal = Arc::new(Wal::start(writer, sink, queue_bytes));
-        let block_log = BlockLog::start(block_writer, wal.clone(), block_sink);
-        Ok((wal, block_log))
+        Ok((writer, blocks, decisions))
     }
+
+    /// The streams that no definition names, and how many lines of theirs the logs have.
+    ///
+    /// # Errors
+    /// A file could not be read.
+    pub fn unattributed(&self) -> Result<Vec<Unattributed>, RecoverError> {
+        let is_unknown = |id: u64| !self.plan.definitions.contains_key(&id);
+        let mut found: BTreeMap<u64, Unattributed> = BTreeMap::new();
+        let mut seqs: AHashMap<u64, Ranges> = AHashMap::new();
+        // Without one of them in the tables of the log, its records need not be read.
+        if self.plan.contents.iter().flat_map(|c| c.streams.keys()).any(|id| is_unknown(*id)) {
+            self.replay(&mut |record, bytes| {
+                let Ok(tables) = Tables::decode(record.head.tables(bytes, 0)) else { return };
+                for row in tables.rows.iter().filter(|row| is_unknown(row.stream)) {
+                    let stream = found.entry(row.stream).or_default();
+                    stream.tenant = tables.tenant.to_string();
+                    seqs.entry(row.stream).or_default().insert(row.first_seq..row.end_seq());
+                }
+            })?;
+        }
+        for block in self.blocks().blocks.iter().filter(|b| is_unknown(b.tables.stream)) {
+            found.entry(block.tables.stream).or_default().block_lines += u64::from(block.tables.entries);
+        }
+        let with_seqs = |(id, stream): (u64, Unattributed)| {
+            let seqs = seqs.get(&id).cloned().unwrap_or_default();
+            let lines = seqs.iter().map(|r| r.end - r.start).sum();
+            Unattributed { stream: id, lines, end_seq: seqs.end().unwrap_or(0), ..stream }
+        };
+        Ok(found.into_iter().map(with_seqs).collect())
+    }
+}
+
+/// Lines of a stream that no definition names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unattributed {
+    /// Stream id.
+    pub stream: u64,
+    /// Owner, as the records tell it; empty if there are none.
+    pub tenant: String,
+    /// Lines in records of the write-ahead log.
+    pub lines: u64,
+    /// The seq after the last of them.
+    pub end_seq: u64,
+    /// Lines in blocks.
+    pub block_lines: u64,
+}
+
+fn decide(writer: &mut Writer, decisions: &[Decision]) -> Result<(), LogError> {
+    if decisions.is_empty() { Ok(()) } else { writer.write_decisions(decisions) }
 }
 
 /// The records above the durable LSN; a Gap stands for each LSN between them that has no record, so that LSNs stay dense

@@ -24,6 +24,8 @@ pub(super) struct Supply {
     state: Mutex<State>,
     changed: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Makes a segment when one is asked for, where no thread makes them ahead.
+    on_demand: Option<Preparer>,
 }
 
 struct State {
@@ -46,6 +48,15 @@ struct Preparer {
 }
 
 impl Preparer {
+    fn new(options: &WalOptions) -> Self {
+        Self {
+            fs: options.fs.clone(),
+            dir: options.dir.clone(),
+            volume: options.volume,
+            segment_size: options.segment_size,
+        }
+    }
+
     /// The next segment, from a retired one where that has the right size and no other name, such as one in quarantine.
     fn make(&self, number: u64, spare: Option<(u64, u64)>) -> io::Result<Prepared> {
         let (fs, dir) = (&*self.fs, &self.dir);
@@ -67,6 +78,19 @@ impl Preparer {
 
 impl Supply {
     pub fn start(options: &WalOptions, next_number: u64, prepared: Vec<Prepared>) -> Arc<Self> {
+        let supply = Arc::new(Self::new(next_number, prepared, None));
+        let preparer = Preparer::new(options);
+        let shared = supply.clone();
+        *supply.thread.lock() = Some(spawn_critical("wal-prepare", move || shared.run(&preparer)));
+        supply
+    }
+
+    /// Without a thread: a segment is made when it is needed, and none ahead.
+    pub fn on_demand(options: &WalOptions, next_number: u64, prepared: Vec<Prepared>) -> Arc<Self> {
+        Arc::new(Self::new(next_number, prepared, Some(Preparer::new(options))))
+    }
+
+    fn new(next_number: u64, prepared: Vec<Prepared>, on_demand: Option<Preparer>) -> Self {
         let state = State {
             ready: prepared.into(),
             retired: VecDeque::new(),
@@ -75,16 +99,7 @@ impl Supply {
             starved: false,
             stopping: false,
         };
-        let supply = Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), thread: Mutex::new(None) });
-        let preparer = Preparer {
-            fs: options.fs.clone(),
-            dir: options.dir.clone(),
-            volume: options.volume,
-            segment_size: options.segment_size,
-        };
-        let shared = supply.clone();
-        *supply.thread.lock() = Some(spawn_critical("wal-prepare", move || shared.run(&preparer)));
-        supply
+        Self { state: Mutex::new(state), changed: Condvar::new(), thread: Mutex::new(None), on_demand }
     }
 
     fn run(&self, preparer: &Preparer) {
@@ -145,6 +160,12 @@ impl Supply {
     fn wait_for_more_than(&self, count: usize) -> Result<MutexGuard<'_, State>, String> {
         let mut state = self.state.lock();
         while state.ready.len() <= count {
+            if let Some(preparer) = &self.on_demand {
+                let prepared = preparer.make(state.next_number, None).map_err(|e| e.to_string())?;
+                state.ready.push_back(prepared);
+                state.next_number += 1;
+                continue;
+            }
             if let Some(why) = state.failure.clone() {
                 state.starved = true;
                 return Err(why);

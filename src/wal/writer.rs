@@ -261,8 +261,7 @@ pub(super) struct Start {
     pub lines: u64,
     pub first_live: Beginning,
     pub previous: Option<Previous>,
-    pub next_segment: u64,
-    pub prepared: Vec<Prepared>,
+    pub supply: Arc<Supply>,
     /// What the live segments hold, oldest first.
     pub contents: Vec<Contents>,
     /// The live segments of the block log.
@@ -639,10 +638,9 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(options: WalOptions, start: Start) -> Self {
-        let supply = Supply::start(&options, start.next_segment, start.prepared);
         let retention = Arc::new(Retention::new(options.max_size, start.contents));
         Self {
-            supply,
+            supply: start.supply,
             retention,
             blocks: start.blocks,
             active: None,
@@ -678,7 +676,7 @@ impl Writer {
     }
 
     /// The log ends in good order: everything is synced, and the disk tells so.
-    fn finish(&mut self) -> Result<(), LogError> {
+    pub(super) fn finish(&mut self) -> Result<(), LogError> {
         self.sync()?;
         if self.announced_lsn < self.durable_lsn { self.watermark() } else { Ok(()) }
     }
