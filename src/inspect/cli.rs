@@ -1,7 +1,9 @@
 //! The command line.
 
+use super::args::{BenchArgs, ImportArgs, ReplayArgs};
 use super::dump::{DumpArgs, Position};
 use super::explain::Place;
+use super::export::ExportArgs;
 use super::output::Format;
 use super::selector::Selector;
 use super::stats::By;
@@ -11,7 +13,8 @@ use std::path::PathBuf;
 
 /// Shows what a write-ahead log of Timberline holds, and whether it is sound.
 ///
-/// Reads only, takes no lock, and works on the directory of a running server: it stops at the durable end of the log.
+/// But for `import`, `bench` and files that you name, it reads only. It takes no lock to read, and works on the directory
+/// of a running server: it stops at the durable end of the log.
 #[derive(Debug, Parser)]
 #[command(name = "wal-inspect", version, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -51,6 +54,7 @@ pub enum Command {
     /// Segments: size, records, LSNs, state
     Ls,
     /// Series and entry records
+    #[command(after_help = DUMP_EXAMPLE)]
     Dump(Box<DumpArgs>),
     /// Streams with their labels, lines, bytes and time range
     Streams {
@@ -81,7 +85,30 @@ pub enum Command {
         #[arg(value_name = "FILE:OFFSET")]
         place: Place,
     },
+    /// Every line once, as JSON: for other programs
+    #[command(after_help = EXPORT_EXAMPLE)]
+    Export(Box<ExportArgs>),
+    /// Make a new log from the write-ahead log of a Loki ingester
+    #[command(after_help = IMPORT_EXAMPLE)]
+    Import(ImportArgs),
+    /// Push the lines of a log to a server that speaks Loki's protocol
+    #[command(after_help = REPLAY_EXAMPLE)]
+    Replay(Box<ReplayArgs>),
+    /// Measure how long syncs take in a directory
+    #[command(after_help = BENCH_EXAMPLE)]
+    Bench(BenchArgs),
 }
+
+const DUMP_EXAMPLE: &str = "Example, the errors of one tenant as they become durable:
+  wal-inspect -d /var/lib/timberline dump --follow --tenant acme --grep 'level=error'";
+const EXPORT_EXAMPLE: &str = "Example, an hour of one application, compressed:
+  wal-inspect -d /var/lib/timberline export -m '{app=\"web\"}' --since 1h --to web.jsonl.zst";
+const IMPORT_EXAMPLE: &str = "Example, with Loki stopped:
+  wal-inspect -d /var/lib/timberline import --from-loki /var/lib/loki/wal";
+const REPLAY_EXAMPLE: &str = "Example, from an orphaned volume to the service, interrupted or not:
+  wal-inspect -d /mnt/orphan replay --to http://loki:3100 --rate 20MB --resume /var/tmp/orphan.json";
+const BENCH_EXAMPLE: &str = "Example:
+  wal-inspect -d /var/lib/timberline bench --seconds 5";
 
 impl Command {
     /// Its name on the command line and in JSON.
@@ -94,6 +121,10 @@ impl Command {
             Self::Stats { .. } => "stats",
             Self::Verify => "verify",
             Self::Explain { .. } => "explain",
+            Self::Export(_) => "export",
+            Self::Import(_) => "import",
+            Self::Replay(_) => "replay",
+            Self::Bench(_) => "bench",
         }
     }
 }

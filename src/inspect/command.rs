@@ -6,7 +6,7 @@ use super::output::Printer;
 use super::progress::Progress;
 use super::ranges::{Ranges, count};
 use crate::model::LabelSet;
-use crate::wal::{BodyView, EntryView, TableRow};
+use crate::wal::{BodyView, EntryView, SeriesDef, TableRow};
 use std::collections::HashMap;
 use std::io::Write;
 use std::ops::Range;
@@ -27,22 +27,35 @@ pub struct Stream {
     pub labels: LabelSet,
 }
 
+impl Stream {
+    fn of(d: &SeriesDef) -> Self {
+        let labels = LabelSet::new(d.labels.iter().map(|(n, v)| (n.as_str(), v.as_str())));
+        Self { tenant: d.tenant.clone(), labels }
+    }
+}
+
 /// Every stream that the log defines.
 pub struct Streams(HashMap<u64, Stream>);
 
 impl Streams {
     /// From a judged log.
     pub fn of(judged: &Judged) -> Self {
-        let stream = |d: &crate::wal::SeriesDef| Stream {
-            tenant: d.tenant.clone(),
-            labels: LabelSet::new(d.labels.iter().map(|(n, v)| (n.as_str(), v.as_str()))),
-        };
-        Self(judged.plan.definitions.iter().map(|(id, d)| (*id, stream(d))).collect())
+        Self(judged.plan.definitions.iter().map(|(id, d)| (*id, Stream::of(d))).collect())
+    }
+
+    /// Every stream, in no order.
+    pub fn all(&self) -> impl Iterator<Item = (u64, &Stream)> {
+        self.0.iter().map(|(id, stream)| (*id, stream))
     }
 
     /// The stream with this id, if a definition survives.
     pub fn get(&self, id: u64) -> Option<&Stream> {
         self.0.get(&id)
+    }
+
+    /// Learns of streams that were defined since.
+    pub fn define(&mut self, definitions: &[SeriesDef]) {
+        self.0.extend(definitions.iter().map(|d| (d.id, Stream::of(d))));
     }
 
     /// Label text of a stream, if a definition survives.
@@ -61,17 +74,25 @@ impl Streams {
 pub struct Once<'a> {
     judged: &'a Judged,
     given: HashMap<u64, Ranges>,
+    /// Leave out what blocks or the object store have.
+    unsettled: bool,
 }
 
 impl<'a> Once<'a> {
     /// For one walk over the log.
     pub fn new(judged: &'a Judged) -> Self {
-        Self { judged, given: HashMap::new() }
+        Self { judged, given: HashMap::new(), unsettled: true }
+    }
+
+    /// As [`Once::new`], but blocks and the object store take nothing away: each line of the write-ahead log.
+    pub fn in_log(judged: &'a Judged) -> Self {
+        Self { unsettled: false, ..Self::new(judged) }
     }
 
     /// The seqs of a row that were not given yet, and that blocks do not give.
     pub fn seqs(&mut self, row: &TableRow) -> Vec<Range<u64>> {
-        let mut seqs = self.judged.blocks.unsettled(row.stream, &(row.first_seq..row.end_seq()));
+        let all = row.first_seq..row.end_seq();
+        let mut seqs = if self.unsettled { self.judged.blocks.unsettled(row.stream, &all) } else { vec![all] };
         if !self.judged.plan.carried.is_empty() {
             let given = self.given.entry(row.stream).or_default();
             seqs = seqs.iter().flat_map(|r| given.missing(r)).collect();

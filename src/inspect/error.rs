@@ -43,6 +43,16 @@ pub enum InspectError {
     /// The directory changed faster than it could be read.
     #[error("segments were removed in each of {0} attempts to read {1}")]
     Restless(u32, PathBuf),
+    /// A tool could not do its work.
+    #[error("{what}")]
+    Tool {
+        /// What happened.
+        what: String,
+        /// What to try next.
+        next: String,
+        /// Exit code.
+        code: u8,
+    },
     /// The output could not be written.
     #[error("cannot write the output: {0}")]
     Output(io::Error),
@@ -66,6 +76,7 @@ impl InspectError {
             Self::Usage(_) => 2,
             Self::NoLog(_) | Self::Io { .. } | Self::Restless(..) | Self::Output(_) => 3,
             Self::Version { .. } | Self::Kind { .. } => 5,
+            Self::Tool { code, .. } => *code,
         }
     }
 
@@ -85,6 +96,7 @@ impl InspectError {
             Self::Version { .. } | Self::Kind { .. } => {
                 "wal-inspect --version, and the wal-inspect of the Timberline that wrote the log".to_string()
             }
+            Self::Tool { next, .. } => next.clone(),
             Self::Restless(..) => "the same command again".to_string(),
             Self::Output(_) => "df, which shows whether the target has space".to_string(),
         }

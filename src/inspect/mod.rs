@@ -1,16 +1,23 @@
 //! `wal-inspect`: shows what a log holds and whether it is sound, without changing it. See docs/wal-inspect.md.
 //!
+//! Commands that write a log or talk to a network are on its command line, but in a room above: the binary hands that in
+//! as [`RunTool`].
+//!
 //! Everything is read over memory maps: a fault ends a tool with an exit code, and never a server. Each segment is copied
 //! out of its map before anything is believed, and the copy counts only if the file still has its name afterwards: a
 //! server may use it again meanwhile. A log is read twice: once to judge it as recovery would ([`log::judge`]), and once
 //! more for what a command shows ([`log::Judged::walk`]).
 
+pub mod args;
 pub mod blocks;
 pub mod cli;
 pub mod command;
 pub mod dump;
+pub mod entries;
 pub mod error;
 pub mod explain;
+pub mod export;
+mod follow;
 pub mod log;
 pub mod output;
 mod progress;
@@ -31,7 +38,7 @@ use clap::Parser;
 use cli::{Cli, Command, When};
 use command::Context;
 use log::Judged;
-use output::Printer;
+use output::{Printer, Row, Shape};
 use std::ffi::OsString;
 use std::io::{BufWriter, IsTerminal, Write, stderr, stdout};
 use std::path::Path;
@@ -44,9 +51,21 @@ const FAULT: i32 = 3;
 const FAULT_TEXT: &str = "wal-inspect: a segment cannot be read: its file became shorter meanwhile, or the disk failed\n\
     next: the same command again; then dmesg, which shows whether the disk failed\n";
 
+/// What a tool has done.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Sections of the output.
+    pub sections: Vec<(&'static str, Shape, Vec<Row>)>,
+    /// What to try next, if damage was found.
+    pub next: Option<String>,
+}
+
+/// Runs one of the commands that are not of this room.
+pub type RunTool = fn(&Command, &Path, Progress) -> Result<Report, InspectError>;
+
 /// Runs `wal-inspect` with command-line arguments, the program's name first, and returns its exit code: 0 sound,
 /// 1 damage, 2 usage, 3 I/O, 5 unknown version.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn main(args: impl IntoIterator<Item = OsString>, tool: RunTool) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -56,7 +75,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     exit_on_map_fault(FAULT, FAULT_TEXT);
-    match run(&cli) {
+    match run(&cli, tool) {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(next)) => {
             say(&format!("wal-inspect: damage was found\nnext: {next}"));
@@ -71,12 +90,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// Writes to standard error. If that is closed, nobody wants to know.
-fn say(text: &str) {
+pub fn say(text: &str) {
     let _ = writeln!(stderr().lock(), "{text}");
 }
 
 /// Runs a command; tells what to try next if damage was found.
-fn run(cli: &Cli) -> Result<Option<String>, InspectError> {
+fn run(cli: &Cli, tool: RunTool) -> Result<Option<String>, InspectError> {
     let command = cli.command.as_ref().unwrap_or(&Command::Summary);
     let terminal = stdout().is_terminal();
     let color = match cli.color {
@@ -84,7 +103,7 @@ fn run(cli: &Cli) -> Result<Option<String>, InspectError> {
         When::Always => true,
         When::Never => false,
     };
-    let scrolls = terminal && matches!(command, Command::Dump(_));
+    let scrolls = terminal && matches!(command, Command::Dump(_) | Command::Export(_));
     let out = BufWriter::with_capacity(64 * 1024, stdout().lock());
     let mut progress = Progress::new(!scrolls);
     if let Command::Explain { place } = command {
@@ -93,7 +112,16 @@ fn run(cli: &Cli) -> Result<Option<String>, InspectError> {
         context.printer.finish().map_err(InspectError::Output)?;
         return Ok((!sound).then(|| next("verify", &cli.dir)));
     }
+    if let Command::Import(_) | Command::Replay(_) | Command::Bench(_) = command {
+        let report = tool(command, &cli.dir, progress)?;
+        print(&report, printer(out, cli, color, command)?).map_err(InspectError::Output)?;
+        return Ok(report.next);
+    }
     let judged = log::judge(&cli.dir, &mut progress)?;
+    if let Command::Export(args) = command {
+        let whole = export::run(args, &judged, out, &mut progress)?;
+        return Ok((!whole).then(|| after_damage(command, &judged, &cli.dir)));
+    }
     let mut context = Context { printer: printer(out, cli, color, command)?, progress };
     let sound = show(command, &judged, &mut context)?;
     context.printer.finish().map_err(InspectError::Output)?;
@@ -102,6 +130,14 @@ fn run(cli: &Cli) -> Result<Option<String>, InspectError> {
 
 fn printer<W: Write>(out: W, cli: &Cli, color: bool, command: &Command) -> Result<Printer<W>, InspectError> {
     Printer::new(out, cli.output, color, command.name()).map_err(InspectError::Output)
+}
+
+fn print<W: Write>(report: &Report, mut printer: Printer<W>) -> std::io::Result<()> {
+    for (name, shape, rows) in &report.sections {
+        printer.section(name, *shape)?;
+        rows.iter().try_for_each(|row| printer.row(row))?;
+    }
+    printer.finish()
 }
 
 /// Runs a command on a judged log; `true` if the log is sound.
@@ -116,8 +152,9 @@ fn show<W: Write>(command: &Command, judged: &Judged, context: &mut Context<W>) 
         }
         Command::Stats { by } => stats::run(*by, judged, context)?,
         Command::Verify => return verify::run(judged, context),
-        // Explain needs no judgement: `run` has answered it.
-        Command::Explain { .. } => {}
+        // `run` has answered them: they need no judgement, or print in their own way.
+        Command::Explain { .. } | Command::Export(_) => {}
+        Command::Import(_) | Command::Replay(_) | Command::Bench(_) => {}
     }
     Ok(judged.is_sound())
 }
