@@ -239,7 +239,11 @@ fn followed(
             let definitions = definitions.unwrap_or_default();
             streams.define(&definitions);
             let shown = Shown { args, streams, log: "wal", at, state };
-            if args.wants_series() && args.wants_record(at, state) { shown.series(&definitions, emit) } else { Ok(true) }
+            if args.wants_series() && args.wants_record(at, state) {
+                shown.series(&definitions, emit)
+            } else {
+                Ok(true)
+            }
         }
         // What is carried was durable before, and was shown.
         Some(Kind::Entries) if record.head.flags & FLAG_CARRIED == 0 && args.wants_record(at, state) => {

@@ -237,8 +237,7 @@ impl Walk<'_> {
                 if !fresh.iter().any(|r| r.contains(&seq)) || !self.filter.wants_entry(entry.timestamp, entry.line) {
                     continue;
                 }
-                let place =
-                    EntryPlace { wal: true, segment: view.number, offset: record.offset, index: index + n };
+                let place = EntryPlace { wal: true, segment: view.number, offset: record.offset, index: index + n };
                 let line = Line {
                     place,
                     id: row.stream,

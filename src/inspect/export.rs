@@ -62,7 +62,8 @@ pub fn run<W: Write>(
         Some(path) => {
             let file = NewFile::create(path, args.force)?;
             let out = BufWriter::with_capacity(256 << 10, file);
-            let into_file = |out: BufWriter<NewFile>| out.into_inner().map_err(io::IntoInnerError::into_error)?.finish();
+            let into_file =
+                |out: BufWriter<NewFile>| out.into_inner().map_err(io::IntoInnerError::into_error)?.finish();
             let name = path.to_string_lossy();
             if name.ends_with(".zst") {
                 let encoder = zstd::stream::write::Encoder::new(out, 0).map_err(InspectError::Output)?;
@@ -102,7 +103,10 @@ impl Counts {
             say(&format!("{} lines are left out: no definition of their stream survives", self.nameless));
         }
         if self.replaced > 0 {
-            say(&format!("{} lines are not UTF-8: U+FFFD is in the place of what is not; jsonl keeps the bytes", self.replaced));
+            say(&format!(
+                "{} lines are not UTF-8: U+FFFD is in the place of what is not; jsonl keeps the bytes",
+                self.replaced
+            ));
         }
     }
 }

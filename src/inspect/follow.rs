@@ -113,9 +113,7 @@ impl Tailer {
         let n = read_full_at(&*file, 0, &mut bytes).map_err(InspectError::io("read", &path))?;
         match SegmentHeader::decode(bytes.get(..n).unwrap_or_default()) {
             Ok(header) => Ok((header.number == number).then_some(Segment { header, file })),
-            Err(HeaderError::Version(version)) => {
-                Err(InspectError::Version { segment: segment_name(number), version })
-            }
+            Err(HeaderError::Version(version)) => Err(InspectError::Version { segment: segment_name(number), version }),
             Err(HeaderError::NotASegment | HeaderError::Damaged) => Ok(None),
         }
     }

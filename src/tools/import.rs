@@ -90,7 +90,8 @@ impl Source {
         if newest.is_none() && segments.is_empty() {
             return Err(InspectError::Tool {
                 what: format!("{} holds no log of Loki: neither segments (<8 digits>) nor checkpoints", dir.display()),
-                next: "the same command with the directory that Loki's configuration has in ingester.wal.dir".to_string(),
+                next: "the same command with the directory that Loki's configuration has in ingester.wal.dir"
+                    .to_string(),
                 code: 3,
             });
         }
@@ -135,7 +136,7 @@ enum Found<'a> {
     Damage(u64, String),
 }
 
-/// Reads a segment. A block of the disk that cannot be read ends the command: what is behind it may be most of the log.
+/// Reads a segment.
 fn each_record(
     path: &Path,
     each: &mut dyn FnMut(u64, Found<'_>) -> Result<(), InspectError>,
@@ -297,8 +298,11 @@ struct Seen {
 
 impl Seen {
     fn hash(&self, tenant: &Tenant, labels: &LabelSet, entry: &StoredEntry<'_>) -> u128 {
-        let whole = (tenant.as_str(), labels.text(), entry.timestamp, entry.line, &entry.metadata);
-        let [high, low] = self.keys.each_ref().map(|key| u128::from(key.hash_one(whole)));
+        // Loki sorts metadata for its chunks, and not for its segments.
+        let mut metadata = entry.metadata.clone();
+        metadata.sort_unstable();
+        let whole = (tenant.as_str(), labels.text(), entry.timestamp, entry.line, metadata);
+        let [high, low] = self.keys.each_ref().map(|key| u128::from(key.hash_one(&whole)));
         high << 64 | low
     }
 }
@@ -344,8 +348,7 @@ impl Import {
     }
 
     fn found(&mut self, file: &Path, offset: u64, found: Found<'_>) -> Result<(), InspectError> {
-        let damage =
-            |bytes, what| Damage { file: file.to_path_buf(), offset: Some(offset), bytes: Some(bytes), what };
+        let damage = |bytes, what| Damage { file: file.to_path_buf(), offset: Some(offset), bytes: Some(bytes), what };
         match found {
             Found::Damage(bytes, what) => self.tally.damage(damage(bytes, what)),
             Found::Record(record) => {
@@ -451,15 +454,11 @@ impl Import {
         Ok(())
     }
 
-    fn entry(
-        &mut self,
-        tenant: &Tenant,
-        labels: &Arc<LabelSet>,
-        entry: &StoredEntry<'_>,
-    ) -> Result<(), InspectError> {
+    fn entry(&mut self, tenant: &Tenant, labels: &Arc<LabelSet>, entry: &StoredEntry<'_>) -> Result<(), InspectError> {
         if self.in_checkpoint || !self.seen.lines.is_empty() {
             let hash = self.seen.hash(tenant, labels, entry);
-            let known = if self.in_checkpoint { !self.seen.lines.insert(hash) } else { self.seen.lines.contains(&hash) };
+            let known =
+                if self.in_checkpoint { !self.seen.lines.insert(hash) } else { self.seen.lines.contains(&hash) };
             if known {
                 self.tally.duplicates += 1;
                 return Ok(());

@@ -58,7 +58,10 @@ impl Target {
         let shown = dir.display().to_string();
         let on_poisoned = move |e: &std::io::Error| {
             // The log's own thread tells; nothing that was not synced counts.
-            say(&format!("wal-inspect: a sync or write in {shown} failed: {e}\nnext: look at the disk; then {}", again(&shown)));
+            say(&format!(
+                "wal-inspect: a sync or write in {shown} failed: {e}\nnext: look at the disk; then {}",
+                again(&shown)
+            ));
             std::process::exit(3);
         };
         let live = replayed.and_then(|r| r.go_live(Box::new(on_poisoned)));
@@ -120,7 +123,9 @@ impl Target {
             match pushed {
                 Ok(()) => return Ok(()),
                 // Nothing of it was stored: heads are being sealed, or the disk is full.
-                Err(e) if e.status == 503 && started.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(100)),
+                Err(e) if e.status == 503 && started.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(100))
+                }
                 Err(e) => return Err(refused(&e)),
             }
         }

@@ -4,3 +4,6 @@
 pub mod chunk;
 pub mod record;
 pub mod wlog;
+
+#[cfg(test)]
+mod tests;

@@ -25,25 +25,26 @@ pub enum Piece<'a> {
     Damage(u64, String),
 }
 
-/// Hands everything that a segment holds to `each`, with its offset.
+/// Hands everything that a segment holds to `each`, with its offset. A page that the disk does not give is damage.
 ///
 /// # Errors
-/// The file cannot be read, or `each` failed.
+/// The file has no size, or `each` failed.
 pub fn read<E: From<io::Error>>(
     file: &dyn File,
     each: &mut dyn FnMut(u64, Piece<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut page = vec![0; PAGE];
     let mut reader = Reader { each, open: None, record: Vec::new(), after_damage: false };
-    let mut base = 0;
-    loop {
-        let n = read_full_at(file, base, &mut page)?;
-        reader.page(base, page.get(..n).unwrap_or_default())?;
-        base += n as u64;
-        if n < PAGE {
-            return reader.end(base);
+    let (mut base, len) = (0, file.len()?);
+    while base < len {
+        let (page, _) = page.split_at_mut(PAGE.min(usize::try_from(len - base).unwrap_or(PAGE)));
+        match read_full_at(file, base, page) {
+            Ok(n) => reader.page(base, page.get(..n).unwrap_or_default())?,
+            Err(e) => reader.damage(base, page.len(), &format!("a page that cannot be read: {e}"))?,
         }
+        base += page.len() as u64;
     }
+    reader.end(len)
 }
 
 /// A fragment's header. Its payload may be damaged.

@@ -84,7 +84,13 @@ impl Client {
 
     /// Pushes snappy-compressed protobuf.
     pub async fn push(&mut self, tenant: &str, body: Bytes) -> Outcome {
-        let answer = match tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(tenant, body)).await {
+        let reused = self.connection.is_some();
+        let mut answer = tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(tenant, body.clone())).await;
+        if reused && matches!(answer, Ok(Err(_))) {
+            // The server may close a connection that was idle: that tells nothing of the push.
+            answer = tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(tenant, body)).await;
+        }
+        let answer = match answer {
             Ok(Ok(answer)) => answer,
             Ok(Err(e)) => {
                 self.connection = None;
@@ -105,14 +111,12 @@ impl Client {
         }
     }
 
-    async fn exchange(
-        &mut self,
-        tenant: &str,
-        body: Bytes,
-    ) -> Result<(StatusCode, Option<Duration>, String), Failure> {
+    async fn exchange(&mut self, tenant: &str, body: Bytes) -> Result<(StatusCode, Option<Duration>, String), Failure> {
         let mut connection = match self.connection.take().filter(|c| !c.is_closed()) {
             Some(connection) => connection,
-            None => tokio::time::timeout(CONNECT_TIMEOUT, self.connect()).await.map_err(|_| "no connection in 10 s")??,
+            None => {
+                tokio::time::timeout(CONNECT_TIMEOUT, self.connect()).await.map_err(|_| "no connection in 10 s")??
+            }
         };
         connection.ready().await?;
         let request = Request::post(self.uri.clone())

@@ -60,7 +60,9 @@ impl Resume {
         let Some(path) = args.resume.clone() else {
             return Ok(Self { path: None, content: fresh, before: 0, from: None });
         };
-        let text = match std::fs::metadata(&path).and_then(|m| if m.len() > MAX_LEN { Err(too_long()) } else { std::fs::read(&path) }) {
+        let text = match std::fs::metadata(&path)
+            .and_then(|m| if m.len() > MAX_LEN { Err(too_long()) } else { std::fs::read(&path) })
+        {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Ok(Self { path: Some(path), content: fresh, before: 0, from: None });
@@ -86,7 +88,9 @@ impl Resume {
             return Err(other("it tells of other lines (times such as 15m move: give them as RFC 3339)"));
         }
         if known.state != fresh.state {
-            say("the log has changed since the replay was interrupted: beginning again; the server stores equal lines once");
+            say(
+                "the log has changed since the replay was interrupted: beginning again; the server stores equal lines once",
+            );
             return Ok(Self { path: Some(path), content: fresh, before: 0, from: None });
         }
         let (before, from) = (known.lines, known.last);
