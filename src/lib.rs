@@ -26,3 +26,5 @@ pub mod querier;
 pub mod api;
 // Floor 6
 pub mod server;
+// Floor 7
+pub mod tools;

@@ -1,12 +1,14 @@
 //! The only door to the disk. Everything durable goes through [`Fs`] and [`File`], so that tests can stand in for the
 //! disk, count its syncs and break them.
 
+mod interrupt;
 mod map;
 mod mount;
 mod overlay;
 mod real;
 mod traced;
 
+pub use interrupt::{interrupted, watch_interrupts};
 pub use map::{Map, exit_on_map_fault};
 pub use mount::Mount;
 pub use overlay::OverlayFs;

@@ -1,8 +1,10 @@
 //! The command line.
 
+use super::args::{BenchArgs, ImportArgs, ReplayArgs};
 use super::diff::DiffArgs;
 use super::dump::{DumpArgs, DumpLog, Position};
 use super::explain::Place;
+use super::export::ExportArgs;
 use super::output::Format;
 use super::selector::Selector;
 use super::stats::By;
@@ -14,8 +16,8 @@ use std::str::FromStr;
 
 /// Shows what a write-ahead log of Timberline holds, and whether it is sound; repairs it, and saves what is left.
 ///
-/// All commands but `repair` and `salvage` read only, take no lock, and work on the directory of a running server: they stop at the
-/// durable end of the log.
+/// But for `repair`, `salvage`, `import`, `bench` and files that you name, it reads only. It takes no lock to read, and works on
+/// the directory of a running server: it stops at the durable end of the log.
 #[derive(Debug, Parser)]
 #[command(name = "wal-inspect", version, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -58,9 +60,7 @@ pub enum Command {
     #[command(after_help = "Example: wal-inspect -d /var/lib/timberline ls")]
     Ls,
     /// Series and entry records
-    #[command(
-        after_help = "Example: wal-inspect -d /var/lib/timberline dump -m '{app=\"web\"}' --since 15m -g timeout"
-    )]
+    #[command(after_help = DUMP_EXAMPLE)]
     Dump(Box<DumpArgs>),
     /// Streams with their labels, lines, bytes and time range
     #[command(after_help = "Example: wal-inspect -d /var/lib/timberline streams --top 10 --by bytes")]
@@ -131,6 +131,18 @@ pub enum Command {
         #[arg(value_name = "COMMAND")]
         page: Option<String>,
     },
+    /// Every line once, as JSON: for other programs
+    #[command(after_help = EXPORT_EXAMPLE)]
+    Export(Box<ExportArgs>),
+    /// Make a new log from the write-ahead log of a Loki ingester
+    #[command(after_help = IMPORT_EXAMPLE)]
+    Import(ImportArgs),
+    /// Push the lines of a log to a server that speaks Loki's protocol
+    #[command(after_help = REPLAY_EXAMPLE)]
+    Replay(Box<ReplayArgs>),
+    /// Measure how long syncs take in a directory
+    #[command(after_help = BENCH_EXAMPLE)]
+    Bench(BenchArgs),
 }
 
 /// What `repair` does.
@@ -194,6 +206,17 @@ impl FromStr for Attach {
     }
 }
 
+const DUMP_EXAMPLE: &str = "Example, the errors of one tenant as they become durable:
+  wal-inspect -d /var/lib/timberline dump --follow --tenant acme --grep 'level=error'";
+const EXPORT_EXAMPLE: &str = "Example, an hour of one application, compressed:
+  wal-inspect -d /var/lib/timberline export -m '{app=\"web\"}' --since 1h --to web.jsonl.zst";
+const IMPORT_EXAMPLE: &str = "Example, with Loki stopped:
+  wal-inspect -d /var/lib/timberline import --from-loki /var/lib/loki/wal";
+const REPLAY_EXAMPLE: &str = "Example, from an orphaned volume to the service, interrupted or not:
+  wal-inspect -d /mnt/orphan replay --to http://loki:3100 --rate 20MB --resume /var/tmp/orphan.json";
+const BENCH_EXAMPLE: &str = "Example:
+  wal-inspect -d /var/lib/timberline bench --seconds 5";
+
 impl Command {
     /// Its name on the command line and in JSON.
     pub fn name(&self) -> &'static str {
@@ -212,7 +235,16 @@ impl Command {
             Self::Format => "format",
             Self::Completions { .. } => "completions",
             Self::Man { .. } => "man",
+            Self::Export(_) => "export",
+            Self::Import(_) => "import",
+            Self::Replay(_) => "replay",
+            Self::Bench(_) => "bench",
         }
+    }
+
+    /// Does it do more than read, and so belong to a room above?
+    pub(super) fn is_tool(&self) -> bool {
+        matches!(self, Self::Repair(_) | Self::Salvage(_) | Self::Import(_) | Self::Replay(_) | Self::Bench(_))
     }
 }
 

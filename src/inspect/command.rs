@@ -75,17 +75,25 @@ impl Streams {
 pub struct Once<'a> {
     judged: &'a Judged,
     given: HashMap<u64, Ranges>,
+    /// Leave out what blocks or the object store have.
+    unsettled: bool,
 }
 
 impl<'a> Once<'a> {
     /// For one walk over the log.
     pub fn new(judged: &'a Judged) -> Self {
-        Self { judged, given: HashMap::new() }
+        Self { judged, given: HashMap::new(), unsettled: true }
+    }
+
+    /// As [`Once::new`], but blocks and the object store take nothing away: each line of the write-ahead log.
+    pub fn in_log(judged: &'a Judged) -> Self {
+        Self { unsettled: false, ..Self::new(judged) }
     }
 
     /// The seqs of a row that were not given yet, and that blocks do not give.
     pub fn seqs(&mut self, row: &TableRow) -> Vec<Range<u64>> {
-        let mut seqs = self.judged.blocks.unsettled(row.stream, &(row.first_seq..row.end_seq()));
+        let all = row.first_seq..row.end_seq();
+        let mut seqs = if self.unsettled { self.judged.blocks.unsettled(row.stream, &all) } else { vec![all] };
         if !self.judged.plan.carried.is_empty() {
             let given = self.given.entry(row.stream).or_default();
             seqs = seqs.iter().flat_map(|r| given.missing(r)).collect();

@@ -5,17 +5,20 @@
 use super::blocks::{BlockView, read_block};
 use super::command::{Context, Once, Streams, metadata};
 use super::error::InspectError;
+use super::follow::Tailer;
 use super::log::{Judged, State, Step};
-use super::output::{Cell, Row, Shape, hex};
+use super::output::{Cell, Printer, Row, Shape, hex};
 use super::selector::Selector;
+use crate::fs::{interrupted, watch_interrupts};
 use crate::model::LogEntry;
-use crate::wal::format::Kind;
+use crate::wal::format::{FLAG_CARRIED, Kind};
 use crate::wal::{BlockTables, BodyView, RecordScan, SeriesDef, TableRow, Tables, decode_control, decompress_body};
 use regex::bytes::Regex;
 use std::collections::HashSet;
 use std::fmt;
 use std::io::Write;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// A place in the log, written `SEGMENT:OFFSET`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,6 +110,9 @@ pub struct DumpArgs {
     /// Also records above the durable end (in flight, or kept by the next recovery)
     #[arg(long)]
     pub tail: bool,
+    /// Go on with what becomes durable, until Ctrl-C
+    #[arg(short, long, conflicts_with_all = ["to", "tail"])]
+    pub follow: bool,
     /// Only this log, as it lies there: also what is settled, and what both logs hold; with --from and --to, wal if left out
     #[arg(long, value_name = "LOG", value_enum)]
     pub log: Option<DumpLog>,
@@ -180,19 +186,90 @@ impl DumpArgs {
 /// # Errors
 /// The log cannot be read, or the output not be written.
 pub fn run<W: Write>(args: &DumpArgs, judged: &Judged, context: &mut Context<W>) -> Result<(), InspectError> {
-    let streams = Streams::of(judged);
-    let Context { printer, progress } = context;
-    printer.section("records", Shape::Stream).map_err(InspectError::Output)?;
+    if args.follow && args.only() == Some(DumpLog::Blocks) {
+        return Err(InspectError::Usage("--follow follows the write-ahead log: leave --log blocks out".to_string()));
+    }
+    let mut streams = Streams::of(judged);
+    context.printer.section("records", Shape::Stream).map_err(InspectError::Output)?;
     let mut left = args.limit.unwrap_or(u64::MAX);
-    let mut emit = |row: Row| -> Result<bool, InspectError> {
+    recorded(args, judged, &streams, context, &mut left)?;
+    if !args.follow || left == 0 {
+        return Ok(());
+    }
+    let mut tailer = Tailer::behind(judged);
+    watch_interrupts();
+    loop {
+        context.printer.flush().map_err(InspectError::Output)?;
+        if interrupted() || left == 0 {
+            return Ok(());
+        }
+        std::thread::sleep(POLL);
+        let mut emit = emitter(&mut context.printer, &mut left);
+        tailer.poll(&mut |segment, file, record| followed(args, &mut streams, segment, file, record, &mut emit))?;
+    }
+}
+
+/// Between two looks at a log that is followed.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Prints a row, and says whether there may be more.
+fn emitter<W: Write>(printer: &mut Printer<W>, left: &mut u64) -> impl FnMut(Row) -> Result<bool, InspectError> {
+    |row: Row| {
         printer.row(&row).map_err(InspectError::Output)?;
-        left -= 1;
-        Ok(left > 0)
-    };
+        *left -= 1;
+        Ok(*left > 0)
+    }
+}
+
+/// Prints a record that has become durable; returns whether to go on. `file` begins with the record.
+fn followed(
+    args: &DumpArgs,
+    streams: &mut Streams,
+    segment: u64,
+    file: &[u8],
+    record: &RecordScan,
+    emit: &mut Emit<'_>,
+) -> Result<bool, InspectError> {
+    let at = Position { segment, offset: record.offset };
+    let state = State::Durable;
+    let record = RecordScan { offset: 0, ..*record };
+    match record.head.known_kind() {
+        Some(Kind::Series) => {
+            let definitions = decode_control::<Vec<SeriesDef>>(&record.head, record.head.body(file, 0));
+            let definitions = definitions.unwrap_or_default();
+            streams.define(&definitions);
+            let shown = Shown { args, streams, log: "wal", at, state };
+            if args.wants_series() && args.wants_record(at, state) {
+                shown.series(&definitions, emit)
+            } else {
+                Ok(true)
+            }
+        }
+        // What is carried was durable before, and was shown.
+        Some(Kind::Entries) if record.head.flags & FLAG_CARRIED == 0 && args.wants_record(at, state) => {
+            if !args.wants_entries() {
+                return Ok(true);
+            }
+            Dump { args, streams, file, record: &record, at, state }.entries(None, emit)
+        }
+        _ => Ok(true),
+    }
+}
+
+/// Prints what the logs hold now.
+fn recorded<W: Write>(
+    args: &DumpArgs,
+    judged: &Judged,
+    streams: &Streams,
+    context: &mut Context<W>,
+    left: &mut u64,
+) -> Result<(), InspectError> {
+    let Context { printer, progress } = context;
+    let mut emit = emitter(printer, left);
     let mut go_on = true;
     if args.only() != Some(DumpLog::Wal) {
         judged.blocks.walk(&judged.log, |view| {
-            go_on = blocks(args, judged, &streams, view, &mut emit)?;
+            go_on = blocks(args, judged, streams, view, &mut emit)?;
             Ok(go_on)
         })?;
     }
@@ -211,11 +288,11 @@ pub fn run<W: Write>(args: &DumpArgs, judged: &Judged, context: &mut Context<W>)
                 if !record.body_is_sound || !args.wants_record(at, state) {
                     continue;
                 }
-                let dump = Dump { args, streams: &streams, file: view.file, record, at, state };
+                let dump = Dump { args, streams, file: view.file, record, at, state };
                 let go_on = match record.head.known_kind() {
                     Some(Kind::Series) if args.wants_series() => {
                         let body = record.head.body(view.file, record.offset);
-                        let shown = Shown { args, streams: &streams, log: "wal", at, state };
+                        let shown = Shown { args, streams, log: "wal", at, state };
                         shown.series(
                             &decode_control::<Vec<SeriesDef>>(&record.head, body).unwrap_or_default(),
                             &mut emit,

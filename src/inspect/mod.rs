@@ -1,19 +1,24 @@
 //! `wal-inspect`: shows what a log holds and whether it is sound, without changing it. See docs/wal-inspect.md.
 //!
-//! Commands that write are on its command line, but in a room above: the binary hands that in as [`RunTool`].
+//! Commands that write a log or talk to a network are on its command line, but in rooms above: the binary hands those in
+//! as [`RunTool`].
 //!
 //! Everything is read over memory maps: a fault ends a tool with an exit code, and never a server. Each segment is copied
 //! out of its map before anything is believed, and the copy counts only if the file still has its name afterwards: a
 //! server may use it again meanwhile. A log is read twice: once to judge it as recovery would ([`log::judge`]), and once
 //! more for what a command shows ([`log::Judged::walk`]).
 
+pub mod args;
 pub mod blocks;
 pub mod cli;
 pub mod command;
 pub mod diff;
 pub mod dump;
+pub mod entries;
 pub mod error;
 pub mod explain;
+pub mod export;
+mod follow;
 mod format;
 mod get;
 mod lines;
@@ -70,7 +75,8 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn damage(next: String) -> Self {
+    /// Damage was found.
+    pub fn damage(next: String) -> Self {
         Self { what: "damage was found", next }
     }
 }
@@ -105,7 +111,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, tool: RunTool) -> ExitCode
 }
 
 /// Writes to standard error. If that is closed, nobody wants to know.
-fn say(text: &str) {
+pub fn say(text: &str) {
     let _ = writeln!(stderr().lock(), "{text}");
 }
 
@@ -118,16 +124,21 @@ fn run(cli: &Cli, tool: RunTool) -> Result<Option<Finding>, InspectError> {
         When::Always => true,
         When::Never => false,
     };
-    let scrolls = terminal && matches!(command, Command::Dump(_));
+    let scrolls = terminal && matches!(command, Command::Dump(_) | Command::Export(_));
     let mut out = BufWriter::with_capacity(64 * 1024, stdout().lock());
     if manual::run(command, &mut out)? {
         return Ok(None);
     }
-    let progress = Progress::new(!scrolls);
-    if let Command::Repair(_) | Command::Salvage(_) = command {
+    let mut progress = Progress::new(!scrolls);
+    if command.is_tool() {
         let report = tool(command, &cli.dir, progress)?;
         print(&report, printer(out, cli, color, command)?).map_err(InspectError::Output)?;
         return Ok(report.found);
+    }
+    if let Command::Export(args) = command {
+        let judged = log::judge(&cli.dir, &mut progress)?;
+        let whole = export::run(args, &judged, out, &mut progress)?;
+        return Ok((!whole).then(|| Finding::damage(after_damage(command, &judged, &cli.dir))));
     }
     let mut context = Context { printer: printer(out, cli, color, command)?, progress };
     let found = show(command, &cli.dir, &mut context)?;

@@ -145,6 +145,14 @@ impl<W: Write> Printer<W> {
         Ok(())
     }
 
+    /// Hands on what was written.
+    ///
+    /// # Errors
+    /// As the writer.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
     /// Ends the output.
     ///
     /// # Errors

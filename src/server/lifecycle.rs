@@ -427,7 +427,11 @@ fn static_ring(config: &Config, registry: &Registry) -> Result<Option<(Arc<Clien
     Ok(Some((Arc::new(pool), shared)))
 }
 
-fn ingester_config(config: &Config) -> Result<IngesterConfig> {
+/// The settings of the ingester that a configuration asks for, on the disk as it is.
+///
+/// # Errors
+/// The disk cannot be asked for its space.
+pub fn ingester_config(config: &Config) -> Result<IngesterConfig> {
     let fs: Arc<dyn Fs> = Arc::new(RealFs);
     let (ingester, wal) = (&config.ingester, &config.ingester.wal);
     let (wal_dir, blocks_dir) = (config.wal_dir(), config.blocks_dir());

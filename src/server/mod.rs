@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use telemetry::Telemetry;
 use tracing::{error, warn};
 
-pub use lifecycle::EXIT_POISONED;
+pub use lifecycle::{EXIT_POISONED, ingester_config};
 
 /// Does what the command line asks for.
 pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {

@@ -42,7 +42,7 @@ pub use record::{
 pub use repair::{RecoverError, Recovered, Unattributed, recover, recover_doubting};
 pub use replay::ReplaySegment;
 pub use retention::{Contents, Hold, Retention};
-pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_segment};
+pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_groups, scan_segment};
 pub use segment::{file_name, file_number, segment_name, segment_number};
 pub use survivors::{BlockSeqs, LostBlock, LostSegments, Survivors};
 pub use verdict::{Cost, Finding, Part, Place, Then, Verdict, verdict};

@@ -92,6 +92,19 @@ pub fn scan_segment(file: &[u8]) -> Result<SegmentScan, HeaderError> {
     Ok(SegmentScan { header, bad_header, missing, groups })
 }
 
+/// The groups that follow one another from an offset of a segment on; `bytes` are those of the file from there. Ends where
+/// no valid header lies, and before a group that is not there whole.
+pub fn scan_groups(header: &SegmentHeader, offset: u64, bytes: &[u8]) -> Vec<GroupScan> {
+    let scan = Scan { bytes: Bytes { bytes, base: offset }, header: *header };
+    let (mut groups, mut at) = (Vec::new(), offset);
+    while let Some(header) = scan.group_header(at).filter(|h| h.next_group(at) <= scan.end()) {
+        let group = scan.group(at, header);
+        at = group.end;
+        groups.push(group);
+    }
+    groups
+}
+
 /// What the header tells of a segment.
 pub(super) struct SegmentStart {
     pub header: SegmentHeader,
