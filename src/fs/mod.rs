@@ -3,10 +3,12 @@
 
 mod map;
 mod mount;
+mod place;
 mod real;
 
 pub use map::{Map, exit_on_map_fault};
 pub use mount::Mount;
+pub use place::{Place, lock_holder, process_user};
 pub use real::RealFs;
 
 use std::io;
