@@ -19,6 +19,26 @@ pub struct Identity {
     pub volume: Uuid,
 }
 
+impl Identity {
+    /// What the data directory's file says; `None` if the directory is new. Nothing is changed.
+    ///
+    /// # Errors
+    /// It is damaged, of a newer program, or gone from beside segments.
+    pub fn of(config: &IngesterConfig) -> Result<Option<Self>, DataDirError> {
+        let shown = || config.data_dir.display().to_string();
+        let failed = |e| DataDirError::Io(shown(), e);
+        let identity = match read(&*config.fs, &config.data_dir.join("identity")).map_err(failed)? {
+            Some(bytes) => parse(&bytes).map_err(|why| DataDirError::Damaged(shown(), why))?,
+            None if holds_segments(config).map_err(failed)? => return Err(DataDirError::Gone(shown())),
+            None => return Ok(None),
+        };
+        if identity.format_version > FORMAT_VERSION {
+            return Err(DataDirError::Version(shown(), identity.format_version));
+        }
+        Ok(Some(identity))
+    }
+}
+
 /// Why the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
@@ -69,14 +89,10 @@ impl DataDir {
             LockError::Held(who) => DataDirError::Locked(shown(), who),
             LockError::Io(e) => DataDirError::Io(shown(), e),
         })?;
-        let identity = match read(fs, &dir.join("identity")).map_err(failed)? {
-            Some(bytes) => parse(&bytes).map_err(|why| DataDirError::Damaged(shown(), why))?,
-            None if holds_segments(config).map_err(failed)? => return Err(DataDirError::Gone(shown())),
+        let identity = match Identity::of(config)? {
+            Some(identity) => identity,
             None => create(fs, &dir.join("identity")).map_err(failed)?,
         };
-        if identity.format_version > FORMAT_VERSION {
-            return Err(DataDirError::Version(shown(), identity.format_version));
-        }
         fs.create_dir_all(&config.wal_dir).map_err(failed)?;
         fs.create_dir_all(&config.blocks_dir).map_err(failed)?;
         Ok(Self { identity, _lock: lock })
@@ -84,7 +100,7 @@ impl DataDir {
 }
 
 /// Does either log hold a segment? With a new identity it would be another volume's.
-fn holds_segments(config: &IngesterConfig) -> io::Result<bool> {
+pub(super) fn holds_segments(config: &IngesterConfig) -> io::Result<bool> {
     for dir in [&config.wal_dir, &config.blocks_dir] {
         let entries = match config.fs.list(dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
