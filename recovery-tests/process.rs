@@ -305,6 +305,50 @@ fn damage_is_refused_untouched_or_everything_else_is_served() {
     assert_eq!(server.terminate(), Some(0));
 }
 
+/// A byte changes in a sealed block of a running server: the scrubber finds it, and everybody is told, once.
+#[test]
+fn a_flip_in_a_sealed_block_of_a_running_server_is_found_and_told() {
+    use std::os::unix::fs::FileExt;
+    let tmp = tempfile::tempdir().unwrap();
+    let data = tmp.path().join("data");
+    let config = "ingester: {chunk_block_size: 16KB, chunk_encoding: none, wal: {segment_size: 1MB}, scrub: {rate: 1GB, interval: 1s}}\n";
+    let server = Server::start(tmp.path(), config, &[]);
+    let lines: Vec<String> = (0..200).map(|n| format!("line {n} {}", "marked ".repeat(40))).collect();
+    for part in lines.chunks(20) {
+        assert_eq!(server.http().push("s", TIME, part).unwrap(), 204);
+    }
+    let marked = || {
+        let segment = walk(&data.join("blocks")).into_iter().find(|p| p.extension().is_some_and(|e| e == "blk"))?;
+        let at = std::fs::read(&segment).ok()?.windows(14).position(|w| w == b"marked marked ")?;
+        Some((segment, at as u64))
+    };
+    wait_until("a sealed block", || marked().is_some());
+    let (segment, at) = marked().unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&segment).unwrap();
+    file.write_all_at(b"M", at).unwrap();
+    file.sync_data().unwrap();
+    let get = |target: &str| String::from_utf8(server.http().get(target).unwrap().1).unwrap();
+    wait_until("the flip is told", || get("/ready").contains("the log was damaged: 1 reports"));
+    wait_until("the flip is counted", || {
+        get("/metrics").contains("loki_ingester_wal_corruptions_total{type=\"block\"} 1")
+    });
+    let page: serde_json::Value = serde_json::from_str(&get("/api/v1/status")).unwrap();
+    assert_eq!(page["damage"]["unacknowledged"], 1, "{page:#}");
+    assert_eq!(page["scrub"]["damaged_places"], 1, "{page:#}");
+    let told = || std::fs::read_to_string(tmp.path().join("server.log")).unwrap().matches("a block is damaged").count();
+    let passes = page["scrub"]["passes"].as_u64().unwrap();
+    wait_until("another pass", || {
+        let page: serde_json::Value = serde_json::from_str(&get("/api/v1/status")).unwrap();
+        page["scrub"]["passes"].as_u64().unwrap() > passes + 1
+    });
+    assert_eq!(told(), 1);
+    assert_eq!(server.terminate(), Some(0));
+    // The write-ahead log still has its lines.
+    let server = Server::start(tmp.path(), config, &[]);
+    assert_eq!(server.http().all_lines().len(), lines.len());
+    assert_eq!(server.terminate(), Some(0));
+}
+
 /// A segment whose two header copies say this version, with their checksums.
 fn with_version(segment: &[u8], version: u16) -> Vec<u8> {
     let mut out = segment.to_vec();

@@ -460,8 +460,8 @@ mod whole {
     use timberline::chunk::{Encoding, Part, Selection, select_readable};
     use timberline::fs::RealFs;
     use timberline::ingester::{
-        Cluster, Ingester, IngesterConfig, IngesterMetrics, Live, Progress, RecoveryReport, Replayed, StartError,
-        Stream,
+        Cluster, Ingester, IngesterConfig, IngesterMetrics, Live, Progress, RecoveryReport, Replayed, ScrubOptions,
+        ScrubStatus, StartError, Stream,
     };
     use timberline::model::{Entry, LabelSet, Overrides, Push, PushStream, Span, Tenant};
     use timberline::wal::*;
@@ -1274,6 +1274,150 @@ mod whole {
         assert!(found.values().all(|n| *n == 1), "a line twice");
         let missing: Vec<_> = sent.iter().filter(|l| !found.contains_key(*l)).take(5).collect();
         assert!(missing.is_empty() && found.len() == sent.len(), "{} of {}: {missing:?}", found.len(), sent.len());
+    }
+
+    /// Changes a byte under a running server.
+    fn flip_in_place(file: &Path, at: u64) {
+        use std::os::unix::fs::FileExt;
+        let file = fs::OpenOptions::new().read(true).write(true).open(file).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+        file.sync_data().unwrap();
+    }
+
+    const FAST: ScrubOptions = ScrubOptions { rate: 1 << 40, interval: Duration::from_millis(5) };
+
+    fn scrubbed(ingester: &Ingester<Live>, what: &str, done: impl Fn(&ScrubStatus) -> bool) -> ScrubStatus {
+        for _ in 0..1000 {
+            let status = ingester.status().scrub.expect("it runs");
+            if done(&status) {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("{what}: not within 10 s: {:?}", ingester.status().scrub);
+    }
+
+    /// Nobody reads the block. The scrubber finds it and tells it as if a query had, once, and the next start makes it again.
+    #[test]
+    fn a_block_that_is_damaged_under_a_running_server_is_found_by_the_scrubber() {
+        let sample = sample();
+        let dir = copy(sample.dir.path());
+        let (ingester, _) = start(dir.path());
+        ingester.scrub(FAST);
+        scrubbed(&ingester, "two sound passes", |s| s.passes >= 2);
+        assert!(quarantined(dir.path()).reports.is_empty(), "{:?}", quarantined(dir.path()));
+        let listed: Vec<u64> = plan_of(dir.path()).blocks.iter().filter(|b| b.footer > 0).map(|b| b.segment).collect();
+        let blocks = records(dir.path(), Kind::Block);
+        let (log, number, offset, head) = *blocks.iter().rev().find(|b| listed.contains(&b.1)).unwrap();
+        flip_in_place(&path(dir.path(), log, number), offset + u64::from(head.len) - u64::from(head.body_len) / 2);
+        let status = scrubbed(&ingester, "the flip", |s| s.damaged_places > 0);
+        scrubbed(&ingester, "two more passes", |s| s.passes >= status.passes + 2);
+        std::thread::sleep(Duration::from_millis(200));
+        let kept = quarantined(dir.path());
+        let [report] = &kept.reports[..] else { panic!("{kept:?}") };
+        assert_eq!((report.segment, &report.blocks[..]), (number, &[(offset, head.len)][..]));
+        assert_eq!(unreadable(&ingester), 1);
+        ingester.stop();
+        drop(ingester);
+        let (ingester, report) = start(dir.path());
+        assert_eq!((report.damaged_places, report.lost_lines), (1, 0), "{report:?}");
+        let found: BTreeSet<String> = read(&ingester).into_keys().collect();
+        assert!(found == sample.lines, "{} of {}", found.len(), sample.lines.len());
+        ingester.stop();
+    }
+
+    /// A segment's footer, definitions and headers hold no line that a running server would miss: damage to them is told.
+    #[test]
+    fn damage_beside_the_blocks_of_a_segment_is_told_by_the_scrubber() {
+        let sample = sample();
+        let dir = copy(sample.dir.path());
+        let footer = records(dir.path(), Kind::Footer).pop().unwrap();
+        let (ingester, _) = start(dir.path());
+        let file = path(dir.path(), LogKind::Blocks, footer.1);
+        flip_in_place(&file, footer.2 + u64::from(footer.3.len) - 1);
+        flip_in_place(&file, 40);
+        ingester.scrub(FAST);
+        scrubbed(&ingester, "both", |s| s.damaged_places == 2 && s.passes >= 2);
+        let kept = quarantined(dir.path());
+        let [report] = &kept.reports[..] else { panic!("{kept:?}") };
+        let places = report.places.join("; ");
+        assert!(places.contains("segment header, found by a scrub") && places.contains("(footer)"), "{places}");
+        assert!(report.remarks[0].contains("no line is lost"), "{report:?}");
+        assert_eq!(unreadable(&ingester), 0);
+        ingester.stop();
+    }
+
+    /// Lines of a damaged segment of the write-ahead log that are in memory alone are sealed from there: a start misses none.
+    #[test]
+    fn the_lines_of_a_damaged_log_segment_are_sealed_from_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (ingester, _) = start(dir.path());
+        push(&ingester, &runtime, &[("cold", 0..10), ("idle", 0..10)]);
+        let mut n = 0;
+        while numbers(dir.path(), LogKind::Wal).len() < 3 {
+            push(&ingester, &runtime, &[("big", n..n + 20)]);
+            n += 20;
+        }
+        // The only record of `cold` and `idle`, and one of `big`.
+        let entries: Vec<_> = records(dir.path(), Kind::Entries).into_iter().filter(|r| r.1 == 1).collect();
+        for (_, number, offset, head) in [entries[0], entries[3]] {
+            flip_in_place(&path(dir.path(), LogKind::Wal, number), offset + u64::from(head.len) - 1);
+        }
+        ingester.scrub(FAST);
+        let status = scrubbed(&ingester, "healed", |s| s.healed_segments > 0);
+        assert_eq!((status.damaged_places, status.healed_segments), (2, 1), "{status:?}");
+        scrubbed(&ingester, "two more passes", |s| s.passes >= status.passes + 2);
+        let kept = quarantined(dir.path());
+        let [report] = &kept.reports[..] else { panic!("{kept:?}") };
+        assert_eq!((&*report.log, report.segment, report.places.len()), ("wal", 1, 2), "{report:?}");
+        assert!(report.remarks[0].contains("none is lost"), "{report:?}");
+        ingester.stop();
+        drop(ingester);
+        let (ingester, report) = start(dir.path());
+        assert_eq!((report.damaged_places, report.lost_lines), (2, 0), "{report:?}");
+        let found = read(&ingester);
+        let sent = [("cold", 10), ("idle", 10), ("big", n)];
+        let sent: BTreeSet<String> = sent.iter().flat_map(|(app, n)| (0..*n).map(|i| line(app, i))).collect();
+        assert!(found.values().all(|n| *n == 1), "a line twice");
+        assert!(found.into_keys().collect::<BTreeSet<_>>() == sent, "lines are missing");
+        ingester.stop();
+    }
+
+    /// Segments are retired, used again and removed while they are read: that is no damage.
+    #[test]
+    fn segments_that_are_used_again_while_they_are_scrubbed_are_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ingester, _) = start_small(dir.path());
+        ingester.scrub(ScrubOptions { rate: 50 << 20, interval: Duration::from_millis(1) });
+        let mut n = 0;
+        for _ in 0..2 {
+            n = push_until_retired(&ingester, dir.path(), plan_of(dir.path()).durable_lsn, n);
+        }
+        let status = scrubbed(&ingester, "some passes", |s| s.passes >= 3 && s.pass_bytes > 0);
+        assert_eq!(status.damaged_places, 0, "{:?}", quarantined(dir.path()));
+        assert!(quarantined(dir.path()).reports.is_empty());
+        assert_eq!(read(&ingester).len() as u64, n);
+        ingester.stop();
+    }
+
+    /// A stop does not wait for a slow pass.
+    #[test]
+    fn a_stop_ends_a_scrub_at_once() {
+        let dir = copy(sample().dir.path());
+        let (ingester, _) = start(dir.path());
+        ingester.scrub(ScrubOptions { rate: 1, interval: Duration::from_millis(1) });
+        scrubbed(&ingester, "it reads", |s| s.running && s.pass_bytes >= 1 << 20);
+        let stopped = std::thread::spawn(move || ingester.stop());
+        for _ in 0..500 {
+            if stopped.is_finished() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the stop waits for the scrubber");
     }
 
     /// The newest segment of the write-ahead log is gone. It is told, not its lines; and what only it named of the block log stays.

@@ -52,7 +52,7 @@ impl Cluster {
     }
 
     fn push(&self, body: &str) -> Reply {
-        let headers = [("Content-Type", "application/json"), ("X-Scope-OrgID", "t1")];
+        let headers = [("Content-Type", "application/json"), ("X-Scope-OrgID", "t1"), ("User-Agent", "shop/1.0")];
         send(&self.distributor.addr, "POST", PUSH, &headers, body.as_bytes())
     }
 
@@ -146,6 +146,21 @@ fn refusals_keep_their_status_through_the_distributor() {
     let long = "x".repeat(262_145);
     push(json!([stream("1", &long), stream("2", "kept")])).assert_error(400, "max entry size '262144' bytes exceeded");
     assert!(cluster.copies("kept") >= 2);
+    // Whoever has refused it names the program that sent it, also behind the distributor.
+    let refused = |server: &Server, reason: &str| {
+        let page = send(&server.addr, "GET", "/api/v1/status", &[], b"").json();
+        let found = page["tenants"]["by_rejection"].as_array().unwrap().iter().find(|r| r["reason"] == reason).cloned();
+        found.unwrap_or_else(|| panic!("no {reason}: {page:#}"))
+    };
+    let ingester = cluster.ingesters[0].server.as_ref().unwrap();
+    for (server, reason) in [(ingester, "stream_limit"), (&cluster.distributor, "line_too_long")] {
+        let refused = refused(server, reason);
+        assert_eq!(
+            (&refused["tenant"], &refused["user_agents"]["last"]),
+            (&json!("t1"), &json!("shop/1.0")),
+            "{refused:#}"
+        );
+    }
     let ring = send(&cluster.distributor.addr, "GET", "/ring", &[], b"").json();
     let ids: Vec<&str> = ring["shards"].as_array().unwrap().iter().map(|s| s["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["ingester-0", "ingester-1", "ingester-2"]);

@@ -765,3 +765,88 @@ fn a_starting_server_lives_and_asks_pushes_to_come_back() {
     server.server.wait_ready();
     assert_eq!(server.lines(r#"{app="new"}"#).len(), 1);
 }
+
+/// Asks for the operator's page until it shows what is wanted.
+fn status_when(server: &TestServer, wanted: impl Fn(&Value) -> bool) -> Value {
+    let mut page = Value::Null;
+    for _ in 0..200 {
+        let answer = server.get("/api/v1/status");
+        assert_eq!(
+            (answer.status, answer.header("content-type")),
+            (200, Some("application/json")),
+            "{}",
+            answer.text()
+        );
+        page = answer.json();
+        if wanted(&page) {
+            return page;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("the page does not show it: {page:#}");
+}
+
+/// The operator's page, without a tenant: how durable, how full, who pushes, who is refused and by which program.
+#[test]
+fn the_status_page_tells_durability_budgets_and_traffic() {
+    let yaml = "auth_enabled: true\n\
+                limits_config: {max_line_size: 100, per_stream_rate_limit: 1KB, per_stream_rate_limit_burst: 1KB}\n";
+    let mut server = TestServer::with(yaml);
+    let push = |server: &TestServer, tenant: &str, agent: &str, body: &str| {
+        let headers = [JSON, ("X-Scope-OrgID", tenant), ("User-Agent", agent)];
+        server.send("POST", PUSH, &headers, body.as_bytes()).status
+    };
+    let (long, secret) = ("x".repeat(101), "password-in-a-line");
+    for n in 0..20 {
+        assert_eq!(push(&server, "busy", "good/1.0", &one_stream(json!({"app": "busy"}), &[secret])), 204);
+        let app = format!("quiet-{n}");
+        assert_eq!(push(&server, "calm", "good/1.0", &one_stream(json!({"app": app}), &["l"])), 204);
+    }
+    for _ in 0..3 {
+        assert_eq!(push(&server, "noisy", "bad/2.0 \u{e9}", &one_stream(json!({"app": "long"}), &[&long])), 400);
+    }
+    assert_eq!(push(&server, "noisy", "other/3", &one_stream(json!({"app": "long"}), &[&long])), 400);
+    let many = vec!["0123456789".repeat(9); 20];
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(push(&server, "fast", "flood/1", &one_stream(json!({"app": "flood"}), &many)), 429);
+
+    let page = status_when(&server, |page| page["streams"]["by_rate"].as_array().unwrap().len() == 10);
+    assert!(!page.to_string().contains(secret) && !page.to_string().contains(&long), "lines are not for this page");
+    assert_eq!((&page["ready"], &page["pushes_refused"]), (&json!(true), &Value::Null), "{page:#}");
+    let durability = &page["durability"];
+    assert_eq!((&durability["mode"], &durability["note"]), (&json!("always"), &Value::Null), "{page:#}");
+    assert!(durability["syncs"].as_u64().unwrap() >= 40, "{page:#}");
+    let seconds = |name: &str| durability[name].as_f64().unwrap_or_else(|| panic!("no {name}: {page:#}"));
+    assert!(seconds("p50_seconds") > 0.0 && seconds("p50_seconds") <= seconds("p99_seconds"), "{page:#}");
+    assert!(seconds("last_sync_seconds_ago") < 60.0 && seconds("unsynced_seconds") < 60.0, "{page:#}");
+    assert!(page["wal"]["size"].as_u64().unwrap() > 0, "{page:#}");
+    assert!(page["wal"]["max_size"].as_u64().unwrap() >= page["wal"]["size"].as_u64().unwrap(), "{page:#}");
+    assert!(page["blocks"]["max_size"].as_u64().unwrap() > 0, "{page:#}");
+    assert_eq!((&page["memory"]["streams"], &page["wal"]["segments"]), (&json!(21), &json!(1)), "{page:#}");
+    assert_eq!((&page["damage"]["unacknowledged"], &page["recovery"]["lines"]), (&json!(0), &json!(0)), "{page:#}");
+
+    let top = &page["streams"]["by_rate"][0];
+    assert!(top["stream"].as_str().unwrap().contains("app=\"busy\"") && top["tenant"] == "busy", "{page:#}");
+    assert!(top["bytes_per_second"].as_f64().unwrap() > 0.0, "{page:#}");
+    let tenant = &page["tenants"]["by_rate"][0];
+    assert_eq!((&tenant["tenant"], &tenant["lines"], &tenant["bytes"]), (&json!("fast"), &json!(20), &json!(1800)));
+    let refused = page["tenants"]["by_rejection"].as_array().unwrap();
+    let of = |reason: &str| refused.iter().find(|r| r["reason"] == reason).unwrap_or_else(|| panic!("{page:#}"));
+    let long = of("line_too_long");
+    assert_eq!((&long["tenant"], &long["lines"], &long["bytes"]), (&json!("noisy"), &json!(4), &json!(404)));
+    assert_eq!(long["user_agents"]["last"], "other/3");
+    assert_eq!(long["user_agents"]["most"][0], json!({"user_agent": "bad/2.0 ??", "refusals": 3}));
+    assert_eq!((&of("per_stream_rate_limit")["tenant"], refused.len()), (&json!("fast"), 2), "{page:#}");
+    let streams = page["streams"]["by_rejection"].as_array().unwrap();
+    let flood = streams.iter().find(|s| s["last_reason"] == "per_stream_rate_limit").unwrap();
+    assert!(flood["stream"].as_str().unwrap().contains("app=\"flood\""), "{page:#}");
+    assert_eq!(flood["user_agents"]["last"], "flood/1");
+
+    // What a start has found, and that lines of before it are no rate.
+    server.kill_and_restart(&format!("{SMALL_WAL}{yaml}"));
+    let page = status_when(&server, |page| page["recovery"]["lines"] == 40);
+    assert_eq!(page["streams"]["by_rate"], json!([]), "{page:#}");
+    let oldest = &page["wal"]["oldest_segment"];
+    assert_eq!((&oldest["segment"], &oldest["streams_in_heads"]), (&json!(1), &json!(21)), "{page:#}");
+    assert_eq!(oldest["largest"][0]["tenant"], "busy", "{page:#}");
+}

@@ -111,6 +111,10 @@ impl Status for FakeStatus {
         r#"{"shards":[]}"#.into()
     }
 
+    fn overview_json(&self) -> String {
+        r#"{"ready":true}"#.into()
+    }
+
     fn log_level(&self) -> String {
         self.level.lock().clone()
     }

@@ -2,7 +2,7 @@
 
 use super::body::{self, BodyLimits};
 use super::decode::{self, Lease, PushHeaders};
-use super::tenancy::tenant_of;
+use super::tenancy::{agent_of, tenant_of};
 use super::{Api, ReadCall, answer, pages};
 use crate::model::{PushError, PushRequest, Tenant};
 use axum::Router;
@@ -150,13 +150,15 @@ async fn store(api: Arc<Api>, received: Received) -> Result<(), PushError> {
     let Received { tenant, head, body, lease: body_lease } = received;
     let expected = decode::expected_size(&push_headers(&head), &body);
     let limits = api.config.decode;
+    let agent = agent_of(&head.headers);
     let decode = move |lease: &mut Lease| {
         let request = decode::decode(&push_headers(&head), body.into(), &limits, lease);
         drop(body_lease);
         request
     };
     // The lease lives until the push is answered: so long the decoded push is in memory.
-    let (request, _lease) = api.decode(expected, decode).await?;
+    let (mut request, _lease) = api.decode(expected, decode).await?;
+    request.agent = agent;
     api.backends.pusher.push(tenant, request, "loki").await
 }
 

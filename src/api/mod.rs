@@ -38,6 +38,8 @@ pub struct Api {
     reads: Arc<Semaphore>,
     /// One permit for each large body that may be decoded at a time: decoding takes a core.
     decodes: Arc<Semaphore>,
+    /// The page of figures is made once at a time: it costs a walk over all streams.
+    overview: Arc<Semaphore>,
 }
 
 /// What the routes call.
@@ -145,7 +147,7 @@ pub trait Reader: Send + Sync + 'static {
     ) -> Result<Vec<u8>, (u16, String)>;
 }
 
-/// The process as its operators see it. No method blocks.
+/// The process as its operators see it. No method blocks but [`Status::overview_json`].
 pub trait Status: Send + Sync + 'static {
     /// Body of `/ready`: with 200, where it starts with `ready`.
     ///
@@ -167,6 +169,9 @@ pub trait Status: Send + Sync + 'static {
 
     /// The ring as JSON: `{"shards":[...],"now":...}`.
     fn ring_json(&self) -> String;
+
+    /// Figures on one page, as JSON. Called on a blocking thread.
+    fn overview_json(&self) -> String;
 
     /// The level that the log has now.
     fn log_level(&self) -> String;
@@ -193,7 +198,8 @@ impl Api {
         let reads = Arc::new(Semaphore::new(config.max_concurrent_reads.clamp(1, Semaphore::MAX_PERMITS)));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let decodes = Arc::new(Semaphore::new(cores));
-        Ok(Arc::new(Self { backends, budget, config, registry, metrics, reads, decodes }))
+        let overview = Arc::new(Semaphore::new(1));
+        Ok(Arc::new(Self { backends, budget, config, registry, metrics, reads, decodes, overview }))
     }
 
     /// The metrics of listeners and routes; [`serve::serve`] wants them.

@@ -22,6 +22,7 @@ pub(super) fn routes() -> Router<Arc<Api>> {
         .route("/config", get(config))
         .route("/services", get(services))
         .route("/ring", get(ring))
+        .route("/api/v1/status", get(overview))
         .route("/log_level", get(log_level).post(set_log_level))
         .route("/loki/api/v1/status/buildinfo", get(build_info))
 }
@@ -60,6 +61,20 @@ async fn services(State(api): State<Arc<Api>>) -> Response {
 
 async fn ring(State(api): State<Arc<Api>>) -> Response {
     answer::json(StatusCode::OK, JSON, api.backends.status.ring_json().into_bytes())
+}
+
+async fn overview(State(api): State<Arc<Api>>) -> Response {
+    let permit = Arc::clone(&api.overview).acquire_owned().await;
+    let status = Arc::clone(&api.backends.status);
+    let page = tokio::task::spawn_blocking(move || {
+        // Held by the thread: a page whose client went away is still made.
+        let _permit = permit;
+        Ok(status.overview_json())
+    });
+    match http::joined(page.await) {
+        Ok(page) => answer::json(StatusCode::OK, JSON, format!("{page}\n").into_bytes()),
+        Err(error) => answer::error(&error),
+    }
 }
 
 async fn log_level(State(api): State<Arc<Api>>) -> Response {

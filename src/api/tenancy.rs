@@ -1,11 +1,20 @@
-//! Which tenant a request belongs to.
+//! Which tenant a request belongs to, and which program has sent it.
 
 use super::ApiConfig;
-use crate::model::{PushError, Tenant, TenantError};
-use axum::http::HeaderMap;
+use crate::model::{Agent, PushError, Tenant, TenantError};
+use axum::http::{HeaderMap, header::USER_AGENT};
 
 /// Header of HTTP requests and metadata key of gRPC calls that names the tenant.
 pub const ORG_ID: &str = "x-scope-orgid";
+
+/// Metadata key of gRPC calls with the user agent of the push that a distributor hands on.
+pub const AGENT: &str = "x-timberline-agent";
+
+/// The program that has sent a push, from its user agent; that of the client where a distributor hands a push on.
+pub fn agent_of(headers: &HeaderMap) -> Agent {
+    let header = headers.get(AGENT).or_else(|| headers.get(USER_AGENT));
+    header.map(|v| Agent::new(v.as_bytes())).unwrap_or_default()
+}
 
 /// The tenant of a request: `X-Scope-OrgID` with `auth_enabled`, else always the configured one.
 ///

@@ -5,7 +5,7 @@ use super::labels::{LabelLevel, Resolved, StreamLabels};
 use super::level::{Level, LevelDetector};
 use super::metrics::{Received, Volume};
 use super::rejection::{EntryRejection, LabelRejection, Reason, Rejections, StreamRejections};
-use crate::model::{Entry, Limits, MetadataPair, Push, PushRequest, PushStream, RawStream, Span};
+use crate::model::{Amount, Entry, Limits, MetadataPair, Push, PushRequest, PushStream, RawStream, Span};
 use ahash::AHashMap;
 use memchr::memmem;
 use std::ops::Range;
@@ -18,6 +18,8 @@ const SEVERITY_NUMBER: &[u8] = b"severity_number";
 const REPLACEMENT: &[u8] = b"\xef\xbf\xbd";
 /// The arena's bound after everything that is added to it. Requests are at most 256 MiB.
 const MAX_ARENA: usize = 1 << 30;
+/// Bytes of labels that break a limit, for those who look for the streams that are refused.
+const MAX_TOLD_LABELS: usize = 2048;
 
 /// A push after validation and what happened on the way.
 pub struct Assembled {
@@ -34,7 +36,7 @@ pub struct Assembled {
 /// Validates the entries of a request. `resolved` holds the labels of each of its streams; `None` for one that is to be
 /// ignored. `now` is in nanoseconds since the Unix epoch.
 pub fn assemble(request: PushRequest, resolved: &[Option<Resolved>], limits: &Limits, now: i64) -> Assembled {
-    let PushRequest { arena, streams, entries, metadata } = request;
+    let PushRequest { arena, streams, entries, metadata, agent } = request;
     let rules = Rules::new(limits, now);
     let mut assembler = Assembler {
         limits,
@@ -57,7 +59,8 @@ pub fn assemble(request: PushRequest, resolved: &[Option<Resolved>], limits: &Li
         }
     }
     let Assembler { entries, metadata, arena, accepted, received, rejections, .. } = assembler;
-    Assembled { push: Push { arena: arena.bytes, streams: out, entries, metadata }, accepted, received, rejections }
+    let push = Push { arena: arena.bytes, streams: out, entries, metadata, agent };
+    Assembled { push, accepted, received, rejections }
 }
 
 /// Streams of the request that have equal labels.
@@ -277,6 +280,7 @@ impl Assembler<'_> {
                 self.entry(entry, group.stream, &mut told, &mut previous);
             }
         }
+        self.rejections.end_stream(group.stream.labels.text(), &told);
         if self.entries.len() > first {
             let entries = first as u32..self.entries.len() as u32;
             out.push(PushStream { labels: group.stream.labels.clone(), token: group.stream.token, entries });
@@ -443,6 +447,9 @@ impl Assembler<'_> {
             }
         };
         self.rejections.discard(reason, volume.0, volume.1);
+        let labels = self.arena.of(stream.labels);
+        let labels = String::from_utf8_lossy(labels.get(..MAX_TOLD_LABELS).unwrap_or(labels)).into();
+        self.rejections.streams.push((labels, reason, Amount { lines: volume.0, bytes: volume.1 }));
         self.rejections.add(text);
     }
 }

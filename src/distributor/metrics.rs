@@ -1,6 +1,7 @@
 //! What the distributor counts, with Loki's names and labels.
 
 use super::rejection::{Reason, Rejections};
+use crate::model::Amount;
 use prometheus::{CounterVec, IntCounterVec, IntGauge, Opts, Registry};
 
 /// The distributor's metrics.
@@ -40,6 +41,15 @@ pub struct Received {
     pub truncated_bytes: u64,
     /// Names and values of structured metadata that were changed.
     pub sanitized: u64,
+}
+
+impl Received {
+    /// All of it.
+    pub fn amount(&self) -> Amount {
+        let mut out = Amount::default();
+        self.by_kind.iter().for_each(|v| out += Amount { lines: v.lines, bytes: v.bytes });
+        out
+    }
 }
 
 /// Lines and their bytes.

@@ -14,7 +14,7 @@ pub use metrics::Metrics;
 pub use pool::{ClientPool, Connect, PoolConfig};
 pub use rejection::{LabelRejection, Reason};
 
-use crate::model::{Limits, Overrides, Push, PushError, PushRequest, Tenant, WallClock};
+use crate::model::{Agent, Amount, Limits, Overrides, Push, PushError, PushRequest, Tenant, Traffic, WallClock};
 use crate::ring::SharedRing;
 use assemble::{Assembled, assemble};
 use parking_lot::RwLock;
@@ -123,6 +123,7 @@ pub struct Distributor {
     destination: Destination,
     metrics: Metrics,
     clock: Arc<WallClock>,
+    traffic: Arc<Traffic>,
 }
 
 /// What a label text that does not parse means for the rest of its request.
@@ -164,6 +165,7 @@ impl Distributor {
             destination,
             metrics,
             clock: Arc::default(),
+            traffic: Arc::default(),
         })
     }
 
@@ -171,6 +173,12 @@ impl Distributor {
     #[must_use]
     pub fn with_clock(self, clock: Arc<WallClock>) -> Self {
         Self { clock, ..self }
+    }
+
+    /// Counts pushes where others can see them.
+    #[must_use]
+    pub fn with_traffic(self, traffic: Arc<Traffic>) -> Self {
+        Self { traffic, ..self }
     }
 
     /// Replaces the limits. They hold from the next push on.
@@ -197,30 +205,45 @@ impl Distributor {
         }
         let limits = Arc::clone(self.overrides.read().of(&tenant));
         let now = self.clock.now();
+        let agent = request.agent.clone();
         let resolved = self.resolve(&tenant, &request, &limits, syntax).inspect_err(|_| {
             let (lines, bytes) = volume_of(&request);
             let mut all = Rejections::default();
             all.discard(Reason::InvalidLabels, lines, bytes);
-            self.metrics.discarded(&all, tenant.as_str(), format);
+            self.discarded(&all, &tenant, format, &agent);
         })?;
         let Assembled { push, accepted, received, mut rejections } = assemble(request, &resolved, &limits, now);
         self.metrics.received(&received, tenant.as_str(), format);
+        self.traffic.pushed(&tenant, received.amount());
 
         let mut errors = Vec::new();
         if push.streams.is_empty() {
             self.count_zero_streams(&tenant, "post-validation");
         } else if let Err(error) = self.check_rate(&tenant, &limits, accepted.lines, accepted.bytes) {
             rejections.discard(Reason::RateLimited, accepted.lines, accepted.bytes);
+            rejections.streams.extend(amounts_of(&push).map(|(labels, amount)| (labels, Reason::RateLimited, amount)));
             errors.push(error);
         } else {
             errors.extend(self.send(tenant.clone(), Arc::new(push), now).await.err());
         }
-        self.metrics.discarded(&rejections, tenant.as_str(), format);
+        self.discarded(&rejections, &tenant, format, &agent);
         if let Some(doubt) = rejections.by_time().then(|| self.clock.doubt()).flatten() {
             errors.push(PushError::unavailable(format!("{doubt}; until then send again what is too old or too new")));
         }
         errors.extend(rejections.into_error());
         combine(errors).map_or(Ok(()), Err)
+    }
+
+    fn discarded(&self, rejections: &Rejections, tenant: &Tenant, format: &str, agent: &Agent) {
+        self.metrics.discarded(rejections, tenant.as_str(), format);
+        for (reason, (lines, bytes)) in Reason::ALL.into_iter().zip(rejections.discarded) {
+            if lines > 0 {
+                self.traffic.refused(tenant, reason.as_str(), Amount { lines, bytes }, agent);
+            }
+        }
+        for (labels, reason, amount) in &rejections.streams {
+            self.traffic.refused_stream(tenant, labels, reason.as_str(), *amount, agent);
+        }
     }
 
     /// The labels of each stream. Over gRPC a stream without entries is not looked at.
@@ -311,6 +334,16 @@ fn combine(mut errors: Vec<PushError>) -> Option<PushError> {
         }
     }
     Some(all)
+}
+
+/// The streams of a push, and what they hold.
+fn amounts_of(push: &Push) -> impl Iterator<Item = (Box<str>, Amount)> + '_ {
+    push.streams.iter().map(|stream| {
+        let entries = push.entries_of(stream);
+        let pairs = |entry| push.metadata_of(entry).iter().map(|p| u64::from(p.name.len + p.value.len)).sum::<u64>();
+        let bytes = entries.iter().map(|entry| u64::from(entry.line.len) + pairs(entry)).sum();
+        (stream.labels.text().into(), Amount { lines: entries.len() as u64, bytes })
+    })
 }
 
 /// Lines of a request and their bytes.

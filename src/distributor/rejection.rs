@@ -1,6 +1,6 @@
 //! What was refused and why, in Loki's words.
 
-use crate::model::{LabelError, PushError};
+use crate::model::{Amount, LabelError, PushError};
 use ahash::AHashMap;
 use std::fmt::Write as _;
 
@@ -165,12 +165,15 @@ pub struct Rejections {
     hidden: u64,
     /// Entries and their bytes by [`Reason`].
     pub discarded: [(u64, u64); Reason::COUNT],
+    /// Of these, what belongs to one stream each: its labels, and why.
+    pub streams: Vec<(Box<str>, Reason, Amount)>,
 }
 
 /// What was told so far about one stream.
 #[derive(Default)]
 pub struct StreamRejections {
     told: [(u32, Option<usize>); Reason::COUNT],
+    discarded: [Amount; Reason::COUNT],
 }
 
 impl Rejections {
@@ -195,6 +198,9 @@ impl Rejections {
     /// Adds an error about an entry of `bytes` bytes.
     pub fn add_entry(&mut self, rejection: EntryRejection, labels: &str, stream: &mut StreamRejections, bytes: u64) {
         self.discard(rejection.reason(), 1, bytes);
+        if let Some(discarded) = stream.discarded.get_mut(rejection.reason() as usize) {
+            *discarded += Amount { lines: 1, bytes };
+        }
         let Some((told, last)) = stream.told.get_mut(rejection.reason() as usize) else { return };
         if *told < MAX_TEXTS_PER_STREAM {
             let groups = self.groups.len();
@@ -204,6 +210,15 @@ impl Rejections {
             *count += 1;
         } else {
             self.hidden += 1;
+        }
+    }
+
+    /// Notes what was discarded of a stream of which all entries are added.
+    pub fn end_stream(&mut self, labels: &str, stream: &StreamRejections) {
+        for (reason, amount) in Reason::ALL.into_iter().zip(stream.discarded) {
+            if amount.lines > 0 {
+                self.streams.push((labels.into(), reason, amount));
+            }
         }
     }
 

@@ -5,6 +5,7 @@ mod interrupt;
 mod map;
 mod mount;
 mod overlay;
+mod place;
 mod real;
 mod traced;
 
@@ -12,6 +13,7 @@ pub use interrupt::{interrupted, watch_interrupts};
 pub use map::{Map, exit_on_map_fault};
 pub use mount::Mount;
 pub use overlay::OverlayFs;
+pub use place::{Place, lock_holder, process_user};
 pub use real::RealFs;
 pub use traced::{Before, Change, TracedFs};
 

@@ -4,7 +4,7 @@
 use super::commit::{Payload, refusal};
 use super::instance::{Instance, Refused};
 use super::{Ingester, Live, Stream};
-use crate::model::{Entry, Limits, Push, PushError, PushStream, Tenant};
+use crate::model::{Amount, Entry, Limits, Push, PushError, PushStream, Tenant};
 use crate::planted::{Bug, is};
 use crate::wal::{Append, EntriesBuilder, EntriesRecord, SMALL_PART, Unavailable};
 use jiff::Timestamp;
@@ -55,9 +55,11 @@ impl Ingester<Live> {
         if limit == 0 || (held as u64) < limit {
             return Ok(());
         }
-        let chosen = streams.iter().filter_map(|i| push.streams.get(*i as usize)).map(|s| push.entries_of(s));
-        let (lines, bytes) = chosen.fold((0, 0), |(n, b), entries| (n + entries.len(), b + cost(push, entries)));
-        self.discard("max_blocks_size_per_user", &tenant.tenant, lines, bytes);
+        for stream in streams.iter().filter_map(|i| push.streams.get(*i as usize)) {
+            let entries = push.entries_of(stream);
+            let refused = Amount { lines: entries.len() as u64, bytes: cost(push, entries) };
+            self.discard("max_blocks_size_per_user", &tenant.tenant, push, stream, refused);
+        }
         Err(PushError::rate_limited(format!(
             "the tenant's blocks take {held} bytes of the disk, and limits_config.max_blocks_size_per_user allows {limit}: they \
              leave it when they are in the object store; raise the limit, or push less, user: '{}'",
@@ -105,7 +107,8 @@ impl Ingester<Live> {
                         Refused::StreamLimit => ("stream_limit", stream_limit_error(stream, &instance.tenant)),
                         Refused::Memory => ("memory_budget", self.memory_error(stream)),
                     };
-                    self.discard(reason, &instance.tenant, entries.len(), cost(push, entries));
+                    let refused = Amount { lines: entries.len() as u64, bytes: cost(push, entries) };
+                    self.discard(reason, &instance.tenant, push, stream, refused);
                     rejected.add(error);
                 }
             }
@@ -149,14 +152,16 @@ impl Ingester<Live> {
         let mut refusals = Refusals::new(self.state.config.max_returned_stream_errors);
         let in_window = self.in_window(reserved, entries, &mut refusals);
         if refusals.count > 0 {
-            self.discard("too_far_behind", &instance.tenant, refusals.count, refusals.bytes);
+            let refused = Amount { lines: refusals.count as u64, bytes: refusals.bytes };
+            self.discard("too_far_behind", &instance.tenant, push, stream, refused);
         }
         let total = cost(push, &in_window);
         let (rate, burst) =
             (limits.per_stream_rate_limit, limits.per_stream_rate_limit_burst.max(limits.per_stream_rate_limit));
         let taken = in_window.is_empty() || reserved.rate.lock().take(total as f64, rate, burst, Instant::now());
         if !taken {
-            self.discard("per_stream_rate_limit", &instance.tenant, in_window.len(), total);
+            let refused = Amount { lines: in_window.len() as u64, bytes: total };
+            self.discard("per_stream_rate_limit", &instance.tenant, push, stream, refused);
             let reason = rate_limit_reason(rate, stream, total);
             in_window.iter().for_each(|e| refusals.add(e, &reason, 429));
         }
@@ -250,11 +255,14 @@ impl Ingester<Live> {
         builder.finish(tenant, self.state.config.wal_codec)
     }
 
-    fn discard(&self, reason: &str, tenant: &Tenant, lines: usize, bytes: u64) {
+    fn discard(&self, reason: &'static str, tenant: &Tenant, push: &Push, stream: &PushStream, refused: Amount) {
         // As Loki's ingester: it knows no format and no policy.
         let labels = [reason, tenant.as_str(), "", "", ""];
-        self.state.metrics.discarded_samples.with_label_values(&labels).inc_by(lines as f64);
-        self.state.metrics.discarded_bytes.with_label_values(&labels).inc_by(bytes as f64);
+        let metrics = &self.state.metrics;
+        metrics.discarded_samples.with_label_values(&labels).inc_by(refused.lines as f64);
+        metrics.discarded_bytes.with_label_values(&labels).inc_by(refused.bytes as f64);
+        metrics.traffic.refused(tenant, reason, refused, &push.agent);
+        metrics.traffic.refused_stream(tenant, stream.labels.text(), reason, refused, &push.agent);
     }
 
     /// Writes what waits, syncs, tells so on disk. Later pushes get 503.

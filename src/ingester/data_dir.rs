@@ -19,6 +19,26 @@ pub struct Identity {
     pub volume: Uuid,
 }
 
+impl Identity {
+    /// What the data directory's file says; `None` if the directory is new. Nothing is changed.
+    ///
+    /// # Errors
+    /// It is damaged, of a newer program, or gone from beside segments.
+    pub fn of(fs: &dyn Fs, dirs: &Dirs) -> Result<Option<Self>, DataDirError> {
+        let shown = || dirs.data.display().to_string();
+        let failed = |e| DataDirError::Io(shown(), e);
+        let identity = match read(fs, &dirs.data.join("identity")).map_err(failed)? {
+            Some(bytes) => parse(&bytes).map_err(|why| DataDirError::Damaged(shown(), why))?,
+            None if holds_segments(fs, dirs).map_err(failed)? => return Err(DataDirError::Gone(shown())),
+            None => return Ok(None),
+        };
+        if identity.format_version > FORMAT_VERSION {
+            return Err(DataDirError::Version(shown(), identity.format_version));
+        }
+        Ok(Some(identity))
+    }
+}
+
 /// Why the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
@@ -62,14 +82,21 @@ pub struct Dirs {
     pub blocks: PathBuf,
 }
 
+impl Dirs {
+    /// Those of a configuration.
+    pub fn of(config: &IngesterConfig) -> Self {
+        let (data, wal, blocks) = (config.data_dir.clone(), config.wal_dir.clone(), config.blocks_dir.clone());
+        Self { data, wal, blocks }
+    }
+}
+
 impl DataDir {
     /// As [`DataDir::take`], for a server.
     ///
     /// # Errors
     /// See [`DataDirError`]; nothing was changed but the lock file.
     pub fn open(config: &IngesterConfig) -> Result<Self, DataDirError> {
-        let (data, wal, blocks) = (config.data_dir.clone(), config.wal_dir.clone(), config.blocks_dir.clone());
-        Self::take(&*config.fs, &Dirs { data, wal, blocks }, config.require_data)
+        Self::take(&*config.fs, &Dirs::of(config), config.require_data)
     }
 
     /// Creates the directories if need be, takes the lock, reads or makes the identity. `require_data` refuses a directory
@@ -90,14 +117,10 @@ impl DataDir {
             LockError::Held(who) => DataDirError::Locked(shown(), who),
             LockError::Io(e) => DataDirError::Io(shown(), e),
         })?;
-        let identity = match read(fs, &dir.join("identity")).map_err(failed)? {
-            Some(bytes) => parse(&bytes).map_err(|why| DataDirError::Damaged(shown(), why))?,
-            None if holds_segments(fs, dirs).map_err(failed)? => return Err(DataDirError::Gone(shown())),
+        let identity = match Identity::of(fs, dirs)? {
+            Some(identity) => identity,
             None => Identity::new(fs).write(fs, dir).map_err(failed)?,
         };
-        if identity.format_version > FORMAT_VERSION {
-            return Err(DataDirError::Version(shown(), identity.format_version));
-        }
         fs.create_dir_all(&dirs.wal).map_err(failed)?;
         fs.create_dir_all(&dirs.blocks).map_err(failed)?;
         Ok(Self { identity, _lock: lock })
@@ -105,7 +128,7 @@ impl DataDir {
 }
 
 /// Does either log hold a segment? With a new identity it would be another volume's.
-fn holds_segments(fs: &dyn Fs, dirs: &Dirs) -> io::Result<bool> {
+pub(super) fn holds_segments(fs: &dyn Fs, dirs: &Dirs) -> io::Result<bool> {
     for dir in [&dirs.wal, &dirs.blocks] {
         let entries = match fs.list(dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,

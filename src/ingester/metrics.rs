@@ -1,9 +1,13 @@
+use crate::model::Traffic;
 use crate::wal::WalMetrics;
 use prometheus::{CounterVec, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use std::sync::Arc;
 
 /// Figures of the ingester, with Loki's names where Loki has the metric.
 #[derive(Clone)]
 pub struct IngesterMetrics {
+    /// Who is refused most.
+    pub(super) traffic: Arc<Traffic>,
     pub(super) wal: WalMetrics,
     pub(super) memory_streams: IntGaugeVec,
     pub(super) streams_created: IntCounterVec,
@@ -33,6 +37,9 @@ pub struct IngesterMetrics {
     pub(super) wal_carried_lines: IntCounter,
     pub(super) blocks_size: IntGauge,
     pub(super) blocks_retired: IntCounter,
+    pub(super) scrub_bytes: IntCounter,
+    pub(super) scrub_passes: IntCounter,
+    pub(super) scrub_healed: IntCounter,
 }
 
 impl IngesterMetrics {
@@ -45,6 +52,7 @@ impl IngesterMetrics {
     pub fn new(registry: &Registry, discarded: (CounterVec, CounterVec)) -> Result<Self, prometheus::Error> {
         let r = Registering(registry);
         Ok(Self {
+            traffic: Arc::default(),
             wal: WalMetrics::new(registry)?,
             memory_streams: r.gauges("loki_ingester_memory_streams", "Streams in memory.", &["tenant"])?,
             streams_created: r.counters("loki_ingester_streams_created_total", "Streams created.", &["tenant"])?,
@@ -90,7 +98,20 @@ impl IngesterMetrics {
             blocks_size: r.gauge("timberline_blocks_size_bytes", "Bytes of the block log's segments.")?,
             blocks_retired: r
                 .counter("timberline_blocks_segments_retired_total", "Segments that the block log gave up.")?,
+            scrub_bytes: r.counter("timberline_scrub_bytes_total", "Bytes of sealed segments that were read again.")?,
+            scrub_passes: r
+                .counter("timberline_scrub_passes_total", "Times that all sealed segments were read again.")?,
+            scrub_healed: r.counter(
+                "timberline_scrub_healed_segments_total",
+                "Damaged segments of the log whose lines are all in blocks.",
+            )?,
         })
+    }
+
+    /// With the counts of refusals that others show.
+    #[must_use]
+    pub fn with_traffic(self, traffic: Arc<Traffic>) -> Self {
+        Self { traffic, ..self }
     }
 }
 

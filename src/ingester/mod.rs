@@ -17,8 +17,10 @@ mod metrics;
 mod planted;
 mod recovery;
 mod retain;
+mod scrub;
 mod seal;
 mod sealed;
+mod status;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -26,7 +28,9 @@ mod tests;
 pub use data_dir::{DataDir, DataDirError, Dirs, Identity};
 pub use flush::ClosedChunk;
 pub use metrics::IngesterMetrics;
-pub use recovery::{Progress, RecoveryReport, Replayed, StartError};
+pub use recovery::{Forecast, Progress, RecoveryReport, Replayed, StartError, forecast};
+pub use scrub::{ScrubOptions, ScrubStatus};
+pub use status::{BlocksStatus, BusyStream, IngesterStatus, MemoryStatus, OldestSegment, PinningStream, WalStatus};
 pub use stream::Stream;
 
 use crate::chunk::Encoding;
@@ -39,12 +43,13 @@ use instance::Instance;
 use memory::Meter;
 use parking_lot::RwLock;
 use retain::Retainer;
+use scrub::Scrubber;
 use seal::Sealer;
 use sealed::Sealing;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 
@@ -125,12 +130,15 @@ pub struct Live {
     wal: Arc<Wal<Payload>>,
     blocks: Arc<BlockLog<Sealing>>,
     retainer: Retainer,
-    _lock: DataDir,
+    /// Absent until it is asked for.
+    scrubber: OnceLock<Scrubber>,
+    data_dir: DataDir,
 }
 
 impl Live {
     /// In this order, because each needs the next.
     fn stop(&self) {
+        self.scrubber.get().into_iter().for_each(Scrubber::stop);
         self.retainer.stop();
         self.blocks.stop();
         self.wal.stop();
@@ -273,11 +281,23 @@ impl<L> Ingester<L> {
     }
 }
 
+impl Ingester<Live> {
+    /// Begins to read sealed segments again and again, until it is stopped.
+    pub fn scrub(&self, options: ScrubOptions) {
+        let Live { wal, blocks, scrubber, data_dir, .. } = &self.log;
+        scrubber.get_or_init(|| Scrubber::start(&self.state, wal, blocks, data_dir.identity.volume, options));
+    }
+}
+
 impl<L> Ingester<L> {
     /// Sets the gauges that are sums over streams. Costs a walk over all streams: for a timer, not for each push.
     pub fn refresh_metrics(&self) {
         let instances = self.state.all_instances();
-        let chunks: usize = instances.iter().flat_map(|i| i.shown()).map(|s| s.chunk_count()).sum();
+        let mut chunks = 0;
+        for stream in instances.iter().flat_map(|i| i.shown()) {
+            chunks += stream.chunk_count();
+            stream.recent();
+        }
         self.state.metrics.memory_chunks.set(i64::try_from(chunks).unwrap_or(i64::MAX));
         let head_bytes = self.state.head_bytes.load(Ordering::Relaxed);
         self.state.metrics.head_bytes.set(i64::try_from(head_bytes).unwrap_or(i64::MAX));

@@ -1,6 +1,7 @@
 //! Start: lock, plan, replay through `apply`, and only then the log for new pushes.
 
 use super::commit::{Committer, shard_of};
+use super::data_dir::{Dirs, Identity, holds_segments};
 use super::memory::Meter;
 use super::retain::Retainer;
 use super::seal::Sealed;
@@ -15,17 +16,18 @@ use crate::planted::{Bug, is};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
     BlockLogOptions, BlockPlace, BlockStore, BodyView, Contents, Cut, DamageReport, FoundBlock, Hold, Plan, Quarantine,
-    RecordHead, RecoverError, Recovered, ReplaySegment, SeriesDef, Side, StreamLog, TableRow, Tables, WalOptions,
-    decompress_body_into, recover_doubting,
+    RecordHead, RecoverError, Recovered, ReplaySegment, SeriesDef, Side, StreamLog, TableRow, Tables, WalMetrics,
+    WalOptions, decompress_body_into, recover_doubting,
 };
 use ahash::AHashMap;
 use rayon::prelude::*;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
+use uuid::Uuid;
 
 /// Records are decompressed and applied in batches of about this many stored bytes: what was decompressed is still cached
 /// when it is applied.
@@ -134,22 +136,8 @@ impl Ingester<NilRecord> {
         let data_dir = DataDir::open(&config)?;
         let state = State::new(config, overrides, metrics);
         let config = &state.config;
-        let options = WalOptions {
-            fs: config.fs.clone(),
-            dir: config.wal_dir.clone(),
-            volume: data_dir.identity.volume,
-            segment_size: config.segment_size,
-            max_size: config.wal_max_size,
-            blocks: BlockLogOptions {
-                dir: config.blocks_dir.clone(),
-                segment_size: config.segment_size,
-                max_size: config.blocks_max_size,
-            },
-            sync: config.sync,
-            queue_bytes: config.queue_bytes.saturating_mul(2),
-            next_stream_id: state.next_stream_id.clone(),
-            metrics: state.metrics.wal.clone(),
-        };
+        let metrics = state.metrics.wal.clone();
+        let options = wal_options(config, data_dir.identity.volume, state.next_stream_id.clone(), metrics);
         let quarantine = Quarantine::read(&*config.fs, &config.quarantine_dir).unwrap_or_default();
         // Reading counts for half of the way, applying for the other.
         let recovered = recover_doubting(options, &quarantine.suspects(), &mut |done, total| {
@@ -233,8 +221,65 @@ impl Replayed {
         let blocks = Arc::new(blocks);
         state.sealer.opened(blocks.clone());
         let retainer = Retainer::start(&state, &wal, &blocks);
-        Ok(Ingester { state, log: Live { wal, blocks, retainer, _lock: data_dir } })
+        Ok(Ingester { state, log: Live { wal, blocks, retainer, scrubber: OnceLock::new(), data_dir } })
     }
+}
+
+fn wal_options(
+    config: &IngesterConfig,
+    volume: Uuid,
+    next_stream_id: Arc<AtomicU64>,
+    metrics: WalMetrics,
+) -> WalOptions {
+    WalOptions {
+        fs: config.fs.clone(),
+        dir: config.wal_dir.clone(),
+        volume,
+        segment_size: config.segment_size,
+        max_size: config.wal_max_size,
+        blocks: BlockLogOptions {
+            dir: config.blocks_dir.clone(),
+            segment_size: config.segment_size,
+            max_size: config.blocks_max_size,
+        },
+        sync: config.sync,
+        queue_bytes: config.queue_bytes.saturating_mul(2),
+        next_stream_id,
+        metrics,
+    }
+}
+
+/// What a start would find.
+pub struct Forecast {
+    /// As a start would report it; without what only a replay finds.
+    pub report: RecoveryReport,
+    /// Reports in the quarantine that nobody has acknowledged.
+    pub unacknowledged: Vec<String>,
+    /// With `on_damage: refuse`, a start would change nothing and end.
+    pub would_refuse: bool,
+}
+
+/// Reads and plans as a start would, and changes nothing; `None` if the data directory is new.
+///
+/// # Errors
+/// A start would fail.
+pub fn forecast(config: &IngesterConfig) -> Result<Option<Forecast>, StartError> {
+    let shown = config.data_dir.display().to_string();
+    let dirs = Dirs::of(config);
+    let Some(identity) = Identity::of(&*config.fs, &dirs)? else {
+        return if config.require_data { Err(DataDirError::Empty(shown).into()) } else { Ok(None) };
+    };
+    if !holds_segments(&*config.fs, &dirs).map_err(|e| DataDirError::Io(shown, e))? {
+        return Ok(None);
+    }
+    let options = wal_options(config, identity.volume, Arc::default(), WalMetrics::unregistered());
+    let quarantine = Quarantine::read(&*config.fs, &config.quarantine_dir).unwrap_or_default();
+    let recovered = recover_doubting(options, &quarantine.suspects(), &mut |_, _| {})?;
+    let damage = quarantine.news(recovered.damage_reports());
+    let mut report =
+        RecoveryReport { segments: recovered.segments, bytes: recovered.bytes, ..RecoveryReport::default() };
+    report.note(&recovered, &damage, &quarantine);
+    Ok(Some(Forecast { report, would_refuse: !damage.is_empty(), unacknowledged: quarantine.unread }))
 }
 
 /// Applies the log's records, in parallel by stream.

@@ -34,14 +34,20 @@ const CARRY_BYTES: usize = 1 << 20;
 /// Streams of one carried record.
 const CARRY_STREAMS: usize = 2000;
 
+/// Streams whose entries were logged again: the seq up to which, and the oldest segment in which the copy can be. A head is
+/// carried once for each round of the log, not once for each segment.
+type Carried = Arc<Mutex<AHashMap<u64, (u64, u64)>>>;
+
 /// The thread that does it.
 pub(super) struct Retainer {
     signal: Arc<Signal>,
+    carried: Carried,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// Tells a thread to stop.
 #[derive(Default)]
-struct Signal {
+pub(super) struct Signal {
     stopping: AtomicBool,
     lock: Mutex<()>,
     wake: Condvar,
@@ -49,23 +55,34 @@ struct Signal {
 
 impl Signal {
     /// Waits a while; returns whether to go on.
-    fn pause(&self) -> bool {
+    pub fn pause(&self, wait: Duration) -> bool {
         let mut lock = self.lock.lock();
-        if !self.stopping.load(Ordering::Acquire) {
-            self.wake.wait_for(&mut lock, CHECK);
+        if !self.is_stopping() && !wait.is_zero() {
+            self.wake.wait_for(&mut lock, wait);
         }
-        !self.stopping.load(Ordering::Acquire)
+        !self.is_stopping()
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        // Under the lock, so that the thread cannot miss it between its look and its sleep.
+        drop(self.lock.lock());
+        self.wake.notify_all();
     }
 }
 
 impl Retainer {
     pub fn start(state: &Arc<State>, wal: &Arc<Wal<Payload>>, blocks: &Arc<BlockLog<Sealing>>) -> Self {
-        let signal = Arc::new(Signal::default());
+        let (signal, carried) = (Arc::new(Signal::default()), Carried::default());
         let mut work = Work {
             state: Arc::downgrade(state),
             wal: wal.clone(),
             blocks: blocks.clone(),
-            carried: AHashMap::new(),
+            carried: carried.clone(),
             oldest: 0,
             cleaning: None,
             unreadable: HashSet::new(),
@@ -75,7 +92,7 @@ impl Retainer {
         };
         let shared = signal.clone();
         let thread = spawn_critical("retain", move || {
-            while shared.pause() {
+            while shared.pause(CHECK) {
                 match work.step() {
                     Ok(()) => {}
                     // Ends with the process, or when it is told to.
@@ -85,13 +102,16 @@ impl Retainer {
                 }
             }
         });
-        Self { signal, thread: Mutex::new(Some(thread)) }
+        Self { signal, carried, thread: Mutex::new(Some(thread)) }
+    }
+
+    /// Were the entries of a stream up to this seq logged again?
+    pub fn has_carried(&self, stream: u64, end_seq: u64) -> bool {
+        self.carried.lock().get(&stream).is_some_and(|(end, _)| *end >= end_seq)
     }
 
     pub fn stop(&self) {
-        self.signal.stopping.store(true, Ordering::Release);
-        drop(self.signal.lock.lock());
-        self.signal.wake.notify_all();
+        self.signal.stop();
         if let Some(thread) = self.thread.lock().take() {
             // A panic on the thread has ended the process already.
             let _ = thread.join();
@@ -103,9 +123,7 @@ struct Work {
     state: Weak<State>,
     wal: Arc<Wal<Payload>>,
     blocks: Arc<BlockLog<Sealing>>,
-    /// Streams whose entries were logged again: the seq up to which, and the oldest segment in which the copy can be. A head is
-    /// carried once for each round of the log, not once for each segment.
-    carried: AHashMap<u64, (u64, u64)>,
+    carried: Carried,
     /// The oldest segment: copies in it do not count any more.
     oldest: u64,
     /// The segment of the block log whose blocks are being copied.
@@ -175,7 +193,7 @@ impl Work {
             };
             if self.oldest != number {
                 self.oldest = number;
-                self.carried.retain(|_, (_, segment)| *segment > number);
+                self.carried.lock().retain(|_, (_, segment)| *segment > number);
             }
             let pinned = self.clean_segment(state, streams)?;
             state.metrics.wal_pinned_streams.set(i64::try_from(pinned).unwrap_or(i64::MAX));
@@ -183,13 +201,8 @@ impl Work {
                 return Ok(());
             }
             let store = self.blocks.store();
-            let again = retention.held_by_oldest_alone().into_iter().filter(|h| still_needed(state, store, h)).map(
-                |h| match h {
-                    Hold::Closed(c) => Decision::ChunkClosed(c),
-                    Hold::Flushed(c) => Decision::ChunkFlushed(c),
-                    Hold::Gap(g) => Decision::Gap(g),
-                },
-            );
+            let again =
+                retention.held_by_oldest_alone().into_iter().filter(|h| still_needed(state, store, h)).map(decision);
             self.wal.retire(number + 1, Vec::new(), again.collect())?;
             state.metrics.wal_retired.inc();
         }
@@ -203,7 +216,7 @@ impl Work {
         for (id, end_seq) in streams {
             // A stream that memory does not know has nothing in it: all its pushes failed, or it was flushed.
             let Some(stream) = state.stream(id) else { continue };
-            if self.carried.get(&id).is_some_and(|(end, _)| *end >= end_seq) {
+            if self.carried.lock().get(&id).is_some_and(|(end, _)| *end >= end_seq) {
                 continue;
             }
             match stream.unsettled(end_seq) {
@@ -281,7 +294,7 @@ impl Work {
         for (stream, carry) in heads {
             let end = carry.runs.last().map_or(0, |(first, count)| first + u64::from(*count));
             // Behind the last run only duplicates have used up seqs.
-            self.carried.insert(stream.log.id, (end, segment));
+            self.carried.lock().insert(stream.log.id, (end, segment));
         }
         Ok(())
     }
@@ -340,8 +353,17 @@ impl Work {
     }
 }
 
+/// The decision that a segment holds, to be logged again.
+pub(super) fn decision(hold: Hold) -> Decision {
+    match hold {
+        Hold::Closed(c) => Decision::ChunkClosed(c),
+        Hold::Flushed(c) => Decision::ChunkFlushed(c),
+        Hold::Gap(g) => Decision::Gap(g),
+    }
+}
+
 /// Does a decision in the oldest segment still have an effect?
-fn still_needed(state: &State, store: &BlockStore, hold: &Hold) -> bool {
+pub(super) fn still_needed(state: &State, store: &BlockStore, hold: &Hold) -> bool {
     match hold {
         // The LSNs that it stands for are smaller than its own, so they go with this segment.
         Hold::Gap(_) => false,

@@ -2,7 +2,7 @@ use super::State;
 use super::memory::{Held, Meter};
 use super::sealed::SealedBlock;
 use crate::chunk::{Head, Part, Symbols};
-use crate::model::{LabelSet, TokenBucket};
+use crate::model::{Amount, LabelSet, Recent, TokenBucket};
 use crate::planted::{Bug, is};
 use crate::wal::{BlockPlace, BodyError, BodyView, EntryView, StreamLog, TableRow};
 use parking_lot::Mutex;
@@ -88,6 +88,10 @@ struct Content {
     queued: bool,
     /// When the last entry was applied.
     touched: Instant,
+    /// Applied since the last look at the rate.
+    applied: Amount,
+    recent: Recent,
+    looked: Instant,
 }
 
 /// Blocks of one chunk; all of them count.
@@ -293,6 +297,7 @@ impl Stream {
             outcome.bytes += entry.line.len() as u64;
         }
         content.touched = Instant::now();
+        content.applied += Amount { lines: outcome.lines, bytes: outcome.bytes };
         outcome.grown = (content.head.memory() + frozen_bytes).saturating_sub(before);
         self.oldest.store(oldest, Ordering::Release);
         self.newest.store(newest, Ordering::Release);
@@ -453,6 +458,7 @@ impl Stream {
         }
         content.next_seq = content.next_seq.max(next_seq);
         content.replayed_to = 0;
+        content.applied = Amount::default();
         if content.head.is_empty() && content.sealing.is_empty() {
             content.head_first = content.next_seq;
         }
@@ -524,6 +530,17 @@ impl Stream {
         self.content.lock().chunks.iter().any(|c| c.number == number)
     }
 
+    /// What was applied lately. To be asked from time to time: it is what the rate is made of.
+    pub(super) fn recent(&self) -> Recent {
+        let mut content = self.content.lock();
+        let elapsed = content.looked.elapsed();
+        let applied = std::mem::take(&mut content.applied);
+        content.looked += elapsed;
+        content.recent.decay(elapsed);
+        content.recent.add(applied);
+        content.recent
+    }
+
     /// Chunks in memory, the open one included.
     pub(super) fn chunk_count(&self) -> usize {
         let content = self.content.lock();
@@ -551,6 +568,9 @@ impl Content {
             replayed_to: 0,
             queued: false,
             touched: Instant::now(),
+            applied: Amount::default(),
+            recent: Recent::default(),
+            looked: Instant::now(),
         }
     }
 

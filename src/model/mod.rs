@@ -9,6 +9,7 @@ mod matcher;
 mod push;
 mod tenant;
 mod token_bucket;
+mod traffic;
 mod wall_clock;
 
 pub use entry::{LogEntry, Metadata};
@@ -20,4 +21,5 @@ pub use matcher::{MatchOp, Matcher};
 pub use push::{Entry, MetadataPair, Push, PushRequest, PushStream, RawStream, Span};
 pub use tenant::{Tenant, TenantError};
 pub use token_bucket::TokenBucket;
+pub use traffic::{Agent, Agents, Amount, Busy, Recent, RefusedStream, TenantReason, TenantStream, Traffic};
 pub use wall_clock::WallClock;

@@ -1,4 +1,4 @@
-use super::LabelSet;
+use super::{Agent, LabelSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -59,6 +59,8 @@ pub struct PushRequest {
     pub entries: Vec<Entry>,
     /// Structured metadata of all entries.
     pub metadata: Vec<MetadataPair>,
+    /// Who sent it.
+    pub agent: Agent,
 }
 
 /// A stream of a [`PushRequest`].
@@ -81,6 +83,8 @@ pub struct Push {
     pub entries: Vec<Entry>,
     /// Structured metadata of all entries.
     pub metadata: Vec<MetadataPair>,
+    /// Who sent it.
+    pub agent: Agent,
 }
 
 /// A stream of a [`Push`].

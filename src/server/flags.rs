@@ -1,5 +1,6 @@
 //! The command line, in Go's syntax: `-flag=value`, `-flag value`, `--flag`, and a bare flag for `true`.
 
+use super::CheckOptions;
 use super::config::units::show_duration;
 use super::config::{
     self, Config, ConfigError, EMBEDDED, EMBEDDED_NAME, File, FlagValue, Key, Loaded, Problem, SECTIONS, keys,
@@ -23,6 +24,13 @@ pub enum Command {
     },
     /// `-verify-config`: the configuration is good; tell its warnings and exit with 0.
     Verify(Box<Loaded>),
+    /// `-check`: would a start succeed here?
+    Check {
+        /// The configuration that a start would have.
+        loaded: Box<Loaded>,
+        /// How to tell.
+        options: CheckOptions,
+    },
     /// `-health`: ask this URL, exit with 0 if it answers 200.
     Health {
         /// `http://host:port/path`
@@ -56,6 +64,12 @@ const SPECIALS: &[Special] = &[
     ),
     bare("config.expand-env", "Replace ${NAME} and ${NAME:default} in that file by environment variables."),
     bare("verify-config", "Check the configuration, tell what is wrong with it, and exit."),
+    bare(
+        "check",
+        "Check directories, disk, memory, log and ports without starting; exits with 0 (fine, or warnings), 1 (errors) or 2 (wrong usage).",
+    ),
+    valued("check.format", "How -check tells what it found: text or json."),
+    bare("check.strict", "With -check: exit with 3 if there are warnings only."),
     bare("print-config-stderr", "Print the resolved configuration to stderr at the start."),
     bare("health", "Ask a running server whether it is ready; exits with 0 or 1 (a container's health check)."),
     valued("health.url", "What -health asks; by default /ready on the configured HTTP listener."),
@@ -90,7 +104,26 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, ConfigEr
     if given.is_set("verify-config")? {
         return Ok(Command::Verify(Box::new(loaded)));
     }
+    if given.is_set("check")? {
+        return Ok(Command::Check { options: check_options(&given)?, loaded: Box::new(loaded) });
+    }
     Ok(Command::Serve { loaded: Box::new(loaded), print_config: given.is_set("print-config-stderr")? })
+}
+
+/// Is `-check` among the arguments, whatever is wrong with the others?
+pub(super) fn wants_check(args: &[String]) -> bool {
+    let is_check =
+        |arg: &String| matches!(arg.trim_start_matches('-').split('=').next(), Some("check")) && arg.starts_with('-');
+    args.iter().any(is_check)
+}
+
+fn check_options(given: &Given) -> Result<CheckOptions, ConfigError> {
+    let json = match given.text("check.format") {
+        None | Some("text") => false,
+        Some("json") => true,
+        Some(other) => return Err(ConfigError::one("-check.format", format!("{other:?} is not text or json"))),
+    };
+    Ok(CheckOptions { json, strict: given.is_set("check.strict")? })
 }
 
 /// Flags by what they are for.

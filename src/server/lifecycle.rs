@@ -14,8 +14,9 @@ use crate::distributor::{ClientPool, Distributor, DistributorConfig, IngesterCli
 use crate::fs::{Fs, Mount, RealFs, Space};
 use crate::ingester::{
     Cluster, Ingester, IngesterConfig, IngesterMetrics, Live, NilRecord, OnPoisoned, Progress, RecoveryReport,
+    ScrubOptions,
 };
-use crate::model::{Limits, Overrides, Tenant, WallClock};
+use crate::model::{Limits, Overrides, Tenant, Traffic, WallClock};
 use crate::querier::Querier;
 use crate::ring::{Ring, SharedRing};
 use crate::wal::{Codec, SyncMode};
@@ -94,10 +95,12 @@ impl Server {
         let local: Arc<dyn IngesterClient> = Arc::new(LocalClient(ingester.clone()));
         let pool = static_ring(&config, &registry)?;
         let clock = Arc::<WallClock>::default();
-        let distributor = |overrides: Arc<Overrides>, route, registry: &Registry| {
+        let traffic = Arc::<Traffic>::default();
+        let distributor = |overrides: Arc<Overrides>, route, registry: &Registry, traffic: &Arc<Traffic>| {
             let settings =
                 DistributorConfig { replication_factor: config.common.replication_factor, ..Default::default() };
-            Distributor::new(settings, overrides, route, registry).map(|d| Arc::new(d.with_clock(clock.clone())))
+            let distributor = Distributor::new(settings, overrides, route, registry)?;
+            Ok::<_, prometheus::Error>(Arc::new(distributor.with_clock(clock.clone()).with_traffic(traffic.clone())))
         };
         let distributes = config.runs(Target::Distributor);
         // What an ingester gets over gRPC was routed already: it never enters the ring again. Without a distributor in
@@ -109,11 +112,15 @@ impl Server {
         };
         let (pusher, grpc_pusher) = match &pool {
             Some((pool, ring)) if distributes => {
-                let ring =
-                    distributor(overrides.clone(), Route::Ring { ring: ring.clone(), pool: pool.clone() }, &registry)?;
+                let ring = distributor(
+                    overrides.clone(),
+                    Route::Ring { ring: ring.clone(), pool: pool.clone() },
+                    &registry,
+                    &traffic,
+                )?;
                 let own = if config.runs(Target::Ingester) {
                     // The names are taken by the distributor before the ring; these counts are not shown.
-                    distributor(local_limits, Route::Local(local), &Registry::new())?
+                    distributor(local_limits, Route::Local(local), &Registry::new(), &Arc::default())?
                 } else {
                     ring.clone()
                 };
@@ -123,13 +130,14 @@ impl Server {
                 bail!("-target=distributor needs the ingesters: set common.ring.instances to a list of {{id, addr}}")
             }
             _ => {
-                let own = distributor(local_limits, Route::Local(local), &registry)?;
+                let own = distributor(local_limits, Route::Local(local), &registry, &traffic)?;
                 (own.clone(), own)
             }
         };
         let discarded = pusher.metrics();
         let metrics =
-            IngesterMetrics::new(&registry, (discarded.discarded_samples.clone(), discarded.discarded_bytes.clone()))?;
+            IngesterMetrics::new(&registry, (discarded.discarded_samples.clone(), discarded.discarded_bytes.clone()))?
+                .with_traffic(traffic.clone());
         let status = Arc::new(ProcessStatus {
             config: config.clone(),
             telemetry,
@@ -139,6 +147,7 @@ impl Server {
             stopping: AtomicBool::new(false),
             ring: pool.as_ref().map(|(_, ring)| ring.clone()),
             clock: clock.clone(),
+            traffic,
         });
         let waiting = status.clone();
         let reader = Arc::new(QueryReader {
@@ -232,6 +241,10 @@ impl Server {
         tell(&self.config, &report);
         report.newest.into_iter().for_each(|newest| self.status.clock.log_has_seen(newest));
         *self.status.report.lock() = Some(report);
+        let scrub = &self.config.ingester.scrub;
+        if scrub.rate > 0 {
+            ingester.scrub(ScrubOptions { rate: scrub.rate, interval: scrub.interval });
+        }
         let ingester = Arc::new(ingester);
         self.ingester.set(ingester.clone());
         tokio::spawn(watch_ingester(ingester));
@@ -515,7 +528,7 @@ fn budgets(fs: &dyn Fs, config: &Config, segment_size: u64) -> Result<(u64, u64)
 }
 
 /// Space for a directory that may not exist yet: nothing is made before the data directory was found to be ours.
-fn space_of(fs: &dyn Fs, dir: &Path) -> io::Result<Space> {
+pub(super) fn space_of(fs: &dyn Fs, dir: &Path) -> io::Result<Space> {
     match (fs.space(dir), dir.parent()) {
         (Err(e), Some(parent)) if e.kind() == io::ErrorKind::NotFound => {
             space_of(fs, if parent.as_os_str().is_empty() { Path::new(".") } else { parent })

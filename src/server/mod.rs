@@ -1,9 +1,11 @@
 //! Configuration, telemetry, lifecycle: from the command line to a running server.
 
+mod check;
 pub mod config;
 pub mod flags;
 mod lifecycle;
 mod local;
+mod overview;
 mod reader;
 mod status;
 pub mod telemetry;
@@ -14,16 +16,21 @@ use std::process::ExitCode;
 use telemetry::Telemetry;
 use tracing::{error, warn};
 
+pub use check::CheckOptions;
 pub use lifecycle::{EXIT_POISONED, ingester_config};
 
 /// Does what the command line asks for.
 pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
+    let args: Vec<String> = args.into_iter().collect();
+    // An init container tells a wrong command line from what was found.
+    let failure = if flags::wants_check(&args) { ExitCode::from(check::USAGE) } else { ExitCode::FAILURE };
     match flags::parse(args) {
         Ok(Command::Serve { loaded, print_config }) => serve(*loaded, print_config),
         Ok(Command::Verify(loaded)) => {
             loaded.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
             ExitCode::SUCCESS
         }
+        Ok(Command::Check { loaded, options }) => check::run(&loaded.config, &loaded.warnings, options),
         Ok(Command::Health { url }) => match flags::health(&url) {
             Ok(text) => {
                 println!("{text}");
@@ -44,7 +51,7 @@ pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
         }
         Err(error) => {
             eprintln!("{error}");
-            ExitCode::FAILURE
+            failure
         }
     }
 }

@@ -3,11 +3,12 @@
 use super::config::units::Word;
 use super::config::{Config, LogLevel, Target, WalSync};
 use super::local::LocalIngester;
+use super::overview::overview;
 use super::telemetry::Telemetry;
 use crate::api::Status;
 use crate::fs::RealFs;
 use crate::ingester::{Progress, RecoveryReport};
-use crate::model::{PushError, WallClock};
+use crate::model::{PushError, Traffic, WallClock};
 use crate::ring::SharedRing;
 use crate::wal::{QUARANTINE_BUDGET, Quarantine};
 use parking_lot::Mutex;
@@ -34,10 +35,12 @@ pub struct ProcessStatus {
     pub ring: Option<Arc<SharedRing>>,
     /// The wall clock, by which lines are refused.
     pub clock: Arc<WallClock>,
+    /// Who pushes, and who is refused.
+    pub traffic: Arc<Traffic>,
 }
 
 impl ProcessStatus {
-    fn runs_ingester(&self) -> bool {
+    pub(super) fn runs_ingester(&self) -> bool {
         self.config.runs(Target::Ingester)
     }
 
@@ -167,6 +170,10 @@ impl Status for ProcessStatus {
             })],
         };
         json!({"shards": shards, "now": now}).to_string()
+    }
+
+    fn overview_json(&self) -> String {
+        overview(self).to_string()
     }
 
     fn log_level(&self) -> String {

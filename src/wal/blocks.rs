@@ -152,6 +152,8 @@ struct Usage {
     used: u64,
     /// Nothing is appended any more.
     finished: bool,
+    /// Bytes before this offset are synced.
+    end: u64,
 }
 
 impl BlockStore {
@@ -207,6 +209,11 @@ impl BlockStore {
         }
     }
 
+    /// Has a read found this block damaged?
+    pub fn is_known_damaged(&self, place: BlockPlace) -> bool {
+        self.damaged.lock().0.contains(&place)
+    }
+
     /// Blocks that reads have found damaged since the last call.
     pub fn take_damaged(&self) -> Vec<BlockPlace> {
         std::mem::take(&mut self.damaged.lock().1)
@@ -216,6 +223,17 @@ impl BlockStore {
     pub fn size(&self) -> u64 {
         let used: u64 = self.segments.read().values().map(|s| s.header.file_len).sum();
         used + self.prepared.load(Ordering::Relaxed)
+    }
+
+    /// Numbers of all segments, oldest first, and up to where they are synced.
+    pub fn ends(&self) -> Vec<(u64, u64)> {
+        self.segments.read().iter().map(|(number, s)| (*number, s.end)).collect()
+    }
+
+    /// Segments, and bytes of the blocks that are needed.
+    pub fn usage(&self) -> (usize, u64) {
+        let segments = self.segments.read();
+        (segments.len(), segments.values().map(|s| s.live).sum())
     }
 
     /// Is the log as large as it may be?
@@ -567,7 +585,7 @@ impl BlockWriter {
         let synced = BlocksSynced { segment: active.header.number, end, footer: 0 };
         self.ends.retain(|e| e.segment != synced.segment);
         self.ends.push(synced);
-        self.store.grew(synced.segment, places.iter().map(|p| u64::from(p.len)).sum());
+        self.store.grew(synced.segment, places.iter().map(|p| u64::from(p.len)).sum(), end);
         Ok(places)
     }
 
@@ -636,6 +654,7 @@ impl BlockWriter {
             let synced = BlocksSynced { segment: active.header.number, end, footer };
             self.ends.retain(|e| e.segment != synced.segment);
             self.ends.push(synced);
+            self.store.grew(synced.segment, 0, end);
         }
         self.abandon();
         written.map_err(LogError::of_write)
@@ -650,14 +669,15 @@ impl BlockWriter {
 
 impl BlockStore {
     fn opened(&self, header: SegmentHeader) {
-        let usage = Usage { header, live: 0, used: 0, finished: false };
+        let usage = Usage { header, live: 0, used: 0, finished: false, end: FIRST_GROUP };
         self.segments.write().insert(header.number, usage);
     }
 
-    fn grew(&self, number: u64, bytes: u64) {
+    fn grew(&self, number: u64, bytes: u64, end: u64) {
         if let Some(usage) = self.segments.write().get_mut(&number) {
             usage.live += bytes;
             usage.used += bytes;
+            usage.end = end;
         }
     }
 
@@ -802,8 +822,10 @@ impl RecoveredBlocks {
     fn take(&mut self, reading: Reading<'_>) {
         let Reading { synced, told, found, opened, .. } = reading;
         let block_end = found.blocks.iter().map(|b| b.place.offset + u64::from(b.place.len)).max();
+        let mut synced_end = told;
         if let Some(end) = block_end.filter(|end| *end > told) {
             let end = align_up(end, GROUP_ALIGN);
+            synced_end = end;
             self.adopted.push(BlocksSynced { segment: synced.segment, end, footer: 0 });
         }
         self.found.blocks.extend(found.blocks);
@@ -814,7 +836,7 @@ impl RecoveredBlocks {
         self.found.bytes += found.bytes;
         let Some(Opened { header, used, active }) = opened else { return };
         self.store.opened(header);
-        self.store.grew(synced.segment, used);
+        self.store.grew(synced.segment, used, synced_end);
         match active {
             Some(active) => self.active = Some(active),
             None => self.store.finished(synced.segment),

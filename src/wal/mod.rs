@@ -16,10 +16,12 @@ mod repair;
 mod replay;
 mod retention;
 mod scan;
+mod scrub;
 mod segment;
 mod spread;
 mod supply;
 mod survivors;
+mod syncs;
 #[cfg(test)]
 mod tests;
 mod verdict;
@@ -33,7 +35,7 @@ pub use cut::{Cut, SMALL_PART, Side};
 pub use format::{GroupHeader, Kind, LogKind, RecordHead, SegmentHeader};
 pub use metrics::WalMetrics;
 pub use plan::{Loss, Plan, RecordRef, Summary, plan};
-pub use quarantine::{DamageReport, QUARANTINE_BUDGET, Quarantine};
+pub use quarantine::{DamageReport, QUARANTINE_BUDGET, Quarantine, keep_report};
 pub use record::{
     Beginning, BlockSymbols, BlockTables, BlocksSynced, BodyError, BodyView, ChunkClosed, ChunkFlushed, Codec,
     EntriesBuilder, EntriesRecord, EntryView, Footer, Gap, Open, PartIter, Previous, Retiring, SeriesDef, TableRow,
@@ -43,7 +45,9 @@ pub use repair::{RecoverError, Recovered, Unattributed, recover, recover_doubtin
 pub use replay::ReplaySegment;
 pub use retention::{Contents, Hold, Retention};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_groups, scan_segment};
+pub use scrub::{Scrub, Scrubbed, Sealed};
 pub use segment::{file_name, file_number, segment_name, segment_number};
 pub use survivors::{BlockSeqs, LostBlock, LostSegments, Survivors};
+pub use syncs::{SyncStatus, Syncs, percentile};
 pub use verdict::{Cost, Finding, Part, Place, Then, Verdict, verdict};
 pub use writer::{Append, Applied, Decision, Sink, StreamLog, SyncMode, Unavailable, Wal, WalOptions, spawn_critical};

@@ -650,6 +650,7 @@ fn find_decisions(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
         out.contents.push(Contents {
             begins,
             file_len: s.header.map_or(0, |h| h.file_len),
+            end: l.proved_end(out.durable_lsn),
             streams: s.streams.clone(),
             holds: s.holds.clone(),
         });

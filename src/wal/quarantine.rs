@@ -168,6 +168,29 @@ impl Quarantine {
     }
 }
 
+/// Keeps a segment that a running server has found damaged, with what is new in this report; returns the places that are.
+///
+/// # Errors
+/// The link or the report could not be made.
+pub fn keep_report(fs: &dyn Fs, dir: &Path, report: DamageReport, segment: &Path) -> io::Result<Vec<String>> {
+    let kept = Quarantine::read(fs, dir)?;
+    // Under another name than a start gives it: that still has to judge and to count it.
+    let scrubbed = |place: &String| format!("{place}, found by a scrub");
+    let known = kept.known();
+    let is_new = |p: &&String| {
+        [(*p).clone(), scrubbed(p)].iter().all(|p| !known.contains(&(&*report.log, report.segment, report.salt, &**p)))
+    };
+    let places: Vec<String> = report.places.iter().filter(is_new).map(scrubbed).collect();
+    if places.is_empty() {
+        return Ok(places);
+    }
+    fs.create_dir_all(dir)?;
+    let report = DamageReport { places: places.clone(), ..report };
+    report.keep(fs, dir, segment, QUARANTINE_BUDGET.saturating_sub(kept.bytes))?;
+    fs.sync_dir(dir)?;
+    Ok(places)
+}
+
 impl BlockStore {
     /// Keeps the segments of blocks that a read has found damaged, with a report for each, unless one names them already; returns the
     /// blocks that are new.

@@ -26,6 +26,8 @@ pub struct Contents {
     pub begins: Beginning,
     /// Bytes of its file.
     pub file_len: u64,
+    /// Bytes before this offset are synced; 0 while it is written.
+    pub end: u64,
     /// Stream id → the seq after the highest that may lie in the segment. All of them settled: the segment may go.
     pub streams: AHashMap<u64, u64>,
     /// Decisions that may still have an effect.
@@ -123,6 +125,27 @@ impl Retention {
             Some(newest) => newest.file_len = file_len,
             None => state.segments.push_back(Contents { begins, file_len, ..Contents::default() }),
         }
+    }
+
+    /// Nothing is written behind this offset any more, and everything before it is synced.
+    pub(super) fn ended(&self, number: u64, end: u64) {
+        if let Some(segment) = self.state.lock().segments.iter_mut().rfind(|s| s.begins.segment == number) {
+            segment.end = end;
+        }
+    }
+
+    /// Numbers and ends of the segments that nothing is written to any more, oldest first.
+    pub fn finished(&self) -> Vec<(u64, u64)> {
+        let state = self.state.lock();
+        let finished = state.segments.len().saturating_sub(1);
+        state.segments.iter().take(finished).map(|s| (s.begins.segment, s.end)).collect()
+    }
+
+    /// What a segment holds: streams with their ends, and decisions. `None` if it is gone.
+    pub fn needed_for(&self, number: u64) -> Option<(AHashMap<u64, u64>, Vec<Hold>)> {
+        let state = self.state.lock();
+        let segment = state.segments.iter().find(|s| s.begins.segment == number)?;
+        Some((segment.streams.clone(), segment.holds.clone()))
     }
 
     /// Entries of a stream are durable in the newest segment.

@@ -222,6 +222,19 @@ pub(super) fn read_groups(
     Ok(())
 }
 
+/// The group at an offset, if a valid header lies there.
+pub(super) fn read_group(
+    file: &dyn File,
+    window: &mut Window,
+    start: &SegmentStart,
+    at: u64,
+) -> io::Result<Option<GroupScan>> {
+    window.need(file, start.len, at..at + GROUP_ALIGN)?;
+    let Some(header) = window.scan(start).group_header(at) else { return Ok(None) };
+    window.need(file, start.len, at..header.next_group(at))?;
+    Ok(Some(window.scan(start).group(at, header)))
+}
+
 struct Scan<'a> {
     bytes: Bytes<'a>,
     header: SegmentHeader,

@@ -11,6 +11,7 @@ use super::record::{
 use super::retention::{Contents, Hold, Retention};
 use super::segment::{self, Prepared};
 use super::supply::Supply;
+use super::syncs::Syncs;
 use super::{RecordHead, WalMetrics};
 use crate::codec::align_up;
 use crate::fs::{File, Fs, is_no_space, write_all_uncached_at};
@@ -273,6 +274,7 @@ pub struct Wal<P: Send + 'static> {
     queue: Arc<Queue<P>>,
     supply: Arc<Supply>,
     retention: Arc<Retention>,
+    syncs: Arc<Syncs>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -306,10 +308,10 @@ impl<P: Send + 'static> Wal<P> {
         };
         let queue = Arc::new(Queue { state: Mutex::new(state), wake: Condvar::new(), limit: queue_bytes });
         let supply = writer.supply.clone();
-        let retention = writer.retention.clone();
+        let (retention, syncs) = (writer.retention.clone(), writer.syncs.clone());
         let run = Run { queue: queue.clone(), writer, sink };
         let thread = spawn_critical("wal", move || run.run());
-        Self { queue, supply, retention, thread: Mutex::new(Some(thread)) }
+        Self { queue, supply, retention, syncs, thread: Mutex::new(Some(thread)) }
     }
 
     /// Hands a record to the log; the sink gets it back.
@@ -382,6 +384,11 @@ impl<P: Send + 'static> Wal<P> {
     /// What is in the log, and what may go.
     pub fn retention(&self) -> &Arc<Retention> {
         &self.retention
+    }
+
+    /// How its syncs went.
+    pub fn syncs(&self) -> &Syncs {
+        &self.syncs
     }
 
     /// Gives up all segments before `first_live` and these segments of the block log: the decision is durable before the
@@ -626,6 +633,7 @@ pub(super) struct Writer {
     /// The live segments of the block log, as decided.
     blocks: Vec<BlocksSynced>,
     pub(super) retention: Arc<Retention>,
+    syncs: Arc<Syncs>,
     next_lsn: u64,
     durable_lsn: u64,
     /// The largest durable LSN that a header on disk tells.
@@ -642,6 +650,7 @@ impl Writer {
         Self {
             supply: start.supply,
             retention,
+            syncs: Arc::default(),
             blocks: start.blocks,
             active: None,
             previous: start.previous,
@@ -689,6 +698,7 @@ impl Writer {
 
     fn sync(&mut self) -> Result<(), LogError> {
         let Some(active) = self.active.as_mut().filter(|a| a.dirty) else { return Ok(()) };
+        let started = Instant::now();
         let timer = self.options.metrics.sync_seconds.start_timer();
         let mut synced = if is(Bug::AckBeforeSync) { Ok(()) } else { active.file.sync_data() };
         if is(Bug::SyncRetried) {
@@ -701,6 +711,7 @@ impl Writer {
         let path = self.options.dir.join(segment::segment_name(active.header.number));
         segment::in_place(&*active.file, &path).map_err(LogError::Fatal)?;
         active.dirty = false;
+        self.syncs.synced(started.elapsed());
         self.durable_lsn = self.next_lsn;
         self.last_sync = Instant::now();
         Ok(())
@@ -980,6 +991,7 @@ impl Writer {
         }
         let number = active.header.number;
         active.dirty = true;
+        self.syncs.wrote();
         active.at += group.bytes.len() as u64;
         active.digest = chain_digest(active.digest, group.crc);
         self.announced_lsn = self.durable_lsn;
@@ -1003,10 +1015,12 @@ impl Writer {
         let builder = self.begin_group(0)?;
         self.write(builder, 0)?;
         let Some(active) = self.active.as_mut() else { return Ok(()) };
+        let started = Instant::now();
         if !is(Bug::TailUnsynced) {
             active.file.sync_data().map_err(LogError::Fatal)?;
         }
         active.dirty = false;
+        self.syncs.synced(started.elapsed());
         Ok(())
     }
 
@@ -1015,6 +1029,7 @@ impl Writer {
         if let Some(active) = self.active.take()
             && !active.fresh()
         {
+            self.retention.ended(active.header.number, active.at);
             self.previous = Some(Previous {
                 segment: active.header.number,
                 end_offset: active.at,

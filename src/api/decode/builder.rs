@@ -66,7 +66,8 @@ impl<'a> Builder<'a> {
     }
 
     pub(super) fn finish(self, arena: Vec<u8>) -> PushRequest {
-        PushRequest { arena, streams: self.streams, entries: self.entries, metadata: self.metadata }
+        let Self { streams, entries, metadata, .. } = self;
+        PushRequest { arena, streams, entries, metadata, ..PushRequest::default() }
     }
 
     #[inline]

@@ -3,9 +3,9 @@
 use super::status;
 use crate::api::pb::logproto::pusher_client::PusherClient;
 use crate::api::pb::logproto::{EntryAdapter, LabelPairAdapter, PushRequest, StreamAdapter, Timestamp};
-use crate::api::tenancy::ORG_ID;
+use crate::api::tenancy::{AGENT, ORG_ID};
 use crate::distributor::{BoxFuture, IngesterClient};
-use crate::model::{Entry, Push, PushError, Span, Tenant};
+use crate::model::{Agent, Entry, Push, PushError, Span, Tenant};
 use bytes::Bytes;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -125,12 +125,15 @@ impl GrpcIngesterClient {
         }
     }
 
-    async fn send(self, tenant: Tenant, message: PushRequest) -> Result<(), PushError> {
+    async fn send(self, tenant: Tenant, agent: Agent, message: PushRequest) -> Result<(), PushError> {
         let mut client = PusherClient::new(self.channel).max_encoding_message_size(self.config.max_send_msg_size);
         let mut request = tonic::Request::new(message);
         let name = MetadataValue::try_from(tenant.as_str())
             .map_err(|e| PushError::bad_request(format!("tenant '{tenant}' cannot be sent: {e}")))?;
         request.metadata_mut().insert(ORG_ID, name);
+        if let Ok(agent) = MetadataValue::try_from(agent.as_str()) {
+            request.metadata_mut().insert(AGENT, agent);
+        }
         match tokio::time::timeout(self.config.remote_timeout, client.push(request)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(status)) => Err(status::to_error(&status)),
@@ -144,8 +147,8 @@ impl GrpcIngesterClient {
 
 impl IngesterClient for GrpcIngesterClient {
     fn push(&self, tenant: Tenant, push: Arc<Push>, streams: Vec<u32>) -> BoxFuture<'static, Result<(), PushError>> {
-        let client = self.clone();
-        Box::pin(async move { client.send(tenant, message_of(push, &streams)).await })
+        let (client, agent) = (self.clone(), push.agent.clone());
+        Box::pin(async move { client.send(tenant, agent, message_of(push, &streams)).await })
     }
 
     fn check(&self) -> BoxFuture<'static, Result<(), PushError>> {

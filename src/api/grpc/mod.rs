@@ -9,9 +9,9 @@ use super::body;
 use super::decode::{self, Lease};
 use super::http::joined;
 use super::pb::logproto::PushResponse;
-use super::tenancy::tenant_of;
+use super::tenancy::{agent_of, tenant_of};
 use super::{Api, Status as ServerStatus};
-use crate::model::{PushError, Tenant};
+use crate::model::{Agent, PushError, Tenant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -74,7 +74,7 @@ async fn push(State(api): State<Arc<Api>>, request: Request) -> Response {
         Err(error) => return status::from_error(&error).into_http(),
     };
     let max = api.config.grpc_max_recv_msg_size;
-    let call = PushCall { api, tenant, body_lease: Some(lease) };
+    let call = PushCall { api, tenant, agent: agent_of(&head.headers), body_lease: Some(lease) };
     let request = Request::from_parts(head, Body::from(body));
     Grpc::new(PushCodec).apply_max_message_size_config(Some(max), None).unary(call, request).await.map(Body::new)
 }
@@ -94,6 +94,7 @@ async fn receive(api: &Api, head: &Parts, body: &mut Body) -> Result<(Tenant, Ve
 struct PushCall {
     api: Arc<Api>,
     tenant: Tenant,
+    agent: Agent,
     /// Of the frame and of the message.
     body_lease: Option<Lease>,
 }
@@ -104,8 +105,9 @@ impl UnaryService<Vec<u8>> for PushCall {
 
     fn call(&mut self, request: tonic::Request<Vec<u8>>) -> Self::Future {
         let (api, tenant, body_lease) = (Arc::clone(&self.api), self.tenant.clone(), self.body_lease.take());
+        let agent = self.agent.clone();
         // A task of its own: what was handed on is stored to its end, also when the client goes away.
-        let task = tokio::spawn(store(api, tenant, request.into_inner(), body_lease));
+        let task = tokio::spawn(store(api, tenant, agent, request.into_inner(), body_lease));
         Box::pin(async move {
             match joined(task.await) {
                 Ok(()) => Ok(tonic::Response::new(PushResponse {})),
@@ -115,7 +117,13 @@ impl UnaryService<Vec<u8>> for PushCall {
     }
 }
 
-async fn store(api: Arc<Api>, tenant: Tenant, message: Vec<u8>, body_lease: Option<Lease>) -> Result<(), PushError> {
+async fn store(
+    api: Arc<Api>,
+    tenant: Tenant,
+    agent: Agent,
+    message: Vec<u8>,
+    body_lease: Option<Lease>,
+) -> Result<(), PushError> {
     let limits = api.config.decode;
     // The message becomes the arena; its entries take about a quarter of that.
     let expected = message.capacity() + message.capacity() / 4;
@@ -125,7 +133,8 @@ async fn store(api: Arc<Api>, tenant: Tenant, message: Vec<u8>, body_lease: Opti
         decode::decode_protobuf(message, &limits, lease)
     };
     // The lease lives until the push is answered: so long the decoded push is in memory.
-    let (request, _lease) = api.decode(expected, decode).await?;
+    let (mut request, _lease) = api.decode(expected, decode).await?;
+    request.agent = agent;
     api.backends.grpc_pusher.push_grpc(tenant, request).await
 }
 

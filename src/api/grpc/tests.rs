@@ -65,6 +65,7 @@ fn two_streams() -> Arc<Push> {
             entry(5, span(0, 0), 1..1),
         ],
         metadata: vec![MetadataPair { name: span(7, 4), value: span(11, 5) }],
+        ..Push::default()
     })
 }
 

@@ -124,6 +124,8 @@ static KEYS: &[Key] = table! {
     "ingester.wal.on_damage", "ingester.wal-on-damage", Choice, ingester.wal.on_damage, "Timberline's own: what a start does with damage that is not in quarantine yet: salvage keeps all that is sound and tells the rest; refuse changes nothing and does not start.";
     "ingester.blocks.dir", "ingester.blocks-dir", Text, ingester.blocks.dir, "Timberline's own: directory of sealed blocks, on the file system of the log; empty is blocks in the data directory.";
     "ingester.blocks.max_size", "ingester.blocks-max-size", Bytes, ingester.blocks.max_size, "Timberline's own: bytes that sealed blocks may take on the disk before pushes get 503; 0 for half of the disk.";
+    "ingester.scrub.rate", "ingester.scrub-rate", Bytes, ingester.scrub.rate, "Timberline's own: bytes a second at which sealed segments are read again to find damage; 0 for never. It waits while the disk is slow or full.";
+    "ingester.scrub.interval", "ingester.scrub-interval", GoDuration, ingester.scrub.interval, "Timberline's own: time from the beginning of such a pass to that of the next, 1s or more; the first begins a minute after the start, or after this time if it is shorter.";
 
     "limits_config.ingestion_rate_mb", "distributor.ingestion-rate-limit-mb", Megabytes, limits.ingestion_rate, "Rate of lines and metadata, in MB per second.";
     "limits_config.ingestion_burst_size_mb", "distributor.ingestion-burst-size-mb", Megabytes, limits.ingestion_burst_size, "Largest burst above that rate, in MB; also the largest push.";

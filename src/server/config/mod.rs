@@ -172,6 +172,23 @@ pub struct IngesterConfig {
     pub wal: WalConfig,
     /// The block log.
     pub blocks: BlocksConfig,
+    /// Reading again what is sealed.
+    pub scrub: ScrubConfig,
+}
+
+/// `ingester.scrub`
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScrubConfig {
+    /// Bytes a second; 0 switches it off.
+    pub rate: u64,
+    /// From the beginning of a pass to that of the next.
+    pub interval: Duration,
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { rate: 10 << 20, interval: Duration::from_secs(24 * 3600) }
+    }
 }
 
 /// `ingester.blocks`
@@ -365,6 +382,7 @@ impl Default for IngesterConfig {
             memory_budget: 0,
             wal: WalConfig::default(),
             blocks: BlocksConfig::default(),
+            scrub: ScrubConfig::default(),
         }
     }
 }
@@ -423,6 +441,11 @@ impl Config {
             0 => memory::available(),
             bytes => bytes,
         }
+    }
+
+    /// Bytes of memory that the container, or else the machine, gives.
+    pub fn memory_limit() -> u64 {
+        memory::available()
     }
 
     /// The limits of every tenant.

@@ -168,6 +168,11 @@ fn ingester(config: &Config, wrong: &mut Vec<Wrong>) {
         let text = format!("{} is not between 0 and 1", ingester.sync_min_utilization);
         wrong.push(("ingester.sync_min_utilization", text));
     }
+    if ingester.scrub.interval < Duration::from_secs(1) {
+        let text =
+            format!("{} is shorter than 1s; to switch it off, set rate: 0", show_duration(ingester.scrub.interval));
+        wrong.push(("ingester.scrub.interval", text));
+    }
     if ingester.memory_budget != 0 {
         between("ingester.memory_budget", ingester.memory_budget, 64 * MIB, 1 << 50, wrong);
     }
