@@ -1,7 +1,7 @@
 //! The faults: each is inflicted under load, ends, and says how long it took until pushes were taken again.
 
 use super::bombs::Bomb;
-use super::ledger::read;
+use super::ledger::{Answers, read};
 use super::load::{Field, Sender};
 use super::push::FLOODER;
 use super::rig::{End, RECOVERY, Rig, open};
@@ -109,30 +109,39 @@ impl Schedule {
 pub struct Outcome {
     /// From its end until a push was taken.
     pub again: Duration,
-    /// Answers that belong to it, by what they were.
+    /// Answers that it had itself, by what they were.
     pub answers: BTreeMap<String, u64>,
+    /// How pushes were answered meanwhile.
+    pub pushes: Answers,
 }
 
 /// Inflicts a fault, and waits for its end.
 pub fn inflict(fault: Fault, rig: &mut Rig, bombs: &[Bomb]) -> Outcome {
+    let before = rig.field.ledger.lock().answers();
+    let (again, answers) = inflict_one(fault, rig, bombs);
+    let pushes = rig.field.ledger.lock().answers().since(before);
+    Outcome { again, answers, pushes }
+}
+
+fn inflict_one(fault: Fault, rig: &mut Rig, bombs: &[Bomb]) -> (Duration, BTreeMap<String, u64>) {
     let mut answers = BTreeMap::new();
     match fault {
         Fault::Kill => {
             let begin = Instant::now();
             rig.restart(End::Kill, &[]);
             rig.until_taken(RECOVERY);
-            return Outcome { again: begin.elapsed(), answers };
+            return (begin.elapsed(), answers);
         }
         Fault::Stop => stop(rig),
         Fault::FullDisk => full_disk(rig),
         Fault::SlowDisk => slow_disk(rig),
         Fault::FdLimit => fd_limit(rig),
-        Fault::ClockJump => return clock_jump(rig),
+        Fault::ClockJump => return (clock_jump(rig), answers),
         Fault::SlowClients => slow_clients(&rig.field),
         Fault::Bombs => answers = throw(bombs, &rig.field),
         Fault::Flood => answers = flood(&rig.field),
     }
-    Outcome { again: rig.until_taken(fault.limit()), answers }
+    (rig.until_taken(fault.limit()), answers)
 }
 
 /// Throws each of them, all at once: the answer is an error, or the connection is closed.
@@ -232,15 +241,19 @@ fn fd_limit(rig: &Rig) {
     let limit = limits.lines().find_map(|l| l.strip_prefix("Max open files")).and_then(|l| l.split_whitespace().next());
     let (files, others) = open(pid);
     prlimit(&rig.server, &format!("--nofile={}:", files + others + DESCRIPTORS));
-    let connect = || TcpStream::connect(&rig.field.addr).ok();
-    let eaten: Vec<_> = std::iter::repeat_with(connect).take(200).flatten().collect();
+    // Until the queue of those that wait to be accepted is full, too.
+    let eaten: Vec<_> = std::iter::repeat_with(|| connect(&rig.field.addr)).take(200).map_while(|c| c).collect();
     std::thread::sleep(LASTS);
     drop(eaten);
     prlimit(&rig.server, &format!("--nofile={}:", limit.unwrap_or("1024")));
 }
 
+fn connect(addr: &str) -> Option<TcpStream> {
+    TcpStream::connect_timeout(&addr.parse().ok()?, Duration::from_millis(200)).ok()
+}
+
 /// A process whose wall clock goes an hour forward, back, an hour back, and back; then one that has the machine's again.
-fn clock_jump(rig: &mut Rig) -> Outcome {
+fn clock_jump(rig: &mut Rig) -> Duration {
     let set = |rig: &Rig, seconds| rig.clock.shift(seconds);
     set(rig, 0);
     let env = rig.clock.env().map(|(name, value)| (name.to_string(), value.to_string()));
@@ -260,7 +273,7 @@ fn clock_jump(rig: &mut Rig) -> Outcome {
     let again = rig.until_taken(GOES_ON);
     rig.restart(End::Term, &[]);
     rig.until_taken(RECOVERY);
-    Outcome { again, answers: BTreeMap::new() }
+    again
 }
 
 /// Heads and bodies that drip, connections that say nothing, and answers that nobody reads.

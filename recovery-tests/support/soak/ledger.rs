@@ -33,6 +33,32 @@ pub struct Ledger {
     pub unanswered: u64,
 }
 
+/// How many requests were answered how.
+#[derive(Clone, Copy, Default)]
+pub struct Answers {
+    pub acked: u64,
+    pub refused: u64,
+    pub unanswered: u64,
+}
+
+impl Answers {
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            acked: self.acked - before.acked,
+            refused: self.refused - before.refused,
+            unanswered: self.unanswered - before.unanswered,
+        }
+    }
+
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            acked: self.acked + other.acked,
+            refused: self.refused + other.refused,
+            unanswered: self.unanswered + other.unanswered,
+        }
+    }
+}
+
 impl Ledger {
     /// A push goes out, for the first time or again.
     pub fn begin(&mut self, push: &Push, life: u32) {
@@ -57,6 +83,11 @@ impl Ledger {
             (entry.in_flight, entry.life) = (false, life);
             entry.acked |= status == Some(204);
         }
+    }
+
+    /// How requests were answered so far.
+    pub fn answers(&self) -> Answers {
+        Answers { acked: self.acked_pushes, refused: self.refused, unanswered: self.unanswered }
     }
 
     pub fn epochs(&self) -> Vec<u32> {
@@ -109,7 +140,7 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 /// What the server shows of one epoch, tenant by tenant.
 pub fn read(http: &mut Http, epoch: u32) -> Result<Vec<Vec<u8>>, String> {
     let target = format!(
-        "/loki/api/v1/query_range?query={}&start=0&end=4000000000000000000&limit=2000000&direction=forward",
+        "/loki/api/v1/query_range?query={}&start=0&end=4000000000000000000&limit=1000000&direction=forward",
         encode(&format!("{{epoch=\"{epoch}\"}}"))
     );
     let ask = |tenant: &&str| match http.send("GET", &target, &[("X-Scope-OrgID", tenant)], b"") {

@@ -1,6 +1,7 @@
 //! The report, in Markdown.
 
 use super::inflict::{Fault, Outcome};
+use super::ledger::Answers;
 use super::rig::{End, MEMORY, MEMORY_SLACK, WAL_LIMIT};
 use super::samples::{Sample, slope};
 use std::collections::BTreeMap;
@@ -125,7 +126,8 @@ impl Run {
         writeln!(out, "\n## Faults\n\nA slow disk takes {}.\n", self.slow)?;
         writeln!(
             out,
-            "| fault | times | pushes taken again after, p50 | max | limit | its answers |\n|---|---|---|---|---|---|"
+            "| fault | times | pushes taken again after, p50 | max | limit | pushes meanwhile: taken | refused | unanswered | its own answers |\n\
+             |---|---|---|---|---|---|---|---|---|"
         )?;
         for fault in Fault::ALL {
             let of_it: Vec<&Outcome> = self.outcomes.iter().filter(|(f, _)| *f == fault).map(|(_, o)| o).collect();
@@ -135,12 +137,16 @@ impl Run {
                 *answers.entry(answer).or_default() += n;
             }
             let answers: Vec<String> = answers.iter().map(|(answer, n)| format!("{answer}: {n}")).collect();
+            let pushes = of_it.iter().fold(Answers::default(), |sum, o| sum.plus(o.pushes));
             let limit = seconds(fault.limit());
             writeln!(
                 out,
-                "| {} | {} | {middle} | {most} | {limit} | {} |",
+                "| {} | {} | {middle} | {most} | {limit} | {} | {} | {} | {} |",
                 fault.name(),
                 of_it.len(),
+                pushes.acked,
+                pushes.refused,
+                pushes.unanswered,
                 answers.join(", ")
             )?;
         }

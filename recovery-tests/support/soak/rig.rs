@@ -34,7 +34,7 @@ fn config(data: &Path) -> String {
          common: {{path_prefix: {}}}\n\
          ingester: {{memory_budget: {MEMORY}, wal: {{segment_size: {SEGMENT}, max_size: {WAL_MAX}}}}}\n\
          limits_config: {{ingestion_rate_mb: 1000, ingestion_burst_size_mb: 1000, per_stream_rate_limit: 1GB, \
-         per_stream_rate_limit_burst: 1GB, max_global_streams_per_user: 0, max_entries_limit_per_query: 2000000}}\n\
+         per_stream_rate_limit_burst: 1GB, max_global_streams_per_user: 0, max_entries_limit_per_query: 1000000}}\n\
          overrides: {{{}: {{max_global_streams_per_user: {FLOOD_LIMIT}}}}}\n",
         data.display(),
         TENANTS[3]
