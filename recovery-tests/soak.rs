@@ -157,6 +157,8 @@ fn rest_until(at: Instant) {
 
 fn soak(options: &Options, rig: &mut Rig) -> Run {
     let field = rig.field.clone();
+    // What is built now: the checkout may move on meanwhile.
+    let commit = commit();
     let (bombs, mut schedule) = (bombs(), Schedule::new(options.seed, options.faults.clone()));
     let begin = Instant::now();
     let sampler = {
@@ -209,7 +211,7 @@ fn soak(options: &Options, rig: &mut Rig) -> Run {
     };
     let mut run = Run {
         seed: options.seed,
-        commit: commit(),
+        commit,
         profile: if cfg!(debug_assertions) { "with assertions" } else { "release" },
         minutes: options.minutes,
         lasted,
