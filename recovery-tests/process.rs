@@ -5,6 +5,7 @@ mod clock;
 #[path = "support/server.rs"]
 mod server;
 
+use clock::WallClock;
 use server::{Http, Ledger, Mounted, Server, free_port};
 use std::io::{Read, Write};
 use std::net::TcpStream;

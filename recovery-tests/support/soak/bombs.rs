@@ -34,6 +34,6 @@ pub fn bombs() -> Vec<Bomb> {
         bomb("snappy that announces 256 MiB", &[PROTOBUF], announced(&[0x81, 0x80, 0x80, 0x80, 0x01])),
         bomb("deep arrays", &[JSON], deep("[", "]")),
         bomb("deep objects", &[JSON], deep("{\"a\":", "}")),
-        bomb("not snappy", &[PROTOBUF], in_json[..1 << 20].as_bytes().to_vec()),
+        bomb("not snappy", &[PROTOBUF], in_json.as_bytes()[..1 << 20].to_vec()),
     ]
 }

@@ -254,22 +254,21 @@ fn connect(addr: &str) -> Option<TcpStream> {
 
 /// A process whose wall clock goes an hour forward, back, an hour back, and back; then one that has the machine's again.
 fn clock_jump(rig: &mut Rig) -> Duration {
-    let set = |rig: &Rig, seconds| rig.clock.shift(seconds);
-    set(rig, 0);
+    rig.clock.shift(0);
     let env = rig.clock.env().map(|(name, value)| (name.to_string(), value.to_string()));
     let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     rig.restart(End::Term, &env);
     rig.until_taken(RECOVERY);
-    set(rig, HOUR);
+    rig.clock.shift(HOUR);
     std::thread::sleep(LASTS / 3);
     // Lines are an hour old by this clock, and taken.
     rig.until_taken(GOES_ON);
-    set(rig, 0);
+    rig.clock.shift(0);
     std::thread::sleep(LASTS / 6);
     // Lines are too new by this clock. That is not said for good: it would be a violation of its own.
-    set(rig, -HOUR);
+    rig.clock.shift(-HOUR);
     std::thread::sleep(LASTS / 3);
-    set(rig, 0);
+    rig.clock.shift(0);
     let again = rig.until_taken(GOES_ON);
     rig.restart(End::Term, &[]);
     rig.until_taken(RECOVERY);
@@ -280,12 +279,10 @@ fn clock_jump(rig: &mut Rig) -> Duration {
 fn slow_clients(field: &Field) {
     const HEAD: &str = "POST /loki/api/v1/push HTTP/1.1\r\nHost: soak\r\nX-Scope-OrgID: red\r\n";
     const BODY: &str = "Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n{\"streams\": [";
+    const READ: &str = "GET /loki/api/v1/query_range?query=%7Bjob%3D%22soak%22%7D&start=0&end=4000000000000000000&limit=20000 \
+                        HTTP/1.1\r\nHost: soak\r\nX-Scope-OrgID: red\r\n\r\n";
     let body = format!("{HEAD}{BODY}");
-    let read = format!(
-        "GET /loki/api/v1/query_range?query=%7Bjob%3D%22soak%22%7D&start=0&end=4000000000000000000&limit=20000 HTTP/1.1\r\n\
-         Host: soak\r\nX-Scope-OrgID: red\r\n\r\n"
-    );
-    let starts = [(HEAD, true), (&body, true), ("", false), (&read, false)];
+    let starts = [(HEAD, true), (&body, true), ("", false), (READ, false)];
     let numbers = [60, 60, 60, 4];
     let mut connections = Vec::new();
     for ((start, drips), number) in starts.into_iter().zip(numbers) {

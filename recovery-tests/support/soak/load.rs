@@ -121,7 +121,8 @@ impl Field {
         let mut next = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             let push = self.new_push(writer, &mut last);
-            while self.send(&mut sender, &push) != Some(204) && push.id % 4 > 0 && !self.stop.load(Ordering::Relaxed) {
+            let again = !push.id.is_multiple_of(4);
+            while self.send(&mut sender, &push) != Some(204) && again && !self.stop.load(Ordering::Relaxed) {
                 std::thread::sleep(PAUSE);
             }
             // No burst after a fault: who was kept waiting goes on from now.
