@@ -1,8 +1,11 @@
 //! The process as its operators see it: signals, locks, refusals, permissions, what it says and what it must not say.
 
+#[path = "support/clock.rs"]
+mod clock;
 #[path = "support/server.rs"]
 mod server;
 
+use clock::WallClock;
 use server::{Http, Ledger, Mounted, Server, free_port};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -439,39 +442,6 @@ fn log_lines_are_not_in_our_own_log_metrics_or_config() {
     let log = std::fs::read_to_string(tmp.path().join("server.log")).unwrap();
     assert!(log.contains("stopped"), "{log}");
     assert!(!log.contains(SECRET), "our own log shows a log line");
-}
-
-/// A wall clock that is set while the server runs. The monotonic one goes on as it should.
-struct WallClock {
-    library: PathBuf,
-    file: PathBuf,
-}
-
-impl WallClock {
-    fn new(dir: &Path) -> Option<Self> {
-        let dirs = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
-        let mut libraries = dirs.iter().map(|d| Path::new(d).join("faketime/libfaketime.so.1"));
-        let Some(library) = libraries.find(|library| library.exists()) else {
-            server::skip("libfaketime is not installed");
-            return None;
-        };
-        Some(Self { library, file: dir.join("clock") })
-    }
-
-    /// Sets it; it runs from there.
-    fn set(&self, time: &str) {
-        std::fs::write(&self.file, format!("@{time}\n")).unwrap();
-    }
-
-    fn env(&self) -> [(&str, &str); 5] {
-        [
-            ("LD_PRELOAD", self.library.to_str().unwrap()),
-            ("FAKETIME_TIMESTAMP_FILE", self.file.to_str().unwrap()),
-            ("FAKETIME_NO_CACHE", "1"),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-            ("TZ", "UTC"),
-        ]
-    }
 }
 
 /// What is too old or too new by a clock that is wrong is not refused for good: clients would drop it.

@@ -6,7 +6,7 @@ mod faults;
 #[path = "support/server.rs"]
 mod server;
 
-use faults::{Client, figures, start_serving};
+use faults::{Client, ext4, figures, prlimit, start_serving};
 use server::{Http, Mounted, Server, has, skip};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -60,19 +60,6 @@ fn push_until_full(client: &mut Client, http: &mut Http, fill: impl Fn()) {
             refused_since = None;
         }
     }
-}
-
-/// A file system of its own of this size in a file beside the data directory, with mkfs(8) told this much.
-fn ext4(dir: &Path, bytes: u64, mkfs: &[&str]) -> Option<Mounted> {
-    if !has("mkfs.ext4") {
-        skip("mkfs.ext4 is not installed");
-        return None;
-    }
-    let image = dir.join("image");
-    File::create(&image).unwrap().set_len(bytes).unwrap();
-    let made = Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).args(mkfs).arg(&image).status().unwrap();
-    assert!(made.success());
-    Mounted::new(&["-o", "loop", image.to_str().unwrap()], &dir.join("data"))
 }
 
 fn mount(arguments: &[&str], at: &Path) {
@@ -333,11 +320,6 @@ fn refuses_and_resumes(dir: &Path, limit: impl Fn(&Server), lift: impl Fn(&Serve
     let server = start_serving(dir, SMALL);
     client.ledger.check(&mut server.http());
     assert_eq!(server.terminate(), Some(0));
-}
-
-fn prlimit(server: &Server, limit: &str) {
-    let status = Command::new("prlimit").args(["--pid", &server.pid().to_string(), limit]).status().unwrap();
-    assert!(status.success(), "prlimit {limit}");
 }
 
 /// `RLIMIT_FSIZE`: the signal that comes with it does not end the process, and EFBIG is as a full disk.

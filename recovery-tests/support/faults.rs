@@ -1,9 +1,11 @@
 //! What the tests on real disks and under `strace` share: clients that keep a ledger, figures.
 #![allow(dead_code, reason = "each test target uses a part of it")]
 
-use crate::server::{Http, Ledger, Server};
+use crate::server::{Http, Ledger, Mounted, Server, has, skip};
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds: where the timestamps of pushed lines begin.
@@ -122,6 +124,25 @@ pub fn start_serving(dir: &Path, config: &str) -> Server {
     let mut server = Server::spawn(dir, config, &[]);
     server.wait_for("/loki/api/v1/labels");
     server
+}
+
+/// A file system of its own of this size in a file beside the data directory, with mkfs(8) told this much.
+pub fn ext4(dir: &Path, bytes: u64, mkfs: &[&str]) -> Option<Mounted> {
+    if !has("mkfs.ext4") {
+        skip("mkfs.ext4 is not installed");
+        return None;
+    }
+    let image = dir.join("image");
+    File::create(&image).unwrap().set_len(bytes).unwrap();
+    let made = Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).args(mkfs).arg(&image).status().unwrap();
+    assert!(made.success());
+    Mounted::new(&["-o", "loop", image.to_str().unwrap()], &dir.join("data"))
+}
+
+/// Changes a limit of a running server.
+pub fn prlimit(server: &Server, limit: &str) {
+    let status = Command::new("prlimit").args(["--pid", &server.pid().to_string(), limit]).status().unwrap();
+    assert!(status.success(), "prlimit {limit}");
 }
 
 /// Prints figures, and keeps them where `TIMBERLINE_RESULTS` says.

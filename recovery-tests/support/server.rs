@@ -2,13 +2,14 @@
 #![allow(dead_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 /// A running server on ports of its own.
@@ -19,6 +20,18 @@ pub struct Server {
     /// Of the gRPC listener.
     pub grpc: String,
     pub dir: PathBuf,
+}
+
+/// The binary under test. Cargo tells tests where it is; a tool sets this, or it is the one beside the tool.
+pub static BINARY: OnceLock<PathBuf> = OnceLock::new();
+
+pub fn binary() -> &'static Path {
+    let beside = || {
+        let me = std::env::current_exe().expect("the path of this program");
+        // Examples lie one directory below the binaries.
+        me.ancestors().nth(2).expect("a target directory").join("timberline")
+    };
+    BINARY.get_or_init(|| option_env!("CARGO_BIN_EXE_timberline").map_or_else(beside, PathBuf::from))
 }
 
 /// Ports of this process alone: below those that the system gives to connections, a hundred at a time, held by a lock on a file. A
@@ -71,7 +84,7 @@ impl Server {
         let file = dir.join("config.yaml");
         std::fs::write(&file, config).unwrap();
         let log = File::options().create(true).append(true).open(dir.join("server.log")).unwrap();
-        let words: Vec<&str> = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_timberline")]).collect();
+        let words: Vec<&OsStr> = wrapper.iter().map(OsStr::new).chain([binary().as_os_str()]).collect();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]);
         command.args(["-server.http-listen-address=127.0.0.1", "-server.grpc-listen-address=127.0.0.1"]);
