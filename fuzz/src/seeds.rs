@@ -52,7 +52,10 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             let cut = |file: Vec<u8>| file[..used(&file)].to_vec();
             behind(&[1], of("golden/v1/wal", ".wal").into_iter().map(cut).collect())
         }
-        "recovery" => (0..32).map(|n| vec![n, n * 7, n, n * 3, n * 5, n, n * 11, n * 13]).collect(),
+        // A change of each kind, to each of the directories.
+        "recovery" => {
+            (0..40_u8).map(|n| [n, n % 10].into_iter().chain((3..9).map(|f| n.wrapping_mul(f * f))).collect()).collect()
+        }
         "block" => {
             behind(&[0], of("loki/chunks", "stream-a").into_iter().chain(of("loki/chunks", "stream-b")).collect())
         }
