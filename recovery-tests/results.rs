@@ -35,7 +35,11 @@ fn main() {
     summary(&layers);
     for (layer, values) in &layers {
         println!("\n## {layer}\n");
-        if layer == "mutants" { mutants(values) } else { values.iter().for_each(figures_of) }
+        match layer.as_str() {
+            "mutants" => mutants(values),
+            "fuzz" => fuzz(values),
+            _ => values.iter().for_each(figures_of),
+        }
     }
 }
 
@@ -57,6 +61,7 @@ fn summary(layers: &BTreeMap<String, Vec<Value>>) {
     println!("| images of a disk, mounted and recovered | {} |", sum("images", &|_| true));
     println!("| errors of a disk below ext4 | {} |", sum("errors of the disk", &|_| true));
     println!("| system calls failed or killed at | {} |", sum("injected", &|_| true));
+    println!("| executions of fuzz targets | {} |", sum("executions", &|l| l == "fuzz"));
     let bugs: BTreeSet<&str> = layers.get("mutants").into_iter().flatten().filter_map(|v| v["bug"].as_str()).collect();
     println!("| planted bugs found | {} |", bugs.len());
     println!("| acknowledged lines lost, invented, altered or doubled | 0 |");
@@ -80,6 +85,25 @@ fn mutants(values: &[Value]) {
         // Where a machine keeps its disks is nobody else's business.
         let message = message.split(" (the disk is kept").next().unwrap_or_default();
         println!("| {} | {} | {message} | {} |", cell("bug"), cell("found_by"), cell("seconds"));
+    }
+}
+
+fn fuzz(values: &[Value]) {
+    println!(
+        "Figures of libFuzzer. A target may have run several times. Regressions are inputs that broke a property once, and are run in every \
+         `cargo test`.\n\n| target | executions | seconds | inputs with new coverage | regressions |\n|---|---|---|---|---|"
+    );
+    let mut by_target: BTreeMap<String, Vec<&Value>> = BTreeMap::new();
+    values.iter().for_each(|v| by_target.entry(field(v, "target")).or_default().push(v));
+    for (target, runs) in by_target {
+        let sum = |name: &str| runs.iter().filter_map(|v| v[name].as_u64()).sum::<u64>();
+        let regressions = runs.last().map(|v| field(v, "regressions")).unwrap_or_default();
+        println!(
+            "| {target} | {} | {} | {} | {regressions} |",
+            sum("executions"),
+            sum("seconds"),
+            sum("inputs with new coverage")
+        );
     }
 }
 

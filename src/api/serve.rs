@@ -106,13 +106,7 @@ pub async fn serve(
     metrics: &ApiMetrics,
     shutdown: impl Future<Output = ()>,
 ) -> usize {
-    let server = Server {
-        router,
-        http: http_builder(config.protocol),
-        tls: tls.map(TlsAcceptor::from),
-        open: metrics.connections(config.protocol.name(), config.max_connections),
-        config,
-    };
+    let server = Server::new(router, tls, config, metrics);
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     tokio::select! {
@@ -124,6 +118,17 @@ pub async fn serve(
     while connections.try_join_next().is_some() {}
     connections.len()
     // Dropping the set ends what is left.
+}
+
+/// Serves one connection as a listener would, whatever its bytes come through: for tests without a network.
+#[doc(hidden)]
+pub async fn serve_stream(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    config: ListenerConfig,
+    metrics: &ApiMetrics,
+) {
+    Server::new(router, None, config, metrics).http(stream, GracefulShutdown::new().watcher()).await;
 }
 
 struct Server {
@@ -204,6 +209,21 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 }
 
 impl Server {
+    fn new(
+        router: Router,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        config: ListenerConfig,
+        metrics: &ApiMetrics,
+    ) -> Self {
+        Self {
+            router,
+            http: http_builder(config.protocol),
+            tls: tls.map(TlsAcceptor::from),
+            open: metrics.connections(config.protocol.name(), config.max_connections),
+            config,
+        }
+    }
+
     async fn connection(&self, stream: TcpStream, watcher: Watcher) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection keeps Nagle's algorithm");

@@ -4,6 +4,9 @@ use std::fmt;
 use std::io::{Read, Write};
 use std::str::FromStr;
 
+/// Log lines rarely compress better.
+const USUAL_RATIO: usize = 8;
+
 /// How a chunk's blocks and symbols are compressed (`ingester.chunk_encoding`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Encoding {
@@ -69,8 +72,8 @@ impl Encoding {
         expected: usize,
         limit: usize,
     ) -> Result<Vec<u8>, ChunkError> {
-        // No snappy frame holds more than 32 times its length, so a false expectation costs little.
-        let mut out = Vec::with_capacity(expected.min(bytes.len().saturating_mul(32)).min(limit));
+        // What is expected may be false: it costs no more than the bytes that are there can explain.
+        let mut out = Vec::with_capacity(expected.min(bytes.len().saturating_mul(USUAL_RATIO)).min(limit));
         let bound = limit as u64 + 1;
         let read = match self {
             Self::None => bytes.take(bound).read_to_end(&mut out),

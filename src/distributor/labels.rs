@@ -44,7 +44,7 @@ pub enum LabelLevel {
 pub fn resolve(tenant: &Tenant, text: &str, limits: &Limits) -> Result<StreamLabels, LabelRejection> {
     let mut pairs = parse_labels(text).map_err(LabelRejection::Syntax)?;
     pairs.retain(|(_, value)| !value.is_empty());
-    let internal = pairs.iter().any(|(name, _)| INTERNAL_LABELS.contains(&name.as_str()));
+    let internal = pairs.iter().any(|(name, _)| INTERNAL_LABELS.contains(&&**name));
     if !internal {
         discover_service_name(&mut pairs, &limits.discover_service_name);
     }
@@ -58,13 +58,14 @@ pub fn resolve(tenant: &Tenant, text: &str, limits: &Limits) -> Result<StreamLab
     Ok(StreamLabels { token: token_for(tenant.as_str(), labels.text()), level, internal, labels: Arc::new(labels) })
 }
 
-fn discover_service_name(pairs: &mut Vec<(String, String)>, candidates: &[String]) {
-    if candidates.is_empty() || pairs.iter().any(|(name, _)| name == SERVICE_NAME) {
+fn discover_service_name(pairs: &mut Vec<(Box<str>, Box<str>)>, candidates: &[String]) {
+    if candidates.is_empty() || pairs.iter().any(|(name, _)| &**name == SERVICE_NAME) {
         return;
     }
-    let value_of = |wanted: &String| pairs.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
-    let service = candidates.iter().find_map(value_of).unwrap_or_else(|| UNKNOWN_SERVICE.to_string());
-    pairs.push((SERVICE_NAME.to_string(), service));
+    let value_of = |wanted: &String| pairs.iter().find(|(name, _)| **name == **wanted).map(|(_, value)| value.clone());
+    let service = candidates.iter().find_map(value_of).unwrap_or_else(|| UNKNOWN_SERVICE.into());
+    pairs.reserve_exact(1);
+    pairs.push((SERVICE_NAME.into(), service));
 }
 
 /// Loki's checks of a stream's labels, in its order.

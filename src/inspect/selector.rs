@@ -107,7 +107,8 @@ impl<'a> Parser<'a> {
         if self.take("`") {
             let (value, rest) = self.rest.split_once('`').ok_or_else(|| self.error("a ` is missing"))?;
             self.rest = rest;
-            return Ok(value.to_string());
+            // As Go does, and so LogQL.
+            return Ok(value.replace('\r', ""));
         }
         if !self.take("\"") {
             return Err(self.error("expected a value in \" or `"));
@@ -155,6 +156,7 @@ mod tests {
             ("{env=~\"pr\"}", false),
             ("{env!~\"t.*\", zone=\"\"}", true),
             ("{env!=\"prod\"}", false),
+            ("{env=`pr\rod`}", true),
             ("{zone!=\"\"}", false),
         ];
         for (text, selected) in cases {

@@ -2,6 +2,11 @@
 
 use super::LabelError;
 
+/// Name and value, in no more memory than they need: a label set keeps them as they are.
+type Pair = (Box<str>, Box<str>);
+/// `a="",`: no pair is shorter.
+const MIN_PAIR: usize = 5;
+
 /// Parses a label text such as `{job="app", env='dev'}` into pairs in the order in which they are written.
 ///
 /// Accepted is what Loki accepts, PromQL's metric syntax: names `[a-zA-Z_][a-zA-Z0-9_]*`; values in double or single
@@ -11,12 +16,12 @@ use super::LabelError;
 /// # Errors
 /// [`LabelError`] with the place of the first character that does not fit. A value whose escapes do not make UTF-8
 /// is refused.
-pub fn parse_labels(text: &str) -> Result<Vec<(String, String)>, LabelError> {
+pub fn parse_labels(text: &str) -> Result<Vec<Pair>, LabelError> {
     let mut parser = Parser { text, at: 0 };
     let mut pairs = Vec::new();
     parser.skip_space();
     if let Some(name) = parser.identifier(true) {
-        pairs.push(("__name__".to_string(), name.to_string()));
+        pairs.push(("__name__".into(), name.into()));
         parser.skip_space();
     }
     match parser.peek() {
@@ -68,8 +73,11 @@ impl<'a> Parser<'a> {
         rest.get(..len)
     }
 
-    fn braces(&mut self, pairs: &mut Vec<(String, String)>) -> Result<(), LabelError> {
+    fn braces(&mut self, pairs: &mut Vec<Pair>) -> Result<(), LabelError> {
         self.bump();
+        // A vector that doubles would take twenty times as much as a hostile text.
+        let signs = memchr::memchr_iter(b'=', self.rest().as_bytes()).count();
+        pairs.reserve_exact(signs.min(self.rest().len() / MIN_PAIR + 1));
         loop {
             self.skip_space();
             if self.peek() == Some('}') {
@@ -88,7 +96,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn pair(&mut self) -> Result<(String, String), LabelError> {
+    fn pair(&mut self) -> Result<Pair, LabelError> {
         let Some(name) = self.identifier(false) else {
             return Err(self.unexpected("identifier or \"}\""));
         };
@@ -103,7 +111,7 @@ impl<'a> Parser<'a> {
             Some(quote @ ('"' | '\'')) => self.quoted_string(quote)?,
             _ => return Err(self.unexpected("string")),
         };
-        Ok((name.to_string(), value))
+        Ok((name.into(), value.into()))
     }
 
     fn raw_string(&mut self) -> Result<String, LabelError> {
@@ -218,12 +226,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parse(text: &str) -> Vec<(String, String)> {
+    fn parse(text: &str) -> Vec<Pair> {
         parse_labels(text).unwrap_or_else(|e| panic!("{text}: {e}"))
     }
 
-    fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
-        expected.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect()
+    fn pairs(expected: &[(&str, &str)]) -> Vec<Pair> {
+        expected.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect()
     }
 
     #[test]

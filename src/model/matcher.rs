@@ -1,5 +1,5 @@
 use super::LabelSet;
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 /// How a matcher compares a label's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +26,31 @@ pub struct Matcher {
     regex: Option<Regex>,
 }
 
+/// Largest compiled form of a regular expression, in bytes.
+const REGEX_SIZE_LIMIT: usize = 2 << 20;
+
 impl Matcher {
     /// # Errors
-    /// The regular expression does not compile, or is larger than the compiler's limit.
+    /// The regular expression does not compile, or is larger than 2 MiB when it is compiled.
     pub fn new(name: impl Into<String>, op: MatchOp, value: impl Into<String>) -> Result<Self, regex::Error> {
+        Self::with_size_limit(name, op, value, REGEX_SIZE_LIMIT)
+    }
+
+    /// As [`Matcher::new`], with a limit of the compiled form in bytes.
+    ///
+    /// # Errors
+    /// The regular expression does not compile, or is larger than that.
+    pub fn with_size_limit(
+        name: impl Into<String>,
+        op: MatchOp,
+        value: impl Into<String>,
+        size_limit: usize,
+    ) -> Result<Self, regex::Error> {
         let value = value.into();
         let regex = match op {
-            MatchOp::Regex | MatchOp::NotRegex => Some(Regex::new(&format!("^(?s:{value})$"))?),
+            MatchOp::Regex | MatchOp::NotRegex => {
+                Some(RegexBuilder::new(&format!("^(?s:{value})$")).size_limit(size_limit).build()?)
+            }
             MatchOp::Equal | MatchOp::NotEqual => None,
         };
         Ok(Self { name: name.into(), op, value, regex })

@@ -1,9 +1,6 @@
 use memchr::memmem::Finder;
 use regex::bytes::{Regex, RegexBuilder};
 
-/// Largest compiled form of one line filter's regular expression.
-const REGEX_SIZE_LIMIT: usize = 2 << 20;
-
 /// One line filter: `|=`, `!=`, `|~` or `!~` with one pattern, or several joined by `or`.
 #[derive(Clone, Debug)]
 pub struct LineFilter {
@@ -29,9 +26,9 @@ impl LineFilter {
         self.patterns.push(Pattern::Substring(Box::new(Finder::new(needle).into_owned())));
     }
 
-    /// Adds a regular expression, which may match anywhere in the line.
-    pub(super) fn or_regex(&mut self, expression: &str) -> Result<(), regex::Error> {
-        let regex = RegexBuilder::new(expression).size_limit(REGEX_SIZE_LIMIT).build()?;
+    /// Adds a regular expression, which may match anywhere in the line, of at most `size_limit` bytes when it is compiled.
+    pub(super) fn or_regex(&mut self, expression: &str, size_limit: usize) -> Result<(), regex::Error> {
+        let regex = RegexBuilder::new(expression).size_limit(size_limit).build()?;
         self.patterns.push(Pattern::Regex(regex));
         Ok(())
     }

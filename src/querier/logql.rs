@@ -9,6 +9,10 @@ pub const MAX_MATCHERS: usize = 128;
 /// Most line filter patterns of one query.
 pub const MAX_FILTERS: usize = 64;
 
+/// Largest compiled form of one regular expression, and of all of a query.
+const MAX_REGEX: usize = 2 << 20;
+const MAX_REGEXES: usize = 16 << 20;
+
 const NEEDS_A_MATCHER: &str = "queries require at least one regexp or equality matcher that does not have an \
     empty-compatible value. For instance, app=~\".*\" does not meet this requirement, but app=~\".+\" will";
 const SUPPORTED: &str =
@@ -126,6 +130,8 @@ struct Parser<'a> {
     token: Token<'a>,
     /// Place of `token`.
     place: (usize, usize),
+    /// Largest compiled form of each regular expression.
+    regex_limit: usize,
 }
 
 impl<'a> Parser<'a> {
@@ -134,7 +140,8 @@ impl<'a> Parser<'a> {
             let reason = format!("input size too long ({} > {MAX_QUERY_BYTES})", text.len());
             return Err(ParseError::whole(reason));
         }
-        let mut parser = Self { lexer: Lexer { rest: text, line: 1, column: 1 }, token: Token::End, place: (1, 1) };
+        let lexer = Lexer { rest: text, line: 1, column: 1 };
+        let mut parser = Self { lexer, token: Token::End, place: (1, 1), regex_limit: regex_limit(text) };
         parser.advance()?;
         Ok(parser)
     }
@@ -216,7 +223,8 @@ impl<'a> Parser<'a> {
         };
         self.advance()?;
         let value = self.text()?;
-        let matcher = Matcher::new(name, op, value).map_err(|e| self.error(regex_reason(&e)))?;
+        let matcher =
+            Matcher::with_size_limit(name, op, value, self.regex_limit).map_err(|e| self.error(regex_reason(&e)))?;
         self.advance()?;
         Ok(matcher)
     }
@@ -247,7 +255,7 @@ impl<'a> Parser<'a> {
             *patterns += 1;
             if is_regex {
                 let expression = self.text()?;
-                filter.or_regex(&expression).map_err(|e| self.error(regex_reason(&e)))?;
+                filter.or_regex(&expression, self.regex_limit).map_err(|e| self.error(regex_reason(&e)))?;
             } else {
                 filter.or_substring(self.bytes()?);
             }
@@ -289,6 +297,13 @@ impl<'a> Parser<'a> {
         let bytes = self.bytes()?.to_vec();
         String::from_utf8(bytes).map_err(|_| self.error("the string is not valid UTF-8"))
     }
+}
+
+/// What each regular expression may take, so that all together stay within the limit: an upper bound of their number is as good as
+/// their number.
+fn regex_limit(text: &str) -> usize {
+    let most = text.matches('~').count() + text.matches("or").count();
+    (MAX_REGEXES / most.max(1)).min(MAX_REGEX)
 }
 
 /// The crate's messages draw the expression over several lines; the last one says what is wrong.
@@ -566,6 +581,17 @@ mod tests {
         assert!(parse(&matchers(MAX_MATCHERS)).is_ok());
         assert!(error(&matchers(MAX_MATCHERS + 1)).contains("more than 128 matchers"));
         assert!(error("{a=\"b\"} |~ \"(?:\\\\w{1000}){1000}\"").contains("error parsing regexp"));
+    }
+
+    /// One may be as large as 2 MiB, many share what there is.
+    #[test]
+    fn expressions_share_their_memory() {
+        let many = |n: usize| format!("{{{}}}", vec!["a=~`\\w{40}`"; n].join(","));
+        assert!(parse(&many(1)).is_ok());
+        assert!(parse(&many(8)).is_ok());
+        assert!(error(&many(120)).contains("exceeds size limit"), "{}", error(&many(120)));
+        let small = format!("{{{}}}", vec!["a=~`x|y.+`"; MAX_MATCHERS].join(","));
+        assert!(parse(&small).is_ok());
     }
 
     #[test]

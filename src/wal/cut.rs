@@ -4,7 +4,7 @@
 //! A stream that gets many lines soon fills a block, and then its lines in the log are needed no more. One that gets few
 //! needs them until their segment goes, and nearly every record has some of those.
 
-use super::record::BodyError;
+use super::record::{BodyError, Codec, most_decompressed};
 use crate::codec::{Cursor, put_uvarint, snappy};
 use std::ops::Range;
 
@@ -106,6 +106,9 @@ impl Cut {
             }
             end - rest.remaining() as u32
         };
+        if u64::from(raw_len) > most_decompressed(Codec::Snappy as u8, stored.len()).unwrap_or(0) {
+            return Err(wrong());
+        }
         let (parts, packed) = match side {
             Side::Before => (0..self.parts, begin..self.stored_parts),
             Side::Behind => (self.parts..self.symbols, self.stored_parts..self.stored_symbols),

@@ -394,7 +394,7 @@ impl<'a> Summing<'a> {
         let lines = rows.iter().map(|r| u64::from(r.count)).sum();
         if kind.has_lsn() {
             match self.out.lsns.last_mut() {
-                Some(last) if last.end == head.lsn => last.end += 1,
+                Some(last) if last.end == head.lsn => last.end = last.end.saturating_add(1),
                 _ => self.out.lsns.push(head.lsn..head.lsn.saturating_add(1)),
             }
             if head.lsn >= self.durable {
@@ -821,7 +821,7 @@ fn find_losses(live: &[Live<'_>], judge: &Judge, out: &mut Plan) {
         let end = l.lsn_end.min(durable);
         covered.extend(l.summary.lsns.iter().map(|r| r.start..r.end.min(end)).filter(|r| !r.is_empty()));
         let in_bounds = l.summary.lines.iter().filter(|(r, _)| r.start < end);
-        surviving_lines += in_bounds.map(|(_, n)| n).sum::<u64>();
+        surviving_lines = in_bounds.map(|(_, n)| *n).fold(surviving_lines, u64::saturating_add);
         for (d, judged) in judge.segment(l).filter(|(_, judged)| judged.finding == Finding::Damage) {
             out.forgets |= judged.every_file;
             out.loss.damage.push((l.summary.number, d));
@@ -845,7 +845,8 @@ fn find_losses(live: &[Live<'_>], judge: &Judge, out: &mut Plan) {
     };
     out.loss.lsns = missing(out.first_lsn..durable, covered.into_iter());
     let start_lines = out.first_lines;
-    out.lines = total_lines(live, durable).max(start_lines + surviving_lines);
+    // Nothing but a checksum speaks for what a header tells: no sum may wrap around.
+    out.lines = total_lines(live, durable).max(start_lines.saturating_add(surviving_lines));
     out.newest = live.iter().flat_map(Live::groups).max_by_key(|g| g.first_lsn).map(|g| g.wall_clock);
     if let (Some(first), Some(last)) = (out.loss.lsns.first(), out.loss.lsns.last()) {
         let groups = || live.iter().flat_map(Live::groups);
@@ -855,8 +856,8 @@ fn find_losses(live: &[Live<'_>], judge: &Judge, out: &mut Plan) {
         out.loss.between = either.map(|e| (before.unwrap_or(e), after.unwrap_or(e)));
         // What a Gap has settled is lost for good, and was told.
         let settled = out.gaps.iter().filter(|g| g.lsns.first().is_none_or(|(first, _)| *first >= out.first_lsn));
-        let settled: u64 = settled.map(|g| g.lines).sum();
-        out.loss.logged = (out.lines - start_lines - surviving_lines).saturating_sub(settled);
+        let settled = settled.map(|g| g.lines).fold(surviving_lines, u64::saturating_add);
+        out.loss.logged = (out.lines - start_lines).saturating_sub(settled);
         out.loss.lines = out.loss.logged;
         out.loss.seqs = out.loss.streams.iter().map(|r| (r.stream, r.first_seq..r.end_seq())).collect();
     }

@@ -374,11 +374,22 @@ pub(super) fn encode_control<T: ControlBody>(kind: Kind, value: &T) -> (Vec<u8>,
 /// # Errors
 /// The body does not decompress, or does not hold exactly one value of the type.
 pub fn decode_control<T: bincode::Decode<()>>(head: &RecordHead, stored: &[u8]) -> Result<T, BodyError> {
-    const LIMIT: usize = MAX_RECORD_LEN as usize;
     let name = head.known_kind().map_or("record", Kind::name);
     let raw = decompress_body(head, stored)?;
-    let decoded = bincode::decode_from_slice(&raw, bincode::config::standard().with_limit::<LIMIT>());
-    only_value(name, &raw, decoded)
+    only_value(name, &raw, decode_limited(&raw))
+}
+
+/// A list says how long it is before its elements come, and memory for all of them is taken at once. A number of one byte takes eight,
+/// and nothing takes much more than that for each of its bytes: so what a body may take follows from its length.
+fn decode_limited<T: bincode::Decode<()>>(raw: &[u8]) -> Result<(T, usize), bincode::error::DecodeError> {
+    let config = bincode::config::standard;
+    match raw.len() {
+        0..=0x1000 => bincode::decode_from_slice(raw, config().with_limit::<0x1_0000>()),
+        0x1001..=0x4000 => bincode::decode_from_slice(raw, config().with_limit::<0x4_0000>()),
+        0x4001..=0x1_0000 => bincode::decode_from_slice(raw, config().with_limit::<0x10_0000>()),
+        0x1_0001..=0x10_0000 => bincode::decode_from_slice(raw, config().with_limit::<0x100_0000>()),
+        _ => bincode::decode_from_slice(raw, config().with_limit::<{ 16 * MAX_RECORD_LEN as usize }>()),
+    }
 }
 
 fn only_value<T>(
@@ -403,13 +414,27 @@ pub fn decompress_body(head: &RecordHead, stored: &[u8]) -> Result<Vec<u8>, Body
     Ok(raw)
 }
 
+/// The most bytes that a codec can hold in so many: nothing more is allocated, whatever a head says.
+pub(super) fn most_decompressed(codec: u8, stored: usize) -> Option<u64> {
+    let ratio = match codec {
+        0 => 1,
+        // A copy of 3 bytes yields 64.
+        1 => 22,
+        // A block of 4 bytes yields 128 KiB.
+        2 => 32 << 10,
+        _ => return None,
+    };
+    Some((stored as u64).saturating_mul(ratio))
+}
+
 /// As [`decompress_body`], into a buffer whose memory is used again.
 ///
 /// # Errors
 /// As [`decompress_body`]; what the buffer holds is unknown then.
 pub fn decompress_body_into(head: &RecordHead, stored: &[u8], raw: &mut Vec<u8>) -> Result<(), BodyError> {
     let wrong = || BodyError::Decompress(head.raw_len);
-    if u64::from(head.raw_len) > MAX_RECORD_LEN {
+    let most = most_decompressed(head.codec, stored.len()).ok_or(BodyError::Codec(head.codec))?;
+    if u64::from(head.raw_len) > most.min(MAX_RECORD_LEN) {
         return Err(wrong());
     }
     let raw_len = head.raw_len as usize;
@@ -450,7 +475,8 @@ impl<'a> BodyView<'a> {
         let parts = raw.get(4..symbols_at).ok_or(BodyError::Inconsistent("the symbol table lies outside the body"))?;
         let mut c = Cursor::new(raw.get(symbols_at..).unwrap_or_default());
         let count = c.uvarint()?;
-        if count > c.remaining() as u64 {
+        // All but one have at least a byte, with its length.
+        if count > c.remaining() as u64 / 2 + 1 {
             return Err(DecodeError::Truncated.into());
         }
         let mut symbols = Vec::with_capacity(count as usize);
@@ -1005,6 +1031,37 @@ mod tests {
         let longer = [&bytes[48..], &[0]].concat();
         let head = RecordHead { raw_len: head.raw_len + 1, ..head };
         assert!(decode_control::<Open>(&head, &longer).is_err());
+    }
+
+    /// What a body says of its size is not believed beyond what its bytes can hold.
+    #[test]
+    fn lies_about_sizes_cost_nothing() {
+        let head = |codec: u8, body: &[u8], raw_len| RecordHead {
+            raw_len,
+            codec,
+            ..head_of(&[&[0; RECORD_HEAD_LEN], body].concat(), Kind::Gap, body, Codec::None, 0)
+        };
+        let mut raw = Vec::new();
+        for (codec, body) in [(1, &b"\x80\x80\x80\x40"[..]), (2, &b"1234"[..])] {
+            let lie = head(codec, body, 128 << 20);
+            assert_eq!(decompress_body_into(&lie, body, &mut raw), Err(BodyError::Decompress(128 << 20)));
+            assert_eq!(raw.capacity(), 0);
+        }
+        // Eight million ranges in five bytes: bincode would take memory for them before it looks for the first.
+        let list = [252, 0, 0, 128, 0];
+        let error = decode_control::<Gap>(&head(0, &list, 5), &list).unwrap_err();
+        assert!(error.to_string().contains("LimitExceeded"), "{error}");
+        // As small as they get, and none of them is too many.
+        let gap = Gap { lsns: vec![(1, 2); 100_000], seqs: vec![(1, 2, 3); 100_000], lines: 7 };
+        let (bytes, packed) = encode_control(Kind::Gap, &gap);
+        assert_eq!(decode_control::<Gap>(&packed, &bytes[RECORD_HEAD_LEN..]), Ok(gap));
+    }
+
+    #[test]
+    fn symbols_have_bytes() {
+        let body = |count: u8, symbols: &[u8]| [&[4, 0, 0, 0, count], symbols].concat();
+        assert_eq!(BodyView::new(&body(2, b"\0\x01a")).unwrap().symbols(), [&b""[..], b"a"]);
+        assert!(BodyView::new(&body(9, &[0; 9])).is_err());
     }
 
     fn definitions() -> impl Strategy<Value = Vec<SeriesDef>> {

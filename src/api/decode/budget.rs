@@ -27,6 +27,14 @@ pub enum BudgetError {
         /// Size of the budget.
         limit: usize,
     },
+    /// What the push is made of takes far more than its bytes explain: it is made of empty things.
+    #[error(
+        "the push has more empty streams, entries, labels or metadata than its {len} bytes allow for; send fewer of them"
+    )]
+    Hollow {
+        /// Bytes of the push without its compression.
+        len: usize,
+    },
     /// One push needs more than the whole budget; waiting does not help.
     #[error(
         "request body too large: decoding it needs {needed} bytes of memory, more than the {limit} that all pushes \
@@ -45,6 +53,7 @@ impl From<BudgetError> for PushError {
         match error {
             BudgetError::Exhausted { .. } => Self::unavailable(error.to_string()),
             BudgetError::TooLarge { .. } => Self::too_large(error.to_string()),
+            BudgetError::Hollow { .. } => Self::bad_request(error.to_string()),
         }
     }
 }
@@ -70,7 +79,7 @@ impl Budget {
     /// # Errors
     /// Never blocks: a caller that wants to wait for [`BudgetError::Exhausted`] to pass does so by itself.
     pub fn try_reserve(self: &Arc<Self>, bytes: usize) -> Result<Lease, BudgetError> {
-        let mut lease = Lease { budget: Arc::clone(self), reserved: 0, taken: 0 };
+        let mut lease = Lease { budget: Arc::clone(self), reserved: 0, taken: 0, len: 0, most: usize::MAX };
         lease.reserve(bytes)?;
         Ok(lease)
     }
@@ -82,7 +91,15 @@ pub struct Lease {
     budget: Arc<Budget>,
     reserved: usize,
     taken: usize,
+    /// Bytes of the push without its compression.
+    len: usize,
+    /// What [`Lease::push`] lets be taken.
+    most: usize,
 }
+
+/// A decoded push takes at most this many bytes for each of its own, and [`HOLLOW`] besides.
+const RATIO: usize = 8;
+const HOLLOW: usize = 48 << 10;
 
 impl Lease {
     /// Bytes that this lease holds of its budget.
@@ -131,14 +148,31 @@ impl Lease {
         Ok(())
     }
 
+    /// Bounds what [`Lease::push`] takes from now on for a push of `len` bytes, which are taken already.
+    pub(super) fn bound(&mut self, len: usize) {
+        self.len = len;
+        self.most = self.taken.saturating_add(len.saturating_mul(RATIO - 1)).saturating_add(HOLLOW);
+    }
+
     /// Pushes onto a vector whose growth is accounted for.
     #[inline]
     pub(super) fn push<T>(&mut self, vec: &mut Vec<T>, value: T) -> Result<(), BudgetError> {
         if vec.len() == vec.capacity() {
-            self.grow(vec, (vec.len() * 2).max(64))?;
+            self.grow_within(vec)?;
         }
         vec.push(value);
         Ok(())
+    }
+
+    /// Doubles a vector, or as far as the bound lets it.
+    #[cold]
+    fn grow_within<T>(&mut self, vec: &mut Vec<T>) -> Result<(), BudgetError> {
+        let room = self.most.saturating_sub(self.taken) / size_of::<T>().max(1);
+        let capacity = (vec.len() * 2).max(64).min(room);
+        if capacity <= vec.len() {
+            return Err(BudgetError::Hollow { len: self.len });
+        }
+        self.grow(vec, capacity)
     }
 
     fn reserve(&mut self, bytes: usize) -> Result<(), BudgetError> {

@@ -19,8 +19,6 @@ use memchr::memchr2;
 const MAX_DEPTH: u8 = 64;
 /// `="", ` around a name and a value in a label text.
 const LABEL_OVERHEAD: usize = 5;
-/// A control character of one byte is rendered as `\x1f`.
-const MAX_QUOTED_RATIO: usize = 4;
 
 /// Decodes a JSON text that is not compressed any more. It becomes the arena of the push; the caller's lease covers it.
 pub(super) fn decode(
@@ -30,6 +28,7 @@ pub(super) fn decode(
     lease: &mut Lease,
 ) -> Result<PushRequest, PushError> {
     let path = if v1 { Shape::V1 } else { Shape::Legacy };
+    lease.bound(text.len());
     let builder = Builder::new(limits, lease);
     let mut decoder = Decoder { text, at: 0, path, builder, pairs: Vec::new(), rendered: Vec::new() };
     decoder.push()?;
@@ -223,7 +222,7 @@ impl Decoder<'_> {
             d.check_label_name(name)?;
             let value = if d.peek() == Some(b'"') { d.string("a label's value")? } else { d.raw_value()? };
             d.check_utf8(value, "a label's value")?;
-            size += LABEL_OVERHEAD + name.len as usize + value.len as usize;
+            size += LABEL_OVERHEAD + name.len as usize + quoted_len(value.of(&d.text));
             check_labels_size(size)?;
             Ok(d.builder.lease.push(&mut d.pairs, MetadataPair { name, value })?)
         })?;
@@ -243,7 +242,7 @@ impl Decoder<'_> {
         let text = &self.text;
         // Stable, so that of equal names the last one stays last.
         self.pairs.sort_by(|a, b| a.name.of(text).cmp(b.name.of(text)));
-        let needed = self.rendered.len() + size * MAX_QUOTED_RATIO + 2;
+        let needed = self.rendered.len() + size + 2;
         if needed > self.rendered.capacity() {
             let capacity = needed.max(self.rendered.capacity() * 2);
             self.builder.lease.grow(&mut self.rendered, capacity)?;
@@ -267,6 +266,16 @@ impl Decoder<'_> {
     }
 }
 
+/// Bytes of a value between its quotes.
+fn quoted_len(value: &[u8]) -> usize {
+    let more = |byte: &u8| match byte {
+        b'"' | b'\\' => 1,
+        0..0x20 => 3,
+        _ => 0,
+    };
+    value.len() + value.iter().map(more).sum::<usize>()
+}
+
 /// A quoted label value as the label grammar reads it. It is parsed again and made canonical with the labels.
 fn quote(value: &[u8], out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -274,7 +283,7 @@ fn quote(value: &[u8], out: &mut Vec<u8>) {
     for &byte in value {
         match byte {
             b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            0..0x20 | 0x7f => {
+            0..0x20 => {
                 let [high, low] = [byte >> 4, byte & 15].map(|digit| HEX[usize::from(digit)]);
                 out.extend_from_slice(&[b'\\', b'x', high, low]);
             }

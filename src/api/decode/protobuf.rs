@@ -23,6 +23,7 @@ const SHORT_VARINT: usize = 5;
 /// Decodes a protobuf message that is not compressed any more. It becomes the arena of the push; the caller's lease
 /// covers it.
 pub(super) fn decode(message: Vec<u8>, limits: &DecodeLimits, lease: &mut Lease) -> Result<PushRequest, PushError> {
+    lease.bound(message.len());
     let mut builder = Builder::new(limits, lease);
     let mut reader = Reader { bytes: &message, at: 0, end: message.len() };
     while let Some((field, wire)) = reader.tag()? {

@@ -349,6 +349,29 @@ fn a_label_text_above_16_mib_is_413() {
     assert_eq!(from_json(map).unwrap_err().status, 413);
 }
 
+/// An entry of two bytes takes twenty-four, and as many again while the list grows.
+#[test]
+fn a_push_of_empty_things_takes_no_more_than_its_bytes_explain() {
+    let entries = |n: usize| proto(&to_wire(&[("{}".into(), vec![(0, vec![], vec![]); n])]));
+    assert!(from_message(&entries(100)).is_ok());
+    let budget = Budget::new(1 << 30);
+    let mut lease = budget.try_reserve(0).unwrap();
+    let message = [&b"\x0a\xc0\x84\x3d"[..], &b"\x12\0".repeat(500_000)].concat();
+    let error = decode_protobuf(message, &DecodeLimits::default(), &mut lease).unwrap_err();
+    assert_eq!(error.status, 400);
+    assert!(
+        error
+            .message
+            .starts_with("the push has more empty streams, entries, labels or metadata than its 1000004 bytes")
+    );
+    // The smallest that mean something: a second, and a byte.
+    let small: Vec<_> = (0..200_000).map(|n| (n * 1_000_000_000, b"a".to_vec(), vec![])).collect();
+    let decoded = from_message(&proto(&to_wire(&[("{}".into(), small.clone())]))).unwrap();
+    assert_eq!(decoded, [("{}".to_string(), small)]);
+    let text = format!(r#"{{"streams":[{}{{}}]}}"#, "{},".repeat(500_000));
+    assert_eq!(from_json(text).unwrap_err().status, 400);
+}
+
 #[test]
 fn a_declared_snappy_length_is_not_believed() {
     // Ten bytes that declare 200 MiB: nothing of that size is reserved.
@@ -638,7 +661,7 @@ fn a_label_map_becomes_a_sorted_label_text() {
         (r#"{"b":"2","a":"1"}"#, r#"{a="1", b="2"}"#),
         (r#"{"a":"1","b":"2","a":"3"}"#, r#"{a="3", b="2"}"#),
         (r#"{"a":"","\u0062":"x"}"#, r#"{a="", b="x"}"#),
-        (r#"{"a":"q\"b\\s\n\u0007\u007f\u00e9"}"#, "{a=\"q\\\"b\\\\s\\x0a\\x07\\x7f\u{e9}\"}"),
+        (r#"{"a":"q\"b\\s\n\u0007\u007f\u00e9"}"#, "{a=\"q\\\"b\\\\s\\x0a\\x07\x7f\u{e9}\"}"),
         (r#"{"i":5,"f":-1.50e3,"n":null,"t":true}"#, r#"{f="-1.50e3", i="5", n="null", t="true"}"#),
         (r#"{"a":["x", 1]}"#, r#"{a="[\"x\", 1]"}"#),
         // Left to the label grammar.
