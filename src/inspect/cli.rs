@@ -193,7 +193,7 @@ impl FromStr for Attach {
         let wrong = || "expected STREAM=LABELS, such as 7='{app=\"web\"}'".to_string();
         let (stream, labels) = text.split_once('=').ok_or_else(wrong)?;
         let pairs = parse_labels(labels).map_err(|e| e.to_string())?;
-        let mut names: Vec<&str> = pairs.iter().map(|(name, _)| name.as_str()).collect();
+        let mut names: Vec<&str> = pairs.iter().map(|(name, _)| &**name).collect();
         names.sort_unstable();
         if names.windows(2).any(|pair| pair.first() == pair.last()) {
             return Err("a label comes twice".to_string());
