@@ -189,16 +189,16 @@ impl<'a> Replay<'a> {
         self.pushes += 1;
         self.lines += push.lines;
         self.bytes += push.bytes;
-        self.free = Instant::now() + self.takes(&push.lines, &push.bytes);
+        self.free = Instant::now() + self.takes(push.lines, push.bytes);
         Ok(())
     }
 
     /// How long so much takes at the wanted rate.
-    fn takes(&self, lines: &u64, bytes: &u64) -> Duration {
+    fn takes(&self, lines: u64, bytes: u64) -> Duration {
         let seconds = match self.args.rate {
             None => 0.0,
-            Some(Rate::Lines(rate)) => *lines as f64 / rate as f64,
-            Some(Rate::Bytes(rate)) => *bytes as f64 / rate as f64,
+            Some(Rate::Lines(rate)) => lines as f64 / rate as f64,
+            Some(Rate::Bytes(rate)) => bytes as f64 / rate as f64,
         };
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
