@@ -161,6 +161,10 @@ impl Reader for Queries {
 struct Idle;
 
 impl Status for Idle {
+    fn overview_json(&self) -> String {
+        "{}".into()
+    }
+
     fn ready(&self) -> Result<String, String> {
         Ok("ready".into())
     }
