@@ -1403,6 +1403,48 @@ mod whole {
         ingester.stop();
     }
 
+    /// The same at the worst moment: right after the first group was read.
+    #[test]
+    fn what_is_used_again_or_removed_while_it_is_read_counts_for_nothing() {
+        use std::os::unix::fs::FileExt;
+        type Meanwhile = fn(&Path, SegmentHeader);
+        fn write_over(file: &Path, header: SegmentHeader) {
+            let file = fs::OpenOptions::new().write(true).open(file).unwrap();
+            file.write_all_at(&header.encode(0), 0).unwrap();
+            file.write_all_at(&header.encode(4096), 4096).unwrap();
+            file.write_all_at(&vec![0x5a; 1 << 19], 12_288).unwrap();
+        }
+        let damaged: Meanwhile = |file, header| write_over(file, header);
+        let used_again: Meanwhile = |file, header| {
+            let next = file.with_file_name(file_name(LogKind::Wal, header.number + 1000));
+            fs::rename(file, &next).unwrap();
+            write_over(&next, SegmentHeader { number: header.number + 1000, salt: 7, recycled: true, ..header });
+        };
+        let under_its_name: Meanwhile =
+            |file, header| write_over(file, SegmentHeader { salt: 7, recycled: true, ..header });
+        let removed: Meanwhile = |file, _| fs::remove_file(file).unwrap();
+        for (meanwhile, counts) in [(damaged, true), (used_again, false), (under_its_name, false), (removed, false)] {
+            let dir = copy(sample().dir.path());
+            let number = numbers(dir.path(), LogKind::Wal)[0];
+            let file = path(dir.path(), LogKind::Wal, number);
+            let bytes = fs::read(&file).unwrap();
+            let header = SegmentHeader::decode(&bytes).unwrap();
+            let end = scan_segment(&bytes).unwrap().groups.last().unwrap().end;
+            let sealed = Sealed { path: &file, log: LogKind::Wal, number, volume: header.volume, end };
+            let sound = Scrub::default().run(&RealFs, &sealed, &mut |_| true).unwrap().unwrap();
+            assert_eq!((sound.salt, &sound.damage[..]), (header.salt, &[][..]));
+            assert!(Scrub::default().run(&RealFs, &sealed, &mut |_| false).unwrap().is_none(), "it was not to go on");
+            let mut first = true;
+            let found = Scrub::default().run(&RealFs, &sealed, &mut |_| {
+                if std::mem::replace(&mut first, false) {
+                    meanwhile(&file, header);
+                }
+                true
+            });
+            assert_eq!(found.unwrap().is_some_and(|found| !found.damage.is_empty()), counts);
+        }
+    }
+
     /// A stop does not wait for a slow pass.
     #[test]
     fn a_stop_ends_a_scrub_at_once() {
