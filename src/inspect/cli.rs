@@ -206,16 +206,14 @@ impl FromStr for Attach {
     }
 }
 
-const DUMP_EXAMPLE: &str = "Example, the errors of one tenant as they become durable:
-  wal-inspect -d /var/lib/timberline dump --follow --tenant acme --grep 'level=error'";
-const EXPORT_EXAMPLE: &str = "Example, an hour of one application, compressed:
-  wal-inspect -d /var/lib/timberline export -m '{app=\"web\"}' --since 1h --to web.jsonl.zst";
-const IMPORT_EXAMPLE: &str = "Example, with Loki stopped:
-  wal-inspect -d /var/lib/timberline import --from-loki /var/lib/loki/wal";
-const REPLAY_EXAMPLE: &str = "Example, from an orphaned volume to the service, interrupted or not:
-  wal-inspect -d /mnt/orphan replay --to http://loki:3100 --rate 20MB --resume /var/tmp/orphan.json";
-const BENCH_EXAMPLE: &str = "Example:
-  wal-inspect -d /var/lib/timberline bench --seconds 5";
+const DUMP_EXAMPLE: &str =
+    "Example: wal-inspect -d /var/lib/timberline dump --follow --tenant acme --grep 'level=error'";
+const EXPORT_EXAMPLE: &str =
+    "Example: wal-inspect -d /var/lib/timberline export -m '{app=\"web\"}' --since 1h --to web.jsonl.zst";
+const IMPORT_EXAMPLE: &str = "Example: wal-inspect -d /var/lib/timberline import --from-loki /var/lib/loki/wal";
+const REPLAY_EXAMPLE: &str =
+    "Example: wal-inspect -d /mnt/orphan replay --to http://loki:3100 --rate 20MB --resume /var/tmp/orphan.json";
+const BENCH_EXAMPLE: &str = "Example: wal-inspect -d /var/lib/timberline bench --seconds 5";
 
 impl Command {
     /// Its name on the command line and in JSON.
