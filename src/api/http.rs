@@ -18,6 +18,7 @@ use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use tokio::task::JoinError;
+use tokio::time::Instant;
 
 const PUSH: &str = "/loki/api/v1/push";
 const LEGACY_PUSH: &str = "/api/prom/push";
@@ -163,23 +164,33 @@ async fn store(api: Arc<Api>, received: Received) -> Result<(), PushError> {
 }
 
 impl Api {
-    /// Waits for the memory that decoding is expected to need, then decodes: on a blocking thread if it is much.
+    /// Waits a bounded time for the memory that decoding is expected to need, then decodes: on a blocking thread and in
+    /// its turn if it is much.
     pub(super) async fn decode(
         &self,
         expected: usize,
         decode: impl FnOnce(&mut Lease) -> Result<PushRequest, PushError> + Send + 'static,
     ) -> Result<(PushRequest, Lease), PushError> {
+        let deadline = Instant::now() + self.config.budget_wait;
         let mut lease = body::patiently(self.config.budget_wait, || self.budget.try_reserve(expected)).await?;
         let work = move || decode(&mut lease).map(|request| (request, lease));
         if expected <= INLINE_DECODE {
             return work();
         }
-        let permit = Arc::clone(&self.decodes).acquire_owned().await;
+        let turn = tokio::time::timeout_at(deadline, Arc::clone(&self.decodes).acquire_owned());
+        let permit = turn.await.map_err(|_| self.too_many_decodes())?;
         let blocking = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             work()
         });
         joined(blocking.await)
+    }
+
+    fn too_many_decodes(&self) -> PushError {
+        PushError::unavailable(format!(
+            "other large pushes are being decoded and none ended within {:?}; try again later, or send smaller batches",
+            self.config.budget_wait
+        ))
     }
 
     pub(super) fn body_limits(&self, max: usize) -> BodyLimits {

@@ -69,7 +69,8 @@ pub struct ApiConfig {
     pub grpc_max_recv_msg_size: usize,
     /// How long a body may make no progress (`server.http_server_read_timeout`). Default 30 s.
     pub read_timeout: Duration,
-    /// How long a request waits for memory of the in-flight budget before it is answered 503. Default 2 s.
+    /// How long a request waits for memory of the in-flight budget, and for its turn to be decoded, before it is answered
+    /// 503. Default 2 s.
     pub budget_wait: Duration,
     /// Reads that run at a time. Default 16.
     pub max_concurrent_reads: usize,

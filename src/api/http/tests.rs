@@ -239,11 +239,38 @@ async fn memory_is_held_until_the_push_is_answered() {
 #[tokio::test]
 async fn a_large_push_is_decoded_on_a_blocking_thread() {
     let fake = fake(|_| ());
-    let line = "y".repeat(3 << 20);
-    let body = format!(r#"{{"streams":[{{"stream":{{"a":"b"}},"values":[["7","{line}"]]}}]}}"#);
-    assert_eq!(fake.push(body).await.status, 204);
-    assert_eq!(fake.pusher.pushed.lock()[0].entries[0].2, line);
+    assert_eq!(fake.push(large()).await.status, 204);
+    assert_eq!(fake.pusher.pushed.lock()[0].entries[0].2.len(), 3 << 20);
     assert_eq!(fake.budget.used(), 0);
+}
+
+/// A JSON push whose line makes it one that is decoded on a blocking thread.
+fn large() -> String {
+    format!(r#"{{"streams":[{{"stream":{{"a":"b"}},"values":[["7","{}"]]}}]}}"#, "y".repeat(3 << 20))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_push_waits_for_its_turn_and_then_gives_up() {
+    let fake = fake(|_| ());
+    let turns = fake.api.decodes.available_permits();
+    let held = fake.api.decodes.clone().acquire_many_owned(turns as u32).await.unwrap();
+    let start = tokio::time::Instant::now();
+    let answer = tokio::time::timeout(Duration::from_secs(10), fake.push(large())).await.expect("the wait has a bound");
+    assert_eq!((answer.status, answer.headers["retry-after"].as_bytes()), (503, &b"1"[..]));
+    assert!(
+        answer.body.starts_with("other large pushes are being decoded and none ended within 2s"),
+        "{}",
+        answer.body
+    );
+    assert_eq!(start.elapsed().as_secs(), 2);
+    assert_eq!(fake.budget.used(), 0, "who gives up holds nothing");
+    assert_eq!(fake.push(LINE).await.status, 204, "small pushes need no turn");
+    let release = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(held);
+    };
+    assert_eq!(tokio::join!(fake.push(large()), release).0.status, 204);
+    assert_eq!((fake.budget.used(), fake.api.decodes.available_permits()), (0, turns));
 }
 
 #[tokio::test]
