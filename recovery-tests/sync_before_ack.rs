@@ -88,8 +88,10 @@ struct Verdict {
 fn judge(calls: &[Call]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut first_ack: BTreeMap<&str, usize> = BTreeMap::new();
-    let answers =
-        calls.iter().filter(|c| c.is(&["write", "writev", "sendto", "sendmsg"]) && c.args.contains("HTTP/1.1 204"));
+    let is_answer = |c: &&Call| c.is(&["write", "writev", "sendto", "sendmsg"]) && c.args.contains("HTTP/1.1 204");
+    let mut answers: Vec<&Call> = calls.iter().filter(is_answer).collect();
+    // An answer that is begun first may end second: of twins, the n-th is the n-th that was begun.
+    answers.sort_by_key(|c| c.entry);
     let mut answered: HashMap<u64, usize> = HashMap::new();
     for answer in answers {
         verdict.acks += 1;

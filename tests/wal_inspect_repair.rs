@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use support::server::{Server, has, skip};
+use support::server::{Http, Server, has, skip};
 use tempfile::TempDir;
 use timberline::codec::crc32;
 use timberline::wal::format::{Kind, SECOND_HEADER};
@@ -93,16 +93,9 @@ impl Made {
             assert_eq!(http.push("small", T0, &["small 1".into(), "small 2".into()]).unwrap(), 204);
             for n in 0..60 {
                 let lines: Vec<String> = (0..100).map(|i| format!("big {n} {i} {}", noise.text(1000))).collect();
-                loop {
-                    // 503 where the log is cleaned too slowly for this load.
-                    match http.push(&format!("big{}", n % 2), T0 + n / 4, &lines).unwrap() {
-                        204 => break,
-                        status => assert_eq!(status, 503),
-                    }
-                    std::thread::sleep(std::time::Duration::from_millis(50));
-                }
+                push_small(&mut http, &format!("big{}", n % 2), T0 + n / 4, &lines);
             }
-            assert_eq!(http.push("small", T0 + 5, &["small 3".into()]).unwrap(), 204);
+            push_small(&mut http, "small", T0 + 5, &["small 3".into()]);
         })
     }
 
@@ -114,6 +107,18 @@ impl Made {
     fn served(self) -> Vec<(String, i64, String)> {
         served(self.dir.path())
     }
+}
+
+/// A push to a log of a few segments: 503 as long as it is cleaned too slowly for the load.
+fn push_small(http: &mut Http, stream: &str, at: i64, lines: &[String]) {
+    for _ in 0..1200 {
+        match http.push(stream, at, lines).unwrap() {
+            204 => return,
+            status => assert_eq!(status, 503),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("the log is full for a minute");
 }
 
 fn served(dir: &Path) -> Vec<(String, i64, String)> {
@@ -549,7 +554,7 @@ fn a_salvaged_directory_has_every_line_in_order_and_the_source_is_only_read() {
     assert_eq!((old.len(), old == new), (lines, true));
     // It is a data directory like any other.
     let server = Server::start(&made.dir.path().join("new"), SMALL, &[]);
-    assert_eq!(server.http().push("small", T0 + 9, &["more".into()]).unwrap(), 204);
+    push_small(&mut server.http(), "small", T0 + 9, &["more".into()]);
     assert_eq!(server.http().query_all("{s=\"small\"}").len(), 4);
     server.kill();
     assert_eq!(served(&made.dir.path().join("new")).len(), lines + 1);
