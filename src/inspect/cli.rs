@@ -6,7 +6,8 @@ use super::output::Format;
 use super::selector::Selector;
 use super::stats::By;
 use crate::wal::{LogKind, file_name};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::fmt;
 use std::path::PathBuf;
 
 /// Shows what a write-ahead log of Timberline holds, and whether it is sound.
@@ -15,9 +16,9 @@ use std::path::PathBuf;
 #[derive(Debug, Parser)]
 #[command(name = "wal-inspect", version, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// Data directory of the server, or the directory of the segments itself
-    #[arg(short, long, global = true, value_name = "DIR", default_value = "./data")]
-    pub dir: PathBuf,
+    /// Where the logs lie
+    #[command(flatten)]
+    pub dirs: Dirs,
     /// Format of the output
     #[arg(short, long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
@@ -27,6 +28,30 @@ pub struct Cli {
     /// What to show; `summary` if left out
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+/// Where the logs lie.
+#[derive(Clone, Debug, Args)]
+pub struct Dirs {
+    /// Data directory of the server, or the directory of the segments itself
+    #[arg(short, long, global = true, value_name = "DIR", default_value = "./data")]
+    pub dir: PathBuf,
+    /// Directory of the write-ahead log, if ingester.wal.dir is set [default: DIR/wal]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub wal_dir: Option<PathBuf>,
+    /// Directory of the block log, if ingester.blocks.dir is set [default: DIR/blocks]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub blocks_dir: Option<PathBuf>,
+}
+
+/// As on the command line.
+impl fmt::Display for Dirs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "-d {}", self.dir.display())?;
+        let others = [("--wal-dir", &self.wal_dir), ("--blocks-dir", &self.blocks_dir)];
+        let mut given = others.into_iter().filter_map(|(flag, dir)| Some((flag, dir.as_ref()?)));
+        given.try_for_each(|(flag, dir)| write!(f, " {flag} {}", dir.display()))
+    }
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 sound, 1 damage or difference, 2 usage, 3 I/O, 5 unknown version.";

@@ -28,13 +28,12 @@ pub use selector::{Selector, SelectorError};
 use crate::fs::exit_on_map_fault;
 use crate::wal::ranges;
 use clap::Parser;
-use cli::{Cli, Command, When};
+use cli::{Cli, Command, Dirs, When};
 use command::Context;
 use log::Judged;
 use output::Printer;
 use std::ffi::OsString;
 use std::io::{BufWriter, IsTerminal, Write, stderr, stdout};
-use std::path::Path;
 use std::process::ExitCode;
 
 /// Exit code for damage.
@@ -89,15 +88,15 @@ fn run(cli: &Cli) -> Result<Option<String>, InspectError> {
     let mut progress = Progress::new(!scrolls);
     if let Command::Explain { place } = command {
         let mut context = Context { printer: printer(out, cli, color, command)?, progress };
-        let sound = explain::run(place, &cli.dir, &mut context)?;
+        let sound = explain::run(place, &cli.dirs, &mut context)?;
         context.printer.finish().map_err(InspectError::Output)?;
-        return Ok((!sound).then(|| next("verify", &cli.dir)));
+        return Ok((!sound).then(|| next("verify", &cli.dirs)));
     }
-    let judged = log::judge(&cli.dir, &mut progress)?;
+    let judged = log::judge(&cli.dirs, &mut progress)?;
     let mut context = Context { printer: printer(out, cli, color, command)?, progress };
     let sound = show(command, &judged, &mut context)?;
     context.printer.finish().map_err(InspectError::Output)?;
-    Ok((!sound).then(|| after_damage(command, &judged, &cli.dir)))
+    Ok((!sound).then(|| after_damage(command, &judged, &cli.dirs)))
 }
 
 fn printer<W: Write>(out: W, cli: &Cli, color: bool, command: &Command) -> Result<Printer<W>, InspectError> {
@@ -122,16 +121,16 @@ fn show<W: Write>(command: &Command, judged: &Judged, context: &mut Context<W>) 
     Ok(judged.is_sound())
 }
 
-fn next(command: &str, dir: &Path) -> String {
-    format!("wal-inspect {command} -d {}", dir.display())
+fn next(command: &str, dirs: &Dirs) -> String {
+    format!("wal-inspect {command} {dirs}")
 }
 
-fn after_damage(command: &Command, judged: &Judged, dir: &Path) -> String {
+fn after_damage(command: &Command, judged: &Judged, dirs: &Dirs) -> String {
     match judged.damage().first() {
         Some(first) if matches!(command, Command::Verify) => {
-            next(&format!("explain {}", cli::place(first.log, first.segment, first.offset)), dir)
+            next(&format!("explain {}", cli::place(first.log, first.segment, first.offset)), dirs)
         }
-        _ if matches!(command, Command::Verify) => next("ls", dir),
-        _ => next("verify", dir),
+        _ if matches!(command, Command::Verify) => next("ls", dirs),
+        _ => next("verify", dirs),
     }
 }
