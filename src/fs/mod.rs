@@ -6,7 +6,7 @@ mod mount;
 mod real;
 
 pub use map::{Map, exit_on_map_fault};
-pub use mount::Mount;
+pub use mount::{Mount, are_on_one_file_system};
 pub use real::RealFs;
 
 use std::io;
@@ -257,6 +257,41 @@ pub fn replace_durably(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> io::Result<()>
     file.sync_data()?;
     fs.rename(&temporary, path)?;
     fs.sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Gives a file a second name, or, where that is on another file system, makes a durable copy of it. The name is not durable
+/// before its directory is synced.
+///
+/// # Errors
+/// As `link(2)`; any step of the copy that failed, of which nothing is left then.
+pub fn link_or_copy(fs: &dyn Fs, from: &Path, to: &Path) -> io::Result<()> {
+    match fs.hard_link(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {}
+        outcome => return outcome,
+    }
+    let temporary = temporary_name(to);
+    match fs.remove(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let copied = copy(&*fs.open(from, false)?, &*fs.create_new(&temporary)?);
+    if copied.is_err() {
+        // The space is needed; that it cannot be given back is the smaller trouble.
+        let _ = fs.remove(&temporary);
+    }
+    copied.and_then(|()| fs.rename(&temporary, to))
+}
+
+fn copy(from: &dyn File, to: &dyn File) -> io::Result<()> {
+    let (mut at, mut buffer) = (0, vec![0; 1 << 20]);
+    loop {
+        let n = read_full_at(from, at, &mut buffer)?;
+        if n == 0 {
+            return to.sync_data();
+        }
+        write_all_at(to, at, buffer.get(..n).unwrap_or_default())?;
+        at += n as u64;
+    }
 }
 
 /// The name under which a file is made before it is renamed to its own.
