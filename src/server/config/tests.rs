@@ -107,7 +107,8 @@ fn units_of_limits() {
 #[test]
 fn a_key_that_comes_twice_is_named_with_its_line() {
     let [problem] = &problems("auth_enabled: false\nauth_enabled: true\n")[..] else { panic!("not one problem") };
-    assert!(problem.starts_with("t.yaml:2: ") && problem.ends_with("duplicate mapping key: auth_enabled"), "{problem}");
+    assert!(problem.starts_with("t.yaml:2: ") && problem.contains("duplicate mapping key: auth_enabled "), "{problem}");
+    assert!(!problem.contains("Options"), "{problem}");
 }
 
 #[test]
