@@ -130,6 +130,13 @@ fn bulk(http: &mut Http) {
     }
 }
 
+/// How far the replay is, and out of how much, as the metrics tell.
+fn replayed(http: &mut Http) -> (u64, u64) {
+    let text = String::from_utf8(http.get("/metrics").unwrap().1).unwrap();
+    let value = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.parse().ok()).unwrap();
+    (value("timberline_wal_replay_bytes"), value("timberline_wal_replay_bytes_expected"))
+}
+
 #[test]
 fn while_it_replays_it_says_so_and_stops_at_once() {
     let tmp = tempfile::tempdir().unwrap();
@@ -156,15 +163,22 @@ fn while_it_replays_it_says_so_and_stops_at_once() {
     println!("stopped during replay within {:?}", told.elapsed());
 
     let server = Server::spawn(tmp.path(), config, &[]);
-    let mut told = Vec::new();
+    let (mut told, mut measured) = (Vec::new(), Vec::new());
     wait_until("the end of the replay", || match server.http().get("/ready") {
         Ok((200, _)) => true,
         Ok((_, body)) => {
             told.push(String::from_utf8_lossy(&body).trim().to_string());
+            measured.push(replayed(&mut server.http()));
             false
         }
         Err(_) => false,
     });
+    // The metrics go with it: also while the log is read, which is the first half.
+    println!("metrics: {} times, from {:?} to {:?}", measured.len(), measured.first(), measured.last());
+    assert!(measured.iter().any(|(done, of)| *done > 0 && *done < *of / 2), "{measured:?}");
+    assert!(measured.is_sorted_by_key(|(done, _)| *done), "{measured:?}");
+    let (done, of) = replayed(&mut server.http());
+    assert!(done > 0 && done <= of, "{done} of {of}");
     let percent = |t: &String| t.split(", ").nth(1).and_then(|t| t.split(' ').next()?.parse::<u64>().ok());
     let percents: Vec<u64> = told.iter().filter_map(percent).collect();
     assert!(percents.iter().any(|p| (1..100).contains(p)) && percents.is_sorted(), "no progress is told: {told:?}");
@@ -297,7 +311,7 @@ fn damage_is_refused_untouched_or_everything_else_is_served() {
     std::fs::write(&path, bytes).unwrap();
     let before = content(&data);
     let log = refused(tmp.path(), &config("refuse"));
-    assert!(log.contains("on_damage is refuse") && log.contains("1 acknowledged lines are lost"), "{log}");
+    assert!(log.contains("on_damage is refuse") && log.contains("acknowledged lines lost: 1;"), "{log}");
     assert_eq!(content(&data), before);
     let server = Server::start(tmp.path(), &config("salvage"), &[]);
     let shown: Vec<String> = server.http().all_lines().into_keys().collect();
@@ -350,6 +364,53 @@ fn a_flip_in_a_sealed_block_of_a_running_server_is_found_and_told() {
     let server = Server::start(tmp.path(), config, &[]);
     assert_eq!(server.http().all_lines().len(), lines.len());
     assert_eq!(server.terminate(), Some(0));
+}
+
+/// A log on another file system than the quarantine: the damaged segment is copied, and told once. What was acknowledged is not
+/// told again beside what is new.
+#[test]
+fn a_damaged_segment_of_another_file_system_is_copied_to_quarantine() {
+    let tmp = tempfile::tempdir().unwrap();
+    let elsewhere = match tempfile::tempdir_in("/dev/shm") {
+        Ok(dir) if !timberline::fs::are_on_one_file_system(dir.path(), tmp.path()).unwrap() => dir,
+        _ => return server::skip("/dev/shm is no file system of its own"),
+    };
+    let (data, wal) = (tmp.path().join("data"), elsewhere.path().join("w"));
+    let config = format!("ingester: {{wal: {{dir: {}, compression: none, segment_size: 1MB}}}}\n", wal.display());
+    let server = Server::start(tmp.path(), &config, &[]);
+    for (n, line) in ["first", "lost in the middle", "lost later on", "last"].into_iter().enumerate() {
+        assert_eq!(server.http().push("s", TIME + n as i64, &[line.into()]).unwrap(), 204);
+    }
+    server.kill();
+    let log = || std::fs::read_to_string(tmp.path().join("server.log")).unwrap();
+    assert!(log().contains("is on another file system than"), "{}", log());
+    for (damage, text) in [(1, b"in the middle"), (2, b"lost later on")] {
+        let mut segments = walk(&wal).into_iter().filter(|p| p.extension().is_some_and(|e| e == "wal"));
+        let holds = |p: &PathBuf| std::fs::read(p).unwrap().windows(13).position(|w| w == text);
+        let (path, at) = segments.find_map(|p| Some((p.clone(), holds(&p)?))).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        for start in [1, 2] {
+            let server = Server::start(tmp.path(), &config, &[]);
+            let ready = String::from_utf8(server.http().get("/ready").unwrap().1).unwrap();
+            assert!(ready.contains("damaged: 1 report in ") && ready.contains("is 1 acknowledged line;"), "{ready}");
+            server.kill();
+            assert_eq!(log().matches("the log is damaged").count(), damage, "start {start}: {}", log());
+            assert!(!log().contains("not in quarantine"), "{}", log());
+        }
+        let kept = walk(&data.join("quarantine"));
+        let copies: Vec<&PathBuf> = kept.iter().filter(|p| p.extension().is_some_and(|e| e == "wal")).collect();
+        let [copy] = copies[..] else { panic!("{kept:?}") };
+        if damage == 1 {
+            assert!(std::fs::read(copy).unwrap() == bytes, "the copy is not the damaged segment");
+        }
+        let is_open = |p: &&PathBuf| p.to_string_lossy().ends_with(".json") && !p.to_string_lossy().contains("acknow");
+        let report = kept.iter().find(is_open).unwrap();
+        std::fs::rename(report, report.with_extension("acknowledged.json")).unwrap();
+    }
+    assert!(log().contains(&format!("--wal-dir {}", wal.display())), "{}", log());
+    assert!(log().contains(" where=") && !log().contains("where_"), "{}", log());
 }
 
 /// A segment whose two header copies say this version, with their checksums.

@@ -644,6 +644,76 @@ fn a_log_whose_segments_a_server_uses_again_is_never_damaged() {
     assert_eq!(strange_segments(&json(&data, &["ls"], 0)), Vec::<String>::new());
 }
 
+/// Both logs lie elsewhere: with the flags they are sound, beside the running server too, and what is not named is never damage.
+#[test]
+fn logs_in_directories_of_their_own_are_found_by_flags() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (data, wal, blocks) = (tmp.path().join("data"), tmp.path().join("logs/w"), tmp.path().join("other"));
+    let config = format!(
+        "ingester: {{chunk_block_size: 8KB, wal: {{dir: {}, segment_size: 1MB}}, blocks: {{dir: {}}}}}\n",
+        wal.display(),
+        blocks.display()
+    );
+    let server = support::Server::start(tmp.path(), &config, &[]);
+    let pushed: Vec<String> = (0..2000).map(|n| format!("line {n} of two thousand {}", n * n)).collect();
+    assert_eq!(server.http().push("s", T0, &pushed).unwrap(), 204);
+    let named = |of: &Path| fs::read_dir(of).unwrap().flatten().map(|e| e.path()).collect::<Vec<_>>();
+    let (wal_flag, blocks_flag) = (["--wal-dir", wal.to_str().unwrap()], ["--blocks-dir", blocks.to_str().unwrap()]);
+    let all = [&["verify"][..], &wal_flag, &blocks_flag].concat();
+    // Until there are blocks that count.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let summary = [&["summary"][..], &wal_flag, &blocks_flag].concat();
+    while json(&data, &summary, 0)["summary"]["block_lines"] == 0 {
+        assert!(Instant::now() < deadline, "no line was sealed: {:?}", named(&blocks));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for running in [true, false] {
+        if !running {
+            server.signal("TERM");
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while support::try_connect(&server.addr) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        assert_eq!(json(&data, &all, 0)["verify"]["lines"], 2000);
+        // Neither log is where it is looked for: what is asked for is a flag, not help for damage.
+        let missing: [(&Path, &[&str], &str); 4] = [
+            (&data, &["verify"], "--wal-dir"),
+            (&data, &["verify", wal_flag[0], wal_flag[1]], "--blocks-dir"),
+            (&wal, &["verify"], "--blocks-dir"),
+            (&wal, &["summary"], "--blocks-dir"),
+        ];
+        for (dir, args, flag) in missing {
+            let output = inspect(dir, args);
+            let text = stderr(&output);
+            assert_eq!((code(&output), stdout(&output).as_str()), (3, ""), "{args:?}: {text}");
+            assert!(text.contains(flag) && !text.contains("damage"), "{args:?}: {text}");
+        }
+        assert_eq!(code(&inspect(&wal, &["verify", blocks_flag[0], blocks_flag[1]])), 0);
+    }
+    // A place is named with the flags that find it.
+    let path = blocks.join(file_name(LogKind::Blocks, 1));
+    let scan = scan_segment(&fs::read(&path).unwrap()).unwrap();
+    let mut records = scan.groups.iter().flat_map(|g| &g.records);
+    flip(&path, records.find(|r| r.head.known_kind() == Some(Kind::Block)).unwrap().offset + 100);
+    let text = stderr(&inspect(&data, &["ls", wal_flag[0], wal_flag[1], blocks_flag[0], blocks_flag[1]]));
+    let next = format!("next: wal-inspect verify -d {} --wal-dir {}", data.display(), wal.display());
+    assert!(text.contains(&next) && text.contains(&format!("--blocks-dir {}", blocks.display())), "{text}");
+}
+
+/// As for the server, its header is damaged; nothing is read of it.
+#[test]
+fn a_segment_file_of_200_gigabytes_is_damage() {
+    let data = sample();
+    let file = fs::OpenOptions::new().write(true).open(first_segment(data.path())).unwrap();
+    file.set_len(200 << 30).unwrap();
+    let verify = json(data.path(), &["verify"], 1);
+    assert_eq!(verify["damage"][0]["position"], "1:0", "{verify}");
+    let output = inspect(data.path(), &["explain", "1:8192"]);
+    assert_eq!(code(&output), 3);
+    assert!(stderr(&output).contains("more than a segment has") && !stderr(&output).contains("dmesg"));
+}
+
 /// What a hand does to the segments of a log, over and over: the oldest gets a temporary name, another header, another
 /// length and other bytes, and then the next number. When none is left, the log is as it was.
 struct Churn<'a> {
@@ -1125,7 +1195,12 @@ mod blocks {
         let segments = ls["block_segments"].as_array().unwrap();
         let state = |n: u64| &segments.iter().find(|s| s["segment"] == n).unwrap()["state"];
         assert_eq!((state(98), state(99)), (&"prepared".into(), &"unnamed".into()));
+        // Without the directory nobody knows whether it is lost or elsewhere; an empty one is lost.
         fs::remove_dir_all(data.path().join("blocks")).unwrap();
+        let output = inspect(data.path(), &["verify"]);
+        assert_eq!((code(&output), stdout(&output).as_str()), (3, ""));
+        assert!(stderr(&output).contains("next: the same command with --blocks-dir DIR"), "{}", stderr(&output));
+        fs::create_dir(data.path().join("blocks")).unwrap();
         json(data.path(), &["verify"], 1);
     }
 

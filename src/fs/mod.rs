@@ -11,7 +11,7 @@ mod traced;
 
 pub use interrupt::{interrupted, watch_interrupts};
 pub use map::{Map, exit_on_map_fault};
-pub use mount::Mount;
+pub use mount::{Mount, are_on_one_file_system};
 pub use overlay::OverlayFs;
 pub use place::{Place, lock_holder, process_user};
 pub use real::RealFs;
@@ -272,15 +272,43 @@ pub fn replace_durably(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> io::Result<()>
 /// # Errors
 /// Any step that failed; without the last one the copy may have its temporary name only.
 pub fn copy_durably(fs: &dyn Fs, from: &Path, to: &Path) -> io::Result<()> {
-    const STEP: usize = 256 << 10;
-    let source = fs.open(from, false)?;
-    let len = source.len()?;
     let temporary = temporary_name(to);
-    let copy = fs.create_new(&temporary)?;
+    copy(&*fs.open(from, false)?, &*fs.create_new(&temporary)?)?;
+    fs.rename(&temporary, to)?;
+    fs.sync_dir(to.parent().unwrap_or(Path::new(".")))
+}
+
+/// Gives a file a second name, or, where that is on another file system, makes a durable copy of it. The name is not durable
+/// before its directory is synced.
+///
+/// # Errors
+/// As `link(2)`; any step of the copy that failed, of which nothing is left then.
+pub fn link_or_copy(fs: &dyn Fs, from: &Path, to: &Path) -> io::Result<()> {
+    match fs.hard_link(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {}
+        outcome => return outcome,
+    }
+    let temporary = temporary_name(to);
+    match fs.remove(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let copied = copy(&*fs.open(from, false)?, &*fs.create_new(&temporary)?);
+    if copied.is_err() {
+        // The space is needed; that it cannot be given back is the smaller trouble.
+        let _ = fs.remove(&temporary);
+    }
+    copied.and_then(|()| fs.rename(&temporary, to))
+}
+
+/// Copies all bytes and syncs them. Stretches of zeros are left out where they can be.
+fn copy(from: &dyn File, to: &dyn File) -> io::Result<()> {
+    const STEP: usize = 256 << 10;
+    let len = from.len()?;
     let mut buffer = vec![0; STEP];
     let mut at = 0;
     while at < len {
-        let n = read_full_at(&*source, at, &mut buffer)?;
+        let n = read_full_at(from, at, &mut buffer)?;
         let bytes = buffer.get(..n).unwrap_or_default();
         at += n as u64;
         if n == 0 {
@@ -288,12 +316,10 @@ pub fn copy_durably(fs: &dyn Fs, from: &Path, to: &Path) -> io::Result<()> {
         }
         // The last bytes give the copy its length.
         if at >= len || bytes.iter().any(|b| *b != 0) {
-            write_all_at(&*copy, at - n as u64, bytes)?;
+            write_all_at(to, at - n as u64, bytes)?;
         }
     }
-    copy.sync_data()?;
-    fs.rename(&temporary, to)?;
-    fs.sync_dir(to.parent().unwrap_or(Path::new(".")))
+    to.sync_data()
 }
 
 /// The name under which a file is made before it is renamed to its own.

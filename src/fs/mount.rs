@@ -1,6 +1,7 @@
 //! What a directory lies on. Some places keep nothing that is synced to them, however well it is done.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// A line of the kernel's mount table.
@@ -44,6 +45,14 @@ impl Mount {
             _ => None,
         }
     }
+}
+
+/// Can a file in one directory have a second name in the other? By their devices: two mounts of one file system may refuse it still.
+///
+/// # Errors
+/// As `stat(2)`.
+pub fn are_on_one_file_system(one: &Path, other: &Path) -> io::Result<bool> {
+    Ok(std::fs::metadata(one)?.dev() == std::fs::metadata(other)?.dev())
 }
 
 /// The last mount on the longest part of the path, from the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).

@@ -283,15 +283,15 @@ impl Ingester<Live> {
         if metadata >= self.state.config.metadata_budget {
             return Some(format!(
                 "streams and blocks take {metadata} bytes of memory, more than the {} that ingester.memory_budget leaves \
-                 them: raise it; blocks leave memory when they are in the object store",
+                 them: raise it",
                 self.state.config.metadata_budget
             ));
         }
         let store = self.log.blocks.store();
         store.is_full().then(|| {
             format!(
-                "the block log is as large as ingester.blocks.max_size allows ({} bytes): chunks leave it when they are in \
-                 the object store",
+                "the block log is as large as ingester.blocks.max_size allows ({} bytes), and blocks are never removed \
+                 yet: raise ingester.blocks.max_size, and add disk if there is no space for it",
                 store.max_size()
             )
         })

@@ -74,8 +74,14 @@ impl IngesterMetrics {
             discarded_bytes: discarded.1,
             replay_active: r.gauge("loki_ingester_wal_replay_active", "1 while the log is replayed.")?,
             replay_seconds: r.float("loki_ingester_wal_replay_duration_seconds", "Duration of the last replay.")?,
-            replay_bytes: r.gauge("timberline_wal_replay_bytes", "Bytes of the log replayed so far.")?,
-            replay_bytes_total: r.gauge("timberline_wal_replay_bytes_expected", "Bytes of the log to replay.")?,
+            replay_bytes: r.gauge(
+                "timberline_wal_replay_bytes",
+                "How far replay is: bytes of the log, each counted when it is read and again when it is applied.",
+            )?,
+            replay_bytes_total: r.gauge(
+                "timberline_wal_replay_bytes_expected",
+                "What timberline_wal_replay_bytes ends at: all bytes of the log, twice.",
+            )?,
             recovered_streams: r.counter("loki_ingester_wal_recovered_streams_total", "Streams recovered.")?,
             recovered_entries: r.counter("loki_ingester_wal_recovered_entries_total", "Entries recovered.")?,
             recovered_bytes: r.counter("loki_ingester_wal_recovered_bytes_total", "Line bytes recovered.")?,

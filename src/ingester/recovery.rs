@@ -69,8 +69,8 @@ pub struct RecoveryReport {
     pub restored_seconds: f64,
     /// Places that are damaged and were not known before.
     pub damaged_places: usize,
-    /// Why the damaged segments could not be kept.
-    pub quarantine_failed: Option<String>,
+    /// Why damaged segments, or the reports, are not in quarantine.
+    pub quarantine_failed: Vec<String>,
     /// Acknowledged lines that are gone.
     pub lost_lines: u64,
     /// There may be more of them: nothing is left that would tell.
@@ -96,7 +96,7 @@ pub enum StartError {
     Recover(#[from] RecoverError),
     /// Damage was found, and `ingester.wal.on_damage` is `refuse`.
     #[error(
-        "the log is damaged and ingester.wal.on_damage is refuse, so nothing was changed: {lost} acknowledged lines are lost; \
+        "the log is damaged and ingester.wal.on_damage is refuse, so nothing was changed: acknowledged lines lost: {lost}; \
          {places}. Look at it with wal-inspect verify; start with on_damage: salvage to keep everything else"
     )]
     Damaged {
@@ -143,6 +143,7 @@ impl Ingester<NilRecord> {
         let recovered = recover_doubting(options, &quarantine.suspects(), &mut |done, total| {
             progress.total.store(total * 2, Ordering::Relaxed);
             progress.done.store(done, Ordering::Relaxed);
+            state.metrics.replay_is_at(progress);
         })?;
         let mut replay = Replay {
             state: &state,
@@ -159,11 +160,11 @@ impl Ingester<NilRecord> {
         // What was read had the metadata of blocks in it.
         let half = progress.total.load(Ordering::Relaxed) / 2;
         progress.done.store(half, Ordering::Relaxed);
-        state.metrics.replay_bytes_total.set(i64::try_from(total).unwrap_or(i64::MAX));
+        state.metrics.replay_is_at(progress);
         let done = |len: u64| {
             let share = u128::from(len) * u128::from(half) / u128::from(total);
             progress.done.fetch_add(share as u64, Ordering::Relaxed);
-            state.metrics.replay_bytes.add(i64::try_from(len).unwrap_or(i64::MAX));
+            state.metrics.replay_bytes.add(share as i64);
         };
         let restored: Vec<Arc<Stream>> = replay.streams.values().filter(|s| s.is_visible()).cloned().collect();
         std::thread::scope(|scope| {
@@ -204,9 +205,11 @@ impl Replayed {
         if self.damage.is_empty() {
             return;
         }
-        let kept = self.recovered.quarantine(&self.ingester.state.config.quarantine_dir, self.kept, &self.damage);
-        self.report.quarantine_failed = kept.err().map(|e| e.to_string());
-        self.damage.clear();
+        let (dir, damage) = (&self.ingester.state.config.quarantine_dir, std::mem::take(&mut self.damage));
+        self.report.quarantine_failed = match self.recovered.quarantine(dir, self.kept, damage) {
+            Ok(failed) => failed,
+            Err(error) => vec![format!("no report could be written: {error}")],
+        };
     }
 
     /// Makes the unsettled tail durable and opens the log: from here on pushes can be stored.
@@ -791,6 +794,12 @@ impl RecoveryReport {
 }
 
 impl IngesterMetrics {
+    fn replay_is_at(&self, progress: &Progress) {
+        let shown = |bytes: &AtomicU64| i64::try_from(bytes.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
+        self.replay_bytes_total.set(shown(&progress.total));
+        self.replay_bytes.set(shown(&progress.done));
+    }
+
     fn recovery_ended(&self, report: &RecoveryReport) {
         self.replay_active.set(0);
         self.replay_seconds.set(report.seconds);

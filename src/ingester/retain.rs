@@ -154,10 +154,11 @@ impl Work {
             return;
         }
         match self.blocks.store().quarantine(&state.config.quarantine_dir, &self.damaged) {
-            Ok(new) => {
+            Ok((new, not_kept)) => {
                 self.damaged.clear();
                 self.untold = false;
                 state.metrics.corruptions.with_label_values(&["block"]).inc_by(new.len() as u64);
+                not_kept.iter().for_each(|why| error!("a damaged segment is not in quarantine: {why}"));
                 for place in new {
                     error!(
                         segment = place.segment,

@@ -493,7 +493,7 @@ async fn damage_is_kept_told_once_and_settled() {
     drop(ingester);
     damage(&tmp.path().join("wal/00000000000000000001.wal"), Kind::Entries, 2);
     let refused = try_start(IngesterConfig { refuse_damage: true, ..config(tmp.path()) }).err().unwrap().to_string();
-    assert!(refused.contains("3 acknowledged lines are lost") && refused.contains("record body"), "{refused}");
+    assert!(refused.contains("acknowledged lines lost: 3") && refused.contains("record body"), "{refused}");
     assert!(!tmp.path().join("quarantine").exists());
 
     let (ingester, report) = start(config(tmp.path()), Overrides::default());
@@ -501,7 +501,7 @@ async fn damage_is_kept_told_once_and_settled() {
     let after = read(&ingester);
     assert_eq!((after["{app=\"a\"}"].len(), after["{app=\"b\"}"].len()), (10, 5));
     let quarantine = Quarantine::read(&RealFs, &tmp.path().join("quarantine")).unwrap();
-    let [kept] = &quarantine.reports[..] else { panic!("{quarantine:?}") };
+    let [kept] = &quarantine.reports.values().collect::<Vec<_>>()[..] else { panic!("{quarantine:?}") };
     assert_eq!((kept.lines_missing, kept.lsns.as_slice(), kept.segment), (3, &[(2, 3)][..], 1));
     assert_eq!(kept.streams.iter().map(|s| s.2..s.3).collect::<Vec<_>>(), [4..6, 2..3]);
     assert!(kept.between.is_some_and(|(before, after)| before > 0 && before <= after));
@@ -521,6 +521,35 @@ async fn damage_is_kept_told_once_and_settled() {
     std::fs::rename(&name, name.with_extension("acknowledged.json")).unwrap();
     let read_again = Quarantine::read(&RealFs, &tmp.path().join("quarantine")).unwrap();
     assert_eq!((read_again.unread.len(), read_again.reports.len()), (0, 1));
+}
+
+/// The report is there although the segment could not be kept, and says why; it is told once all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_cannot_be_kept_is_told_in_its_report() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (ingester, _) = start(config(tmp.path()), Overrides::default());
+    for n in 0..3i64 {
+        store(&ingester, &[(&[("app", "a")], &[(n, "one")])]).await.unwrap();
+    }
+    ingester.stop();
+    drop(ingester);
+    let segment = tmp.path().join("wal/00000000000000000001.wal");
+    damage(&segment, Kind::Entries, 1);
+    // Its name in quarantine is taken by what is no file.
+    let salt = scan_segment(&std::fs::read(&segment).unwrap()).unwrap().header.salt;
+    let name = format!("{salt:016x}-00000000000000000001.wal");
+    std::fs::create_dir_all(tmp.path().join("quarantine").join(&name)).unwrap();
+    for again in [false, true] {
+        let mut replayed = try_start(config(tmp.path())).unwrap();
+        replayed.keep_damaged();
+        let failed = &replayed.report.quarantine_failed;
+        assert_eq!((failed.len(), replayed.report.damaged_places), if again { (0, 0) } else { (1, 1) }, "{failed:?}");
+        drop(replayed);
+        let quarantine = Quarantine::read(&RealFs, &tmp.path().join("quarantine")).unwrap();
+        let [kept] = &quarantine.reports.values().collect::<Vec<_>>()[..] else { panic!("{quarantine:?}") };
+        assert!(kept.remarks.iter().any(|r| r.contains("could not be kept") && r.contains("exists")), "{kept:?}");
+        assert_eq!((quarantine.unread.len(), quarantine.bytes), (1, 0));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -168,7 +168,7 @@ pub fn read_block(record: &RecordScan, file: &[u8]) -> Result<(BlockTables, Vec<
 /// Reads the segments that `plan` tells of, and lists the others. `None` if one of them vanished.
 ///
 /// # Errors
-/// A file cannot be read, or is of a newer version.
+/// A file cannot be read, or is of a newer version; the directory is not there, and blocks count that are in it.
 pub fn judge(log: &Log, plan: &Plan, volume: Option<Uuid>) -> Result<Option<Blocks>, InspectError> {
     let told = plan.blocks.iter().map(|b| (b.segment, b.end)).collect();
     let mut out = Blocks { live: plan.blocks_to_read().collect(), told, ..Blocks::default() };
@@ -180,6 +180,10 @@ pub fn judge(log: &Log, plan: &Plan, volume: Option<Uuid>) -> Result<Option<Bloc
             let state = if is_prepared(log, *number)? { "prepared" } else { "unnamed" };
             out.facts.push(BlockFacts { number: *number, len: *len, state, ..BlockFacts::default() });
         }
+    }
+    // Nobody has said where it is: this tells nothing of the blocks.
+    if !log.has_blocks_dir && !out.live.is_empty() {
+        return Err(InspectError::NoBlocks(log.blocks_dir.clone()));
     }
     let newest = plan.blocks.last().map(|b| b.segment);
     for synced in out.live.clone() {

@@ -10,8 +10,9 @@ use super::selector::Selector;
 use super::stats::By;
 use crate::model::{LabelSet, parse_labels};
 use crate::wal::{LogKind, file_name};
-use clap::{Parser, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Shows what a write-ahead log of Timberline holds, and whether it is sound; repairs it, and saves what is left.
@@ -21,9 +22,9 @@ use std::str::FromStr;
 #[derive(Debug, Parser)]
 #[command(name = "wal-inspect", version, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// Data directory of the server, or the directory of the segments itself
-    #[arg(short, long, global = true, value_name = "DIR", default_value = "./data")]
-    pub dir: PathBuf,
+    /// Where the logs lie
+    #[command(flatten)]
+    pub dirs: Dirs,
     /// Format of the output
     #[arg(short, long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
@@ -33,6 +34,37 @@ pub struct Cli {
     /// What to show; `summary` if left out
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+/// Where the logs lie.
+#[derive(Clone, Debug, Args)]
+pub struct Dirs {
+    /// Data directory of the server, or the directory of the segments itself
+    #[arg(short, long, global = true, value_name = "DIR", default_value = "./data")]
+    pub dir: PathBuf,
+    /// Directory of the write-ahead log, if ingester.wal.dir is set [default: DIR/wal]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub wal_dir: Option<PathBuf>,
+    /// Directory of the block log, if ingester.blocks.dir is set [default: DIR/blocks]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub blocks_dir: Option<PathBuf>,
+}
+
+impl Dirs {
+    /// A data directory with both logs in their usual places.
+    pub fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_path_buf(), wal_dir: None, blocks_dir: None }
+    }
+}
+
+/// As on the command line.
+impl fmt::Display for Dirs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "-d {}", self.dir.display())?;
+        let others = [("--wal-dir", &self.wal_dir), ("--blocks-dir", &self.blocks_dir)];
+        let mut given = others.into_iter().filter_map(|(flag, dir)| Some((flag, dir.as_ref()?)));
+        given.try_for_each(|(flag, dir)| write!(f, " {flag} {}", dir.display()))
+    }
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 sound, 1 damage or difference, 2 usage, 3 I/O, 5 unknown version.\n\n\
@@ -157,12 +189,6 @@ pub struct RepairArgs {
     /// The tenant that these streams must have
     #[arg(long, value_name = "NAME", requires = "attach_labels")]
     pub tenant: Option<String>,
-    /// Directory of the write-ahead log, where it is not DIR/wal (`ingester.wal.dir`)
-    #[arg(long, value_name = "DIR")]
-    pub wal_dir: Option<PathBuf>,
-    /// Directory of the block log, where it is not DIR/blocks (`ingester.blocks.dir`)
-    #[arg(long, value_name = "DIR")]
-    pub blocks_dir: Option<PathBuf>,
 }
 
 /// What `salvage` copies.

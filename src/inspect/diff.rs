@@ -1,5 +1,6 @@
 //! `diff`: lines that only one of two logs has, by stream. A line is its tenant, labels, timestamp, bytes and metadata.
 
+use super::cli::Dirs;
 use super::command::{Context, Stream, Streams};
 use super::error::InspectError;
 use super::lines::{self, Line};
@@ -63,7 +64,7 @@ type Mark = (u32, u128);
 pub fn run<W: Write>(args: &DiffArgs, context: &mut Context<W>) -> Result<Option<Finding>, InspectError> {
     let mut keys: BTreeMap<(String, String), u32> = BTreeMap::new();
     let mut side = |name, dir: &PathBuf| -> Result<Side, InspectError> {
-        let judged = log::judge(dir, &mut context.progress)?;
+        let judged = log::judge(&Dirs::at(dir), &mut context.progress)?;
         let streams = Streams::of(&judged);
         let mut of_ids = HashMap::new();
         for (id, Stream { tenant, labels }) in streams.all() {
@@ -100,7 +101,7 @@ pub fn run<W: Write>(args: &DiffArgs, context: &mut Context<W>) -> Result<Option
     Ok(different.then(|| {
         let damaged = sides.iter().find(|s| !s.judged.is_sound());
         let next_step = match damaged {
-            Some(side) => next("verify", &side.dir),
+            Some(side) => next("verify", &Dirs::at(&side.dir)),
             None => format!("wal-inspect diff --lines {} {}", args.a.display(), args.b.display()),
         };
         Finding { what: "the logs differ", next: next_step }

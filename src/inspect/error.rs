@@ -12,6 +12,9 @@ pub enum InspectError {
     /// The directory holds no log.
     #[error("{0} holds no log: neither a wal directory nor segments (<20 digits>.wal)")]
     NoLog(PathBuf),
+    /// The write-ahead log names blocks, and the directory where they are looked for is not there.
+    #[error("the log has blocks, and the directory {0} is not there: is ingester.blocks.dir set?")]
+    NoBlocks(PathBuf),
     /// The disk or the permissions.
     #[error("cannot {what} {path}: {source}")]
     Io {
@@ -77,7 +80,12 @@ impl InspectError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::NoLog(_) | Self::Io { .. } | Self::Changing(_) | Self::Restless(..) | Self::Output(_) => 3,
+            Self::NoLog(_)
+            | Self::NoBlocks(_)
+            | Self::Io { .. }
+            | Self::Changing(_)
+            | Self::Restless(..)
+            | Self::Output(_) => 3,
             Self::Version { .. } | Self::Kind { .. } => 5,
             Self::Tool { code, .. } => *code,
         }
@@ -87,13 +95,21 @@ impl InspectError {
     pub fn next(&self) -> String {
         match self {
             Self::Usage(_) => "wal-inspect ls, which shows the segments".to_string(),
-            Self::NoLog(_) => "wal-inspect -d DIR, with the data directory of the server".to_string(),
+            Self::NoLog(_) => "wal-inspect -d DIR, with the data directory of the server; and --wal-dir DIR if ingester.wal.dir is set, \
+                               --blocks-dir DIR if ingester.blocks.dir is set"
+                .to_string(),
+            Self::NoBlocks(_) => "the same command with --blocks-dir DIR, where ingester.blocks.dir is; if the blocks are lost, an empty \
+                                  directory there shows what was in them"
+                .to_string(),
             Self::Io { path, source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 format!("sudo -u <user of the server> wal-inspect ..., which may read {}", path.display())
             }
             Self::Io { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                format!("ls -l {}, then wal-inspect -d DIR with the data directory of the server", parent.display())
+                format!("ls -l {}, then wal-inspect -d DIR with the data directory of the server, and --wal-dir or --blocks-dir if a log lies elsewhere", parent.display())
+            }
+            Self::Io { path, source, .. } if source.kind() == io::ErrorKind::InvalidData => {
+                format!("ls -l {}: no server made this file", path.display())
             }
             Self::Changing(_) => {
                 "the same command with the server stopped, or with a copy of the directory".to_string()

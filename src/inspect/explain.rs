@@ -1,5 +1,6 @@
 //! `explain`: one structure of a segment field by field, as its bytes lie there, believed or not.
 
+use super::cli::Dirs;
 use super::command::Context;
 use super::error::InspectError;
 use super::log::{Log, read_path};
@@ -50,8 +51,8 @@ impl FromStr for Place {
 ///
 /// # Errors
 /// The file cannot be read, the place lies outside it or in zeros, or the output cannot be written.
-pub fn run<W: Write>(place: &Place, dir: &Path, context: &mut Context<W>) -> Result<bool, InspectError> {
-    let path = path_of(place, LogKind::Wal, dir)?;
+pub fn run<W: Write>(place: &Place, dirs: &Dirs, context: &mut Context<W>) -> Result<bool, InspectError> {
+    let path = path_of(place, LogKind::Wal, dirs)?;
     let gone = || InspectError::io("open", &path)(io::ErrorKind::NotFound.into());
     let file = read_path(&path)?.ok_or_else(gone)?;
     if place.offset >= file.len() as u64 {
@@ -72,16 +73,16 @@ pub fn run<W: Write>(place: &Place, dir: &Path, context: &mut Context<W>) -> Res
 }
 
 /// The file of a place; a number is a segment of `log`.
-pub(super) fn path_of(place: &Place, log: LogKind, dir: &Path) -> Result<PathBuf, InspectError> {
+pub(super) fn path_of(place: &Place, log: LogKind, dirs: &Dirs) -> Result<PathBuf, InspectError> {
     if let Ok(number) = place.file.parse::<u64>() {
-        let at = Log::open(dir)?;
+        let at = Log::open(dirs)?;
         return Ok(if log == LogKind::Blocks { at.blocks_dir } else { at.dir }.join(file_name(log, number)));
     }
     let path = PathBuf::from(&place.file);
     if path.exists() || place.file.contains('/') {
         return Ok(path);
     }
-    let log = Log::open(dir)?;
+    let log = Log::open(dirs)?;
     let of_blocks = file_number(LogKind::Blocks, &place.file).is_some();
     Ok(if of_blocks { log.blocks_dir } else { log.dir }.join(path))
 }

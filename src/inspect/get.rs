@@ -1,5 +1,6 @@
 //! `get`: one record or block by its position, with its lines. Nothing else of the log is judged.
 
+use super::cli::Dirs;
 use super::command::{Context, Streams};
 use super::dump::{DumpLog, Position, rows_of};
 use super::error::InspectError;
@@ -9,7 +10,6 @@ use super::output::{Row, Shape};
 use crate::wal::format::{HeaderError, Kind};
 use crate::wal::{BlockTables, LogKind, RecordScan, SegmentScan, SeriesDef, Tables, decode_control, scan_segment};
 use std::io::{self, Write};
-use std::path::Path;
 
 /// Prints the record at a place; `false` if it is damaged. A number in the place is a segment of `log`.
 ///
@@ -18,11 +18,11 @@ use std::path::Path;
 pub fn run<W: Write>(
     place: &Place,
     log: Option<DumpLog>,
-    dir: &Path,
+    dirs: &Dirs,
     context: &mut Context<W>,
 ) -> Result<bool, InspectError> {
     let log = if log == Some(DumpLog::Blocks) { LogKind::Blocks } else { LogKind::Wal };
-    let path = path_of(place, log, dir)?;
+    let path = path_of(place, log, dirs)?;
     let gone = || InspectError::io("open", &path)(io::ErrorKind::NotFound.into());
     let file = read_path(&path)?.ok_or_else(gone)?;
     let scan = match scan_segment(&file) {

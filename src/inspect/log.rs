@@ -7,6 +7,7 @@
 //! The group at the cut may be half written; it lies above the durable end, where nothing is damage.
 
 use super::blocks::{self, Blocks};
+use super::cli::Dirs;
 use super::error::InspectError;
 use super::progress::Progress;
 use crate::fs::{Fs, Map, RealFs};
@@ -67,8 +68,12 @@ pub struct Log {
     pub volume: Option<Uuid>,
     /// Directory of the block log.
     pub blocks_dir: PathBuf,
-    /// Segments of the block log by number, with their bytes; none if the directory is not there.
+    /// It is there.
+    pub has_blocks_dir: bool,
+    /// Segments of the block log by number, with their bytes.
     pub block_files: Vec<(u64, u64)>,
+    /// What the directories were found by.
+    dirs: Dirs,
 }
 
 impl Log {
@@ -76,15 +81,17 @@ impl Log {
     ///
     /// # Errors
     /// The directory cannot be read or holds no log; a segment is of a newer version.
-    pub fn open(dir: &Path) -> Result<Self, InspectError> {
-        let (dir, blocks_dir) = locate(dir)?;
+    pub fn open(dirs: &Dirs) -> Result<Self, InspectError> {
+        let (dir, blocks_dir) = locate(dirs)?;
         let mut log = Self {
             segments: Vec::new(),
             unfinished: Vec::new(),
             volume: None,
             dir,
             blocks_dir,
+            has_blocks_dir: false,
             block_files: Vec::new(),
+            dirs: dirs.clone(),
         };
         // Before the write-ahead log, whose newest record tells of what was retired: a file that vanishes meanwhile is known.
         log.list_blocks()?;
@@ -102,9 +109,10 @@ impl Log {
 
     fn list_blocks(&mut self) -> Result<(), InspectError> {
         let entries = match RealFs.list(&self.blocks_dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && self.dirs.blocks_dir.is_none() => return Ok(()),
             listed => listed.map_err(InspectError::io("list", &self.blocks_dir))?,
         };
+        self.has_blocks_dir = true;
         for entry in entries {
             if let Some(number) = file_number(LogKind::Blocks, &entry.name) {
                 self.block_files.push((number, entry.len));
@@ -150,7 +158,7 @@ impl Log {
     /// # Errors
     /// As [`Log::open`].
     pub fn changed(&self) -> Result<bool, InspectError> {
-        let now = Self::open(&self.dir)?;
+        let now = Self::open(&self.dirs)?;
         let state = |log: &Self| log.segments.iter().map(|s| (s.number, s.content)).collect::<Vec<_>>();
         Ok(state(self) != state(&now))
     }
@@ -195,28 +203,42 @@ fn leave_old_bytes(scan: &mut SegmentScan) {
     }
 }
 
-/// The directories of both logs.
-fn locate(dir: &Path) -> Result<(PathBuf, PathBuf), InspectError> {
+/// The directories of both logs: as given, else where a data directory has them.
+fn locate(dirs: &Dirs) -> Result<(PathBuf, PathBuf), InspectError> {
+    let (wal, beside) = match &dirs.wal_dir {
+        Some(wal) if holds_log(wal)? => (wal.clone(), dirs.dir.clone()),
+        Some(wal) => return Err(InspectError::NoLog(wal.clone())),
+        None => locate_wal(&dirs.dir)?,
+    };
+    Ok((wal, dirs.blocks_dir.clone().unwrap_or_else(|| beside.join("blocks"))))
+}
+
+/// The directory of the write-ahead log, and the one that it lies in.
+fn locate_wal(dir: &Path) -> Result<(PathBuf, PathBuf), InspectError> {
     let wal = dir.join("wal");
     match std::fs::metadata(&wal) {
-        Ok(metadata) if metadata.is_dir() => return Ok((wal, dir.join("blocks"))),
+        Ok(metadata) if metadata.is_dir() => return Ok((wal, dir.to_path_buf())),
         Err(e) if e.kind() != io::ErrorKind::NotFound && e.kind() != io::ErrorKind::NotADirectory => {
             return Err(InspectError::io("open", &wal)(e));
         }
         _ => {}
     }
+    if holds_log(dir)? { Ok((dir.to_path_buf(), dir.join(".."))) } else { Err(InspectError::NoLog(dir.into())) }
+}
+
+fn holds_log(dir: &Path) -> Result<bool, InspectError> {
     let entries = RealFs.list(dir).map_err(InspectError::io("list", dir))?;
-    let ours = |name: &str| segment_number(name).is_some() || name.ends_with(".wal.tmp");
-    if entries.iter().any(|e| ours(&e.name)) {
-        Ok((dir.to_path_buf(), dir.join("..").join("blocks")))
-    } else {
-        Err(InspectError::NoLog(dir.into()))
-    }
+    Ok(entries.iter().any(|e| segment_number(&e.name).is_some() || e.name.ends_with(".wal.tmp")))
 }
 
 /// A segment's bytes as they were under its name; `None` if it was removed or recycled.
+/// A file that is longer than any segment is none, as for the server: not a byte of it is read.
 fn read_file(dir: &Path, number: u64) -> Result<Option<Vec<u8>>, InspectError> {
-    read_path(&dir.join(segment_name(number)))
+    let path = dir.join(segment_name(number));
+    match std::fs::metadata(&path) {
+        Ok(metadata) if metadata.len() > MAX_SEGMENT_LEN => Ok(Some(Vec::new())),
+        _ => read_path(&path),
+    }
 }
 
 /// The bytes of a file as they were while it had this name; `None` if it has lost the name.
@@ -356,10 +378,10 @@ pub struct Judged {
 ///
 /// # Errors
 /// The directory or a file cannot be read, is of a newer version, or segments vanish faster than they are read.
-pub fn judge(dir: &Path, progress: &mut Progress) -> Result<Judged, InspectError> {
+pub fn judge(dirs: &Dirs, progress: &mut Progress) -> Result<Judged, InspectError> {
     let mut listed = BTreeSet::new();
     for attempt in 1..=ATTEMPTS {
-        let log = Log::open(dir)?;
+        let log = Log::open(dirs)?;
         listed.extend(log.segments.iter().map(|s| s.number));
         progress.start(log.bytes(), "scanning");
         let Some(mut judged) = judge_once(log, progress)? else { continue };
@@ -370,7 +392,7 @@ pub fn judge(dir: &Path, progress: &mut Progress) -> Result<Judged, InspectError
             return Ok(judged);
         }
     }
-    Err(InspectError::Restless(ATTEMPTS, dir.to_path_buf()))
+    Err(InspectError::Restless(ATTEMPTS, dirs.dir.clone()))
 }
 
 /// `None` if a segment vanished.

@@ -40,13 +40,12 @@ pub use selector::{Selector, SelectorError};
 use crate::fs::exit_on_map_fault;
 use crate::wal::ranges;
 use clap::Parser;
-use cli::{Cli, Command, When};
+use cli::{Cli, Command, Dirs, When};
 use command::Context;
 use log::Judged;
 use output::{Printer, Row, Shape};
 use std::ffi::OsString;
 use std::io::{BufWriter, IsTerminal, Write, stderr, stdout};
-use std::path::Path;
 use std::process::ExitCode;
 
 /// Exit code for damage.
@@ -82,7 +81,7 @@ impl Finding {
 }
 
 /// Runs one of the commands that are not of this room.
-pub type RunTool = fn(&Command, &Path, Progress) -> Result<Report, InspectError>;
+pub type RunTool = fn(&Command, &Dirs, Progress) -> Result<Report, InspectError>;
 
 /// Runs `wal-inspect` with command-line arguments, the program's name first, and returns its exit code: 0 sound,
 /// 1 damage, 2 usage, 3 I/O, 5 unknown version.
@@ -131,38 +130,38 @@ fn run(cli: &Cli, tool: RunTool) -> Result<Option<Finding>, InspectError> {
     }
     let mut progress = Progress::new(!scrolls);
     if command.is_tool() {
-        let report = tool(command, &cli.dir, progress)?;
+        let report = tool(command, &cli.dirs, progress)?;
         print(&report, printer(out, cli, color, command)?).map_err(InspectError::Output)?;
         return Ok(report.found);
     }
     if let Command::Export(args) = command {
-        let judged = log::judge(&cli.dir, &mut progress)?;
+        let judged = log::judge(&cli.dirs, &mut progress)?;
         let whole = export::run(args, &judged, out, &mut progress)?;
-        return Ok((!whole).then(|| Finding::damage(after_damage(command, &judged, &cli.dir))));
+        return Ok((!whole).then(|| Finding::damage(after_damage(command, &judged, &cli.dirs))));
     }
     let mut context = Context { printer: printer(out, cli, color, command)?, progress };
-    let found = show(command, &cli.dir, &mut context)?;
+    let found = show(command, &cli.dirs, &mut context)?;
     context.printer.finish().map_err(InspectError::Output)?;
     Ok(found)
 }
 
 /// Runs a command of this room.
-fn show<W: Write>(command: &Command, dir: &Path, context: &mut Context<W>) -> Result<Option<Finding>, InspectError> {
+fn show<W: Write>(command: &Command, dirs: &Dirs, context: &mut Context<W>) -> Result<Option<Finding>, InspectError> {
     match command {
         Command::Explain { place } => {
-            let sound = explain::run(place, dir, context)?;
-            Ok((!sound).then(|| Finding::damage(next("verify", dir))))
+            let sound = explain::run(place, dirs, context)?;
+            Ok((!sound).then(|| Finding::damage(next("verify", dirs))))
         }
         Command::Get { place, log } => {
-            let sound = get::run(place, *log, dir, context)?;
-            Ok((!sound).then(|| Finding::damage(next(&format!("explain {place}"), dir))))
+            let sound = get::run(place, *log, dirs, context)?;
+            Ok((!sound).then(|| Finding::damage(next(&format!("explain {place}"), dirs))))
         }
         Command::Format => format::run(context).map(|()| None).map_err(InspectError::Output),
         Command::Diff(args) => diff::run(args, context),
         _ => {
-            let judged = log::judge(dir, &mut context.progress)?;
+            let judged = log::judge(dirs, &mut context.progress)?;
             let sound = show_log(command, &judged, context)?;
-            Ok((!sound).then(|| Finding::damage(after_damage(command, &judged, dir))))
+            Ok((!sound).then(|| Finding::damage(after_damage(command, &judged, dirs))))
         }
     }
 }
@@ -198,16 +197,16 @@ fn show_log<W: Write>(command: &Command, judged: &Judged, context: &mut Context<
 }
 
 /// A command line of this program.
-pub fn next(command: &str, dir: &Path) -> String {
-    format!("wal-inspect {command} -d {}", dir.display())
+pub fn next(command: &str, dirs: &Dirs) -> String {
+    format!("wal-inspect {command} {dirs}")
 }
 
-fn after_damage(command: &Command, judged: &Judged, dir: &Path) -> String {
+fn after_damage(command: &Command, judged: &Judged, dirs: &Dirs) -> String {
     match judged.damage().first() {
         Some(first) if matches!(command, Command::Verify) => {
-            next(&format!("explain {}", cli::place(first.log, first.segment, first.offset)), dir)
+            next(&format!("explain {}", cli::place(first.log, first.segment, first.offset)), dirs)
         }
-        _ if matches!(command, Command::Verify) => next("ls", dir),
-        _ => next("verify", dir),
+        _ if matches!(command, Command::Verify) => next("ls", dirs),
+        _ => next("verify", dirs),
     }
 }

@@ -7,7 +7,7 @@ mod salvage;
 
 use crate::fs::{Fs, read_full_at};
 use crate::ingester::{DataDirError, Dirs};
-use crate::inspect::cli::Command;
+use crate::inspect::cli::{Command, Dirs as Asked};
 use crate::inspect::{InspectError, Progress, Report, next};
 use crate::wal::format::FIRST_GROUP;
 use crate::wal::{
@@ -15,7 +15,6 @@ use crate::wal::{
 };
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use uuid::Uuid;
@@ -29,10 +28,10 @@ const NO_LIMIT: u64 = 1 << 62;
 ///
 /// # Errors
 /// See [`InspectError`].
-pub fn run(command: &Command, dir: &Path, progress: Progress) -> Result<Report, InspectError> {
+pub fn run(command: &Command, asked: &Asked, progress: Progress) -> Result<Report, InspectError> {
     match command {
-        Command::Repair(args) => repair::run(args, dir, progress),
-        Command::Salvage(args) => salvage::run(args, progress),
+        Command::Repair(args) => repair::run(args, asked, progress),
+        Command::Salvage(args) => salvage::run(args, asked, progress),
         _ => Ok(Report::default()),
     }
 }
@@ -83,7 +82,7 @@ fn refused(what: impl ToString, code: u8, next: impl Into<String>) -> InspectErr
 }
 
 /// Why a data directory was not taken.
-fn not_taken(error: &DataDirError, dir: &Path) -> InspectError {
+fn not_taken(error: &DataDirError, asked: &Asked) -> InspectError {
     match error {
         DataDirError::Locked(dir, who) => {
             let what = format!("{dir} is in use by another process ({who})");
@@ -91,22 +90,22 @@ fn not_taken(error: &DataDirError, dir: &Path) -> InspectError {
         }
         DataDirError::Version(..) => refused(error, 5, "the wal-inspect of the Timberline that made the directory"),
         DataDirError::Io(..) => {
-            refused(error, 3, format!("ls -ld {0} {0}/LOCK, and the user of the server", dir.display()))
+            refused(error, 3, format!("ls -ld {0} {0}/LOCK, and the user of the server", asked.dir.display()))
         }
         DataDirError::Damaged(..) | DataDirError::Gone(_) | DataDirError::Empty(_) => {
-            refused(error, 3, next("summary", dir) + ", which shows the volume that identity names")
+            refused(error, 3, next("summary", asked) + ", which shows the volume that identity names")
         }
     }
 }
 
 /// Why a log was not recovered.
-fn not_recovered(error: &RecoverError, dir: &Path) -> InspectError {
+fn not_recovered(error: &RecoverError, asked: &Asked) -> InspectError {
     match error {
         RecoverError::Version(..) | RecoverError::Kind(..) => {
             refused(error, 5, "the wal-inspect of the Timberline that wrote the log")
         }
-        RecoverError::Foreign(..) => refused(error, 3, next("ls", dir)),
-        RecoverError::Tail(_) => refused(error, 3, format!("df {}, then the same command", dir.display())),
+        RecoverError::Foreign(..) => refused(error, 3, next("ls", asked)),
+        RecoverError::Tail(_) => refused(error, 3, format!("df {}, then the same command", asked.dir.display())),
         RecoverError::Io { .. } | RecoverError::Changed { .. } => {
             refused(error, 3, "dmesg, which shows whether the disk failed")
         }

@@ -8,6 +8,7 @@
 use super::{not_recovered, not_taken, options, refused, usual_segment_size};
 use crate::fs::{Before, Change, DirEntry, Fs, OverlayFs, RealFs, TracedFs, copy_durably};
 use crate::ingester::{DataDir, Dirs};
+use crate::inspect::cli::Dirs as Asked;
 use crate::inspect::cli::{Attach, RepairArgs};
 use crate::inspect::log::Log;
 use crate::inspect::output::{Cell, Row, Shape};
@@ -27,8 +28,8 @@ const QUARANTINE: &str = "quarantine";
 ///
 /// # Errors
 /// The directory is in use, is none, or cannot be read or written.
-pub fn run(args: &RepairArgs, dir: &Path, mut progress: Progress) -> Result<Report, InspectError> {
-    let (dirs, copies) = (dirs(args, dir)?, copies_dir(dir));
+pub fn run(args: &RepairArgs, asked: &Asked, mut progress: Progress) -> Result<Report, InspectError> {
+    let (dirs, copies) = (dirs(asked)?, copies_dir(&asked.dir));
     let real: Arc<dyn Fs> = Arc::new(RealFs);
     let traced = if args.apply {
         Arc::new(TracedFs::new(real.clone(), keep_copies(real, &dirs, &copies)))
@@ -37,7 +38,7 @@ pub fn run(args: &RepairArgs, dir: &Path, mut progress: Progress) -> Result<Repo
     };
     let fs: Arc<dyn Fs> = traced.clone();
     // Held until all is done.
-    let held = DataDir::take(&*fs, &dirs, false).map_err(|e| not_taken(&e, dir))?;
+    let held = DataDir::take(&*fs, &dirs, false).map_err(|e| not_taken(&e, asked))?;
     let before = files(&RealFs, &dirs)?;
     let quarantine = Quarantine::read(&*fs, &dirs.data.join(QUARANTINE)).unwrap_or_default();
     let options = options(fs.clone(), &dirs, held.identity.volume, usual_segment_size(&*fs, &dirs)?);
@@ -50,9 +51,9 @@ pub fn run(args: &RepairArgs, dir: &Path, mut progress: Progress) -> Result<Repo
         done = now;
     });
     progress.clear();
-    let recovered = read.map_err(|e| not_recovered(&e, dir))?;
-    let unattributed = recovered.unattributed().map_err(|e| not_recovered(&e, dir))?;
-    let attached = attach(&args.attach_labels, args.tenant.as_deref(), &unattributed, dir)?;
+    let recovered = read.map_err(|e| not_recovered(&e, asked))?;
+    let unattributed = recovered.unattributed().map_err(|e| not_recovered(&e, asked))?;
+    let attached = attach(&args.attach_labels, args.tenant.as_deref(), &unattributed, asked)?;
     let reports = recovered.damage_reports();
     let news = quarantine.news(reports.clone());
     let mut found = Found {
@@ -69,14 +70,14 @@ pub fn run(args: &RepairArgs, dir: &Path, mut progress: Progress) -> Result<Repo
         before,
         changes: BTreeMap::new(),
     };
-    if let Err(error) = settle(recovered, attached, &dirs, &quarantine, &news, dir) {
+    if let Err(error) = settle(recovered, attached, &dirs, &quarantine, &news, asked) {
         return Err(match traced.changes().is_empty() || !args.apply {
             true => error,
             false => half_done(&error, &copies),
         });
     }
     found.changes = traced.changes();
-    Ok(Report { sections: found.sections(args.apply, &copies), found: found.finding(args.apply, dir) })
+    Ok(Report { sections: found.sections(args.apply, &copies), found: found.finding(args.apply, asked) })
 }
 
 /// Everything that changes the logs, in the order of a start: what is damaged is kept first, before anything can retire it.
@@ -86,13 +87,14 @@ fn settle(
     dirs: &Dirs,
     quarantine: &Quarantine,
     news: &[DamageReport],
-    dir: &Path,
+    asked: &Asked,
 ) -> Result<(), InspectError> {
     if !news.is_empty() {
         let kept = dirs.data.join(QUARANTINE);
-        recovered.quarantine(&kept, quarantine.bytes, news).map_err(InspectError::io("write to", &kept))?;
+        // A report says why a segment could not be kept.
+        recovered.quarantine(&kept, quarantine.bytes, news.to_vec()).map_err(InspectError::io("write to", &kept))?;
     }
-    recovered.settle(attached).map_err(|e| not_recovered(&e, dir))
+    recovered.settle(attached).map_err(|e| not_recovered(&e, asked))
 }
 
 fn half_done(error: &InspectError, copies: &Path) -> InspectError {
@@ -105,9 +107,10 @@ fn half_done(error: &InspectError, copies: &Path) -> InspectError {
 }
 
 /// A start would make directories that are not there; a repair needs what it repairs.
-fn dirs(args: &RepairArgs, dir: &Path) -> Result<Dirs, InspectError> {
-    let wal = args.wal_dir.clone().unwrap_or_else(|| dir.join("wal"));
-    let blocks = args.blocks_dir.clone().unwrap_or_else(|| dir.join("blocks"));
+fn dirs(asked: &Asked) -> Result<Dirs, InspectError> {
+    let dir = &asked.dir;
+    let wal = asked.wal_dir.clone().unwrap_or_else(|| dir.join("wal"));
+    let blocks = asked.blocks_dir.clone().unwrap_or_else(|| dir.join("blocks"));
     if !wal.is_dir() {
         let what = format!("{} is no data directory: {} is not there", dir.display(), wal.display());
         return Err(refused(
@@ -117,7 +120,7 @@ fn dirs(args: &RepairArgs, dir: &Path) -> Result<Dirs, InspectError> {
         ));
     }
     // A log, and of a version that we know.
-    Log::open(&wal)?;
+    Log::open(asked)?;
     Ok(Dirs { data: dir.to_path_buf(), wal, blocks })
 }
 
@@ -165,9 +168,9 @@ fn attach(
     given: &[Attach],
     tenant: Option<&str>,
     unattributed: &[Unattributed],
-    dir: &Path,
+    asked: &Asked,
 ) -> Result<Vec<SeriesDef>, InspectError> {
-    let wrong = |what: String| refused(what, 2, next("repair", dir) + ", which lists the streams without labels");
+    let wrong = |what: String| refused(what, 2, next("repair", asked) + ", which lists the streams without labels");
     let mut out: Vec<SeriesDef> = Vec::new();
     for Attach { stream, labels } in given {
         let Some(found) = unattributed.iter().find(|u| u.stream == *stream) else {
@@ -263,13 +266,13 @@ impl Found<'_> {
     }
 
     /// What the exit code tells, and the next command.
-    fn finding(&self, applied: bool, dir: &Path) -> Option<Finding> {
+    fn finding(&self, applied: bool, asked: &Asked) -> Option<Finding> {
         if !self.changes.is_empty() && !applied {
             let what = if self.is_damaged() { "damage was found; nothing was changed" } else { "nothing was changed" };
-            return Some(Finding { what, next: next("repair --apply", dir) });
+            return Some(Finding { what, next: next("repair --apply", asked) });
         }
         let what = "damage was found, and is settled: nothing is left to repair";
-        self.is_damaged().then(|| Finding { what, next: next("verify", dir) })
+        self.is_damaged().then(|| Finding { what, next: next("verify", asked) })
     }
 
     fn sections(&self, applied: bool, copies: &Path) -> Vec<(&'static str, Shape, Vec<Row>)> {
@@ -370,7 +373,7 @@ mod tests {
             Unattributed { stream: 8, block_lines: 2, ..Unattributed::default() },
         ];
         let given = |stream| Attach { stream, labels: LabelSet::new([("app", "x")]) };
-        let of = |given: &[Attach], tenant| attach(given, tenant, &unattributed, Path::new("d"));
+        let of = |given: &[Attach], tenant| attach(given, tenant, &unattributed, &Asked::at(Path::new("d")));
         let made = of(&[given(7)], Some("acme")).unwrap();
         assert_eq!((made[0].id, made[0].tenant.as_str(), made[0].next_seq), (7, "acme", 9));
         assert_eq!(made[0].labels, [("app".to_string(), "x".to_string())]);

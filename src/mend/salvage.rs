@@ -8,6 +8,7 @@ use super::{options, refused, usual_segment_size};
 use crate::fs::{Fs, RealFs};
 use crate::ingester::{Dirs, Identity};
 use crate::inspect::blocks::{KnownBlock, read_block};
+use crate::inspect::cli::Dirs as Asked;
 use crate::inspect::cli::SalvageArgs;
 use crate::inspect::command::{Once, Streams};
 use crate::inspect::log::{self, Judged, SegmentView, Step};
@@ -39,10 +40,11 @@ const GAP_SEQS: usize = 10_000;
 ///
 /// # Errors
 /// The source cannot be read, or the target not be written.
-pub fn run(args: &SalvageArgs, mut progress: Progress) -> Result<Report, InspectError> {
+pub fn run(args: &SalvageArgs, asked: &Asked, mut progress: Progress) -> Result<Report, InspectError> {
     let (from, to) = (&args.source, &args.target);
+    let source = Asked { dir: from.clone(), ..asked.clone() };
     check_target(from, to)?;
-    let mut judged = log::judge(from, &mut progress)?;
+    let mut judged = log::judge(&source, &mut progress)?;
     let findings = verify::check(&judged, &mut progress)?;
     let mut salvage = Salvage::new(&judged, to)?;
     let copied = salvage.copy(&mut judged, &mut progress);
@@ -81,7 +83,7 @@ pub fn run(args: &SalvageArgs, mut progress: Progress) -> Result<Report, Inspect
         ("missing", Shape::Many, verify::missing_rows(&missing, &Streams::of(&judged))),
         ("without_labels", Shape::Many, without_labels.collect()),
     ];
-    let found = (!complete).then(|| Finding { what: "not everything could be read", next: next("verify", from) });
+    let found = (!complete).then(|| Finding { what: "not everything could be read", next: next("verify", &source) });
     Ok(Report { sections, found })
 }
 
@@ -114,7 +116,7 @@ fn unfinished(error: &InspectError, to: &Path) -> InspectError {
 
 /// Reads the new logs as any reader would: what was written must be sound.
 fn check_result(to: &Path, progress: &mut Progress) -> Result<(), InspectError> {
-    let written = log::judge(to, progress)?;
+    let written = log::judge(&Asked::at(to), progress)?;
     if written.is_sound() {
         return Ok(());
     }
@@ -199,9 +201,9 @@ impl Salvage {
         let options = options(fs, &target, identity.volume, segment_size);
         options.next_stream_id.store(judged.plan.next_stream_id, std::sync::atomic::Ordering::SeqCst);
         let (told, events) = mpsc::channel();
-        let empty = recover(options, &mut |_, _| {}).map_err(|e| super::not_recovered(&e, to))?;
+        let empty = recover(options, &mut |_, _| {}).map_err(|e| super::not_recovered(&e, &Asked::at(to)))?;
         let opened = empty.open(Events(told.clone()), Events(told));
-        let (wal, blocks) = opened.map_err(|e| super::not_recovered(&e, to))?;
+        let (wal, blocks) = opened.map_err(|e| super::not_recovered(&e, &Asked::at(to)))?;
         Ok(Self {
             wal,
             blocks,

@@ -11,7 +11,7 @@ use crate::api::serve::{ListenerConfig, Protocol, serve};
 use crate::api::{Api, ApiConfig, Backends, grpc, http, tls};
 use crate::chunk::Encoding;
 use crate::distributor::{ClientPool, Distributor, DistributorConfig, IngesterClient, PoolConfig, Pusher, Route};
-use crate::fs::{Fs, Mount, RealFs, Space};
+use crate::fs::{Fs, Mount, RealFs, Space, are_on_one_file_system};
 use crate::ingester::{
     Cluster, Ingester, IngesterConfig, IngesterMetrics, Live, NilRecord, OnPoisoned, Progress, RecoveryReport,
     ScrubOptions,
@@ -278,13 +278,17 @@ fn tell(config: &Config, report: &RecoveryReport) {
         error!(
             places = report.damaged_places,
             lost_lines = report.lost(),
-            where_ = report.losses.join("; "),
-            "the log is damaged; everything else was recovered, and the damaged segments are in {data}/quarantine with a report: \
-             run `wal-inspect verify -d {data}`"
+            "where" = report.losses.join("; "),
+            "the log is damaged; everything else was recovered, and {} in {data}/quarantine: run `wal-inspect verify {}`",
+            match report.quarantine_failed[..] {
+                [] => "the damaged segments are with a report",
+                _ => "what could be kept is",
+            },
+            inspect_flags(config)
         );
     }
-    if let Some(why) = &report.quarantine_failed {
-        warn!(error = why, "damaged segments could not be kept in quarantine: copy them before they are retired");
+    for why in &report.quarantine_failed {
+        error!("a damaged segment is not in quarantine: {why}");
     }
     if report.unattributed_lines > 0 {
         error!(
@@ -299,6 +303,7 @@ fn tell(config: &Config, report: &RecoveryReport) {
         );
     }
     tell_mounts(config);
+    tell_file_systems(config);
     match durability_note(config) {
         None => info!("ready: a push is answered when its lines are synced to disk (ingester.wal.sync: always)"),
         Some(note) => warn!("ready: {note}"),
@@ -317,6 +322,32 @@ fn tell_mounts(config: &Config) {
             warn!(dir = %dir.display(), file_system = mount.fs_type, "acknowledged lines may be lost with their directory: {doubt}");
         }
     }
+}
+
+/// The log is kept whole in quarantine by second names, where there can be any.
+fn tell_file_systems(config: &Config) {
+    let data = config.data_dir();
+    for (key, dir) in [("ingester.wal.dir", config.wal_dir()), ("ingester.blocks.dir", config.blocks_dir())] {
+        // Where nothing can be told of a directory, the start has failed, or will.
+        if let Ok(false) = are_on_one_file_system(&dir, &data) {
+            let (dir, data) = (dir.display(), data.display());
+            warn!(
+                "{key} ({dir}) is on another file system than {data}: should a segment be damaged, it is copied to \
+                 {data}/quarantine, which needs space there"
+            );
+        }
+    }
+}
+
+/// How `wal-inspect` finds the logs.
+fn inspect_flags(config: &Config) -> String {
+    let mut out = format!("-d {}", config.data_dir().display());
+    for (flag, dir) in [("--wal-dir", &config.ingester.wal.dir), ("--blocks-dir", &config.ingester.blocks.dir)] {
+        if !dir.is_empty() {
+            out += &format!(" {flag} {dir}");
+        }
+    }
+    out
 }
 
 /// Keeps the gauges fresh, and tells the operator while pushes are refused.
@@ -351,7 +382,10 @@ async fn watch_clock(clock: Arc<WallClock>) {
 async fn log_progress(progress: Arc<Progress>) {
     loop {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed).max(1));
+        let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
+        if total == 0 {
+            continue;
+        }
         info!(percent = (done * 100 / total).min(100), bytes = total, "replaying the write-ahead log");
     }
 }

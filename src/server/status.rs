@@ -56,7 +56,10 @@ impl ProcessStatus {
             return None;
         }
         let done = self.progress.done.load(Ordering::Relaxed);
-        let total = self.progress.total.load(Ordering::Relaxed).max(1);
+        let total = self.progress.total.load(Ordering::Relaxed);
+        if total == 0 {
+            return Some("Ingester not ready: replaying the write-ahead log, 0 % so far".into());
+        }
         let percent = (done * 100 / total).min(100);
         Some(format!("Ingester not ready: replaying the write-ahead log, {percent} % of {total} bytes"))
     }
@@ -77,9 +80,8 @@ impl ProcessStatus {
         notes.extend(self.damage_note());
         let unresolved = self.report.lock().as_ref().map_or(0, |r| r.unresolved);
         if unresolved > 0 {
-            notes.push(format!(
-                "{unresolved} records at the end of the log were cut before or within 50 ms of their ack"
-            ));
+            let records = counted(unresolved, "record");
+            notes.push(format!("the end of the log was cut before or within 50 ms of its ack: {records} unresolved"));
         }
         notes
     }
@@ -95,17 +97,22 @@ impl ProcessStatus {
             Err(error) => return Some(format!("{shown} cannot be read: {error}")),
         };
         let first = quarantine.unread.first()?;
-        let largest = quarantine.reports.iter().max_by_key(|r| r.lines_missing);
-        let lines = largest.map_or(0, |r| r.lines_missing);
-        let least = if quarantine.reports.iter().any(|r| r.at_least) { "at least " } else { "" };
+        let lines = quarantine.unread_reports().map(|r| r.lines_missing).max().unwrap_or(0);
+        let least = if quarantine.unread_reports().any(|r| r.at_least) { "at least " } else { "" };
         let full = if quarantine.bytes >= QUARANTINE_BUDGET { "; it is full, so only reports are added" } else { "" };
         Some(format!(
-            "the log was damaged: {} reports in {shown}, the largest loss is {least}{lines} acknowledged lines{full}; rename a report that \
-             you have read (mv {first} {}.acknowledged.json)",
-            quarantine.unread.len(),
+            "the log was damaged: {} in {shown}, the largest loss is {least}{}{full}; rename a report that you have read (mv {first} \
+             {}.acknowledged.json)",
+            counted(quarantine.unread.len() as u64, "report"),
+            counted(lines, "acknowledged line"),
             first.trim_end_matches(".json")
         ))
     }
+}
+
+/// A number with its noun.
+fn counted(n: u64, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 /// A sentence for operators if acks are weaker than the default.

@@ -7,19 +7,18 @@ mod loki;
 mod replay;
 mod target;
 
-use crate::inspect::cli::Command;
+use crate::inspect::cli::{Command, Dirs};
 use crate::inspect::{InspectError, Progress, Report};
-use std::path::Path;
 
 /// Runs a command on a data directory.
 ///
 /// # Errors
 /// It could not do its work; the error says what to try next.
-pub fn run(command: &Command, dir: &Path, progress: Progress) -> Result<Report, InspectError> {
+pub fn run(command: &Command, dirs: &Dirs, progress: Progress) -> Result<Report, InspectError> {
     match command {
-        Command::Import(args) => import::run(args, dir),
-        Command::Replay(args) => replay::run(args, dir, progress),
-        Command::Bench(args) => bench::run(args, dir),
-        _ => crate::mend::run(command, dir, progress),
+        Command::Import(args) => import::run(args, &dirs.dir),
+        Command::Replay(args) => replay::run(args, dirs, progress),
+        Command::Bench(args) => bench::run(args, &dirs.dir),
+        _ => crate::mend::run(command, dirs, progress),
     }
 }

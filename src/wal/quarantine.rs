@@ -1,4 +1,5 @@
-//! Damaged segments are kept: a hard link, which takes no space, and a report beside it. Only the operator deletes them.
+//! Damaged segments are kept: a hard link, which takes no space, and a report beside it. A segment on another file system than
+//! the quarantine is copied. Only the operator deletes them.
 
 use super::blocks::{BlockPlace, BlockStore, Suspect};
 use super::format::{Kind, LogKind};
@@ -8,7 +9,7 @@ use super::scan::Damage;
 use super::segment::file_name;
 use super::survivors::LostBlock;
 use super::verdict::{Cost, Part, Place, verdict};
-use crate::fs::{Fs, read_full_at, replace_durably};
+use crate::fs::{Fs, link_or_copy, read_full_at, replace_durably};
 use ahash::AHashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
@@ -22,6 +23,8 @@ pub const QUARANTINE_BUDGET: u64 = 1 << 30;
 const ACKNOWLEDGED: &str = ".acknowledged.json";
 /// Largest report that is read back.
 const MAX_REPORT: u64 = 16 << 20;
+/// How a place ends that a running server has found.
+const BY_A_READ: &str = ", found by a read";
 /// What a report says of blocks that a running server has found damaged.
 const FOUND_BY_A_READ: &str = "queries answer without the lines of these blocks, and say so; the next start makes them again from the \
                                write-ahead log where that still has them, and counts what is lost: restart soon, and keep this report";
@@ -77,27 +80,56 @@ impl DamageReport {
         format!("{}.json", free.unwrap_or(link))
     }
 
-    /// Writes the report, and links the segment beside it unless it has that name already, or `room` bytes are too few;
-    /// returns the bytes that are kept with it.
-    pub(super) fn keep(&self, fs: &dyn Fs, dir: &Path, segment: &Path, room: u64) -> io::Result<u64> {
+    /// Keeps the segment beside the report, unless it is there already, and writes the report, which says so if the segment could
+    /// not be kept.
+    fn keep(mut self, fs: &dyn Fs, dir: &Path, segment: &Path, room: u64) -> io::Result<Kept> {
         let taken: HashSet<String> = fs.list(dir)?.into_iter().map(|e| e.name).collect();
         let len = fs.open(segment, false).and_then(|f| f.len()).unwrap_or(0);
-        let mut kept = 0;
-        if len > 0 && len <= room && !taken.contains(&self.link()) {
-            fs.hard_link(segment, &dir.join(self.link()))?;
-            kept = len;
-        }
-        replace_durably(fs, &dir.join(self.free_name(&taken)), &serde_json::to_vec_pretty(self)?)?;
+        let outcome = match len {
+            0 => Ok(0),
+            _ if taken.contains(&self.link()) => Ok(0),
+            _ if len > room => Err(format!("the quarantine holds at most {QUARANTINE_BUDGET} bytes")),
+            _ => link_or_copy(fs, segment, &dir.join(self.link())).map(|()| len).map_err(|e| e.to_string()),
+        };
+        let kept = match outcome {
+            Ok(bytes) => Kept { bytes, failed: None },
+            Err(why) => {
+                let failed =
+                    format!("{} could not be kept ({why}): copy it before the log gives it up", segment.display());
+                self.remarks.push(failed.clone());
+                Kept { bytes: 0, failed: Some(failed) }
+            }
+        };
+        replace_durably(fs, &dir.join(self.free_name(&taken)), &serde_json::to_vec_pretty(&self)?)?;
         Ok(kept)
     }
+
+    /// Its places, without how they were found.
+    fn bare_places(&self) -> impl Iterator<Item = &str> {
+        self.places.iter().map(|p| p.strip_suffix(BY_A_READ).unwrap_or(p))
+    }
+
+    /// Does another report give the account of these blocks, which a running server only found?
+    fn is_superseded_by(&self, other: &Self) -> bool {
+        let same = (&other.log, other.segment, other.salt) == (&self.log, self.segment, self.salt);
+        same && !self.blocks.is_empty() && self.bare_places().all(|p| other.places.iter().any(|o| o == p))
+    }
+}
+
+/// What became of a damaged segment.
+struct Kept {
+    /// Bytes that are in quarantine now and were not before.
+    bytes: u64,
+    /// Why it is not there.
+    failed: Option<String>,
 }
 
 /// What is in a quarantine directory.
 #[derive(Clone, Debug, Default)]
 pub struct Quarantine {
-    /// All reports.
-    pub reports: Vec<DamageReport>,
-    /// Names of those that nobody has acknowledged.
+    /// All reports that can be read, by name.
+    pub reports: BTreeMap<String, DamageReport>,
+    /// Names of those that nobody has acknowledged, but for reports of a read of which a start has given the account since.
     pub unread: Vec<String>,
     /// Bytes of kept segments.
     pub bytes: u64,
@@ -128,10 +160,20 @@ impl Quarantine {
                 let n = read_full_at(&*file, 0, &mut bytes)?;
                 Ok(serde_json::from_slice(bytes.get(..n).unwrap_or_default())?)
             };
-            out.reports.extend(read());
+            out.reports.extend(read().map(|report| (entry.name, report)));
         }
+        let reports = &out.reports;
+        let is_open = |name: &String| {
+            reports.get(name).is_none_or(|found| !reports.values().any(|told| found.is_superseded_by(told)))
+        };
+        out.unread.retain(is_open);
         out.unread.sort();
         Ok(out)
+    }
+
+    /// The reports that nobody has acknowledged and that can be read.
+    pub fn unread_reports(&self) -> impl Iterator<Item = &DamageReport> {
+        self.unread.iter().filter_map(|name| self.reports.get(name))
     }
 
     /// Blocks that reads have found damaged, for the next start.
@@ -141,13 +183,13 @@ impl Quarantine {
             let place = move |(offset, len): &(u64, u32)| BlockPlace { segment, offset: *offset, len: *len };
             r.blocks.iter().map(place).map(|place| Suspect { salt, place }).collect::<Vec<_>>()
         };
-        self.reports.iter().filter(|r| r.log == "blocks").flat_map(of).collect()
+        self.reports.values().filter(|r| r.log == "blocks").flat_map(of).collect()
     }
 
     /// Places that some report names already: they were told and counted.
     fn known(&self) -> HashSet<(&str, u64, u64, &str)> {
         self.reports
-            .iter()
+            .values()
             .flat_map(|r| r.places.iter().map(|p| (r.log.as_str(), r.segment, r.salt, p.as_str())))
             .collect()
     }
@@ -193,11 +235,11 @@ pub fn keep_report(fs: &dyn Fs, dir: &Path, report: DamageReport, segment: &Path
 
 impl BlockStore {
     /// Keeps the segments of blocks that a read has found damaged, with a report for each, unless one names them already; returns the
-    /// blocks that are new.
+    /// blocks that are new, and why segments could not be kept.
     ///
     /// # Errors
-    /// A link or a report could not be made.
-    pub fn quarantine(&self, dir: &Path, places: &[BlockPlace]) -> io::Result<Vec<BlockPlace>> {
+    /// A report could not be made.
+    pub fn quarantine(&self, dir: &Path, places: &[BlockPlace]) -> io::Result<(Vec<BlockPlace>, Vec<String>)> {
         let kept = Quarantine::read(self.fs(), dir)?;
         let told: HashSet<BlockPlace> = kept.suspects().into_iter().map(|s| s.place).collect();
         let mut reports: BTreeMap<u64, DamageReport> = BTreeMap::new();
@@ -205,11 +247,11 @@ impl BlockStore {
         for place in &new {
             let report = reports.entry(place.segment).or_default();
             let bytes = place.offset..place.offset + u64::from(place.len);
-            report.places.push(format!("{}, found by a read", Damage { bytes, part: Part::Record(Kind::Block) }));
+            report.places.push(format!("{}{BY_A_READ}", Damage { bytes, part: Part::Record(Kind::Block) }));
             report.blocks.push((place.offset, place.len));
         }
         self.fs().create_dir_all(dir)?;
-        let mut bytes = kept.bytes;
+        let (mut bytes, mut failed) = (kept.bytes, Vec::new());
         for (segment, report) in reports {
             let report = DamageReport {
                 log: "blocks".to_string(),
@@ -219,10 +261,12 @@ impl BlockStore {
                 remarks: vec![FOUND_BY_A_READ.to_string()],
                 ..report
             };
-            bytes += report.keep(self.fs(), dir, &self.path(segment), QUARANTINE_BUDGET.saturating_sub(bytes))?;
+            let kept = report.keep(self.fs(), dir, &self.path(segment), QUARANTINE_BUDGET.saturating_sub(bytes))?;
+            bytes += kept.bytes;
+            failed.extend(kept.failed);
         }
         self.fs().sync_dir(dir)?;
-        Ok(new)
+        Ok((new, failed))
     }
 }
 
@@ -261,7 +305,16 @@ impl Recovered {
         };
         let in_blocks = self.lost_blocks().iter().flat_map(|b| b.seqs.iter().map(|r| (b.stream, r.clone())));
         let in_segments = self.lost_segments().seqs.iter().cloned();
-        let seqs = plan.loss.seqs.iter().cloned().chain(in_blocks).chain(in_segments);
+        // What a Gap has settled was told by the report of an earlier start.
+        let mut settled: AHashMap<u64, Ranges> = AHashMap::new();
+        for (stream, first, end) in plan.gaps.iter().flat_map(|g| &g.seqs) {
+            settled.entry(*stream).or_default().insert(*first..*end);
+        }
+        let new = |(stream, seqs): &(u64, Range<u64>)| {
+            let new = settled.get(stream).map_or_else(|| vec![seqs.clone()], |s| s.missing(seqs));
+            new.into_iter().map(|r| (*stream, r)).collect::<Vec<_>>()
+        };
+        let seqs = plan.loss.seqs.iter().flat_map(new).chain(in_blocks).chain(in_segments);
         let streams = seqs.map(|(stream, r)| (stream, labels(stream), r.start, r.end));
         let mut streams: Vec<_> = streams.collect();
         let mut remarks = self.remarks();
@@ -316,7 +369,7 @@ impl Recovered {
             reports.iter().any(|r| r.log == "blocks" && r.segment == b.segment && r.places.contains(&place))
         };
         let mut counted: AHashMap<u64, Ranges> = AHashMap::new();
-        for (stream, _, first, end) in kept.reports.iter().flat_map(|r| &r.streams) {
+        for (stream, _, first, end) in kept.reports.values().flat_map(|r| &r.streams) {
             counted.entry(*stream).or_default().insert(*first..*end);
         }
         let new = |(stream, seqs): &(u64, Range<u64>)| {
@@ -326,13 +379,13 @@ impl Recovered {
         self.plan.loss.lines + self.lost_blocks().iter().filter(told).map(|b| b.lines).sum::<u64>() + in_segments
     }
 
-    /// Keeps the segments of these reports, and the reports. What does not fit is left out and told by the error; that is no
-    /// reason not to start.
+    /// Keeps the segments of these reports, and the reports; returns why segments could not be kept, which is no reason not to
+    /// start.
     ///
     /// # Errors
-    /// A link or a report could not be made.
-    pub fn quarantine(&self, dir: &Path, kept: u64, reports: &[DamageReport]) -> io::Result<()> {
-        let (fs, mut kept) = (self.fs(), kept);
+    /// A report could not be made.
+    pub fn quarantine(&self, dir: &Path, kept: u64, reports: Vec<DamageReport>) -> io::Result<Vec<String>> {
+        let (fs, mut bytes, mut failed) = (self.fs(), kept, Vec::new());
         fs.create_dir_all(dir)?;
         for report in reports {
             let source = if report.log == "blocks" {
@@ -340,8 +393,11 @@ impl Recovered {
             } else {
                 self.segment_path(report.segment)
             };
-            kept += report.keep(fs, dir, &source, QUARANTINE_BUDGET.saturating_sub(kept))?;
+            let kept = report.keep(fs, dir, &source, QUARANTINE_BUDGET.saturating_sub(bytes))?;
+            bytes += kept.bytes;
+            failed.extend(kept.failed);
         }
-        fs.sync_dir(dir)
+        fs.sync_dir(dir)?;
+        Ok(failed)
     }
 }

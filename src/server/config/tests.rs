@@ -105,6 +105,13 @@ fn units_of_limits() {
 }
 
 #[test]
+fn a_key_that_comes_twice_is_named_with_its_line() {
+    let [problem] = &problems("auth_enabled: false\nauth_enabled: true\n")[..] else { panic!("not one problem") };
+    assert!(problem.starts_with("t.yaml:2: ") && problem.contains("duplicate mapping key: auth_enabled "), "{problem}");
+    assert!(!problem.contains("Options"), "{problem}");
+}
+
+#[test]
 fn overrides_are_the_defaults_with_what_differs() {
     let text =
         "overrides:\n  a: {max_line_size: 1KB}\n  b:\nlimits_config: {ingestion_rate_mb: 9, max_line_size: 2KB}\n";

@@ -77,7 +77,9 @@ pub fn parse(text: &str) -> Result<Node, Malformed> {
     serde_saphyr::from_str::<Spanned<Value>>(text).map(Node::from).map_err(|error| {
         let error = error.without_snippet();
         let line = error.location().map(|l| l.line()).filter(|l| *l > 0);
-        Malformed { line, reason: first_line(&error.to_string()) }
+        // The parser's hint is for programmers.
+        let reason = first_line(&error.to_string()).replace(", set DuplicateKeyPolicy in Options if acceptable", "");
+        Malformed { line, reason }
     })
 }
 

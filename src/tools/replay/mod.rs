@@ -8,6 +8,7 @@ mod resume;
 
 use crate::api::pb::logproto::{EntryAdapter, LabelPairAdapter, PushRequest, StreamAdapter, Timestamp};
 use crate::inspect::args::{Mapping, Rate, ReplayArgs};
+use crate::inspect::cli::Dirs;
 use crate::inspect::entries::{EntryPlace, Line, walk};
 use crate::inspect::output::{Cell, Row, Shape};
 use crate::inspect::{Finding, InspectError, Progress, Report, log, say};
@@ -16,7 +17,6 @@ use prost::Message;
 use prost::bytes::Bytes;
 use resume::Resume;
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
@@ -31,9 +31,9 @@ const PUSHES: u64 = 4;
 ///
 /// # Errors
 /// The log cannot be read, or the server does not take its lines.
-pub fn run(args: &ReplayArgs, dir: &Path, mut progress: Progress) -> Result<Report, InspectError> {
+pub fn run(args: &ReplayArgs, dirs: &Dirs, mut progress: Progress) -> Result<Report, InspectError> {
     let mut replay = Replay::new(args)?;
-    let judged = log::judge(dir, &mut progress)?;
+    let judged = log::judge(dirs, &mut progress)?;
     let mut resume = Resume::open(args, &judged)?;
     walk(&args.filter, args.all, &judged, &mut progress, &mut |line| {
         if resume.has(line.place) {
@@ -47,7 +47,7 @@ pub fn run(args: &ReplayArgs, dir: &Path, mut progress: Progress) -> Result<Repo
         Ok(true)
     })?;
     replay.send(&mut resume)?;
-    let next = format!("wal-inspect verify -d {}; every line that can be read was replayed", dir.display());
+    let next = format!("wal-inspect verify {dirs}; every line that can be read was replayed");
     let sections = vec![("replay", Shape::One, vec![replay.row(judged.is_sound())])];
     Ok(Report { sections, found: (!judged.is_sound() || replay.round.nameless > 0).then(|| Finding::damage(next)) })
 }
