@@ -960,12 +960,12 @@ mod whole {
         let dir = copy(sample.dir.path());
         let entries = records(dir.path(), Kind::Entries);
         let same: Vec<_> = entries.iter().filter(|(_, number, ..)| *number == entries[0].1).collect();
-        let (log, number, offset, _) = *same[10];
-        flip(&path(dir.path(), log, number), offset + 9);
+        let (log, number, offset, head) = *same[10];
+        flip(&path(dir.path(), log, number), offset + u64::from(head.len) - u64::from(head.body_len) / 2);
         let first = outcome(sample, "the first", dir.path());
         assert_eq!(first.report.lost_lines, 1);
-        let (log, number, offset, _) = *same[20];
-        flip(&path(dir.path(), log, number), offset + 9);
+        let (log, number, offset, head) = *same[20];
+        flip(&path(dir.path(), log, number), offset + u64::from(head.len) - u64::from(head.body_len) / 2);
         for start_again in [false, true] {
             let (ingester, report) = start(dir.path());
             let new = if start_again { (0, 0) } else { (1, 1) };

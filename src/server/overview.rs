@@ -87,8 +87,8 @@ fn damage(status: &ProcessStatus) -> Value {
         "reports": quarantine.reports.len(),
         "unacknowledged": quarantine.unread.len(),
         "unacknowledged_reports": quarantine.unread.iter().take(REPORTS).collect::<Vec<_>>(),
-        "largest_loss": quarantine.reports.iter().map(|(_, r)| r.lines_missing).max().unwrap_or(0),
-        "largest_loss_at_least": quarantine.reports.iter().any(|(_, r)| r.at_least),
+        "largest_loss": quarantine.reports.values().map(|r| r.lines_missing).max().unwrap_or(0),
+        "largest_loss_at_least": quarantine.reports.values().any(|r| r.at_least),
     })
 }
 
