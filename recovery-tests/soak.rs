@@ -176,7 +176,9 @@ fn soak(options: &Options, rig: &mut Rig) -> Run {
     while begin.elapsed().as_secs_f64() < options.minutes * 60.0 && !INTERRUPTED.load(Ordering::SeqCst) {
         let fault = schedule.next();
         field.next_epoch();
+        rig.revive();
         let outcome = inflict(fault, rig, &bombs);
+        rig.revive();
         println!(
             "{:>6.1} s: {}: taken again after {:.2?} {:?}",
             begin.elapsed().as_secs_f64(),

@@ -142,6 +142,13 @@ impl Rig {
         took
     }
 
+    /// A server that has ended by itself is a violation, and is started again.
+    pub fn revive(&mut self) {
+        if self.server.ended().is_some() {
+            self.restart(End::Kill, &[]);
+        }
+    }
+
     fn end(&mut self, end: End) {
         if let Some(status) = self.server.ended() {
             self.field.wrong(format!("the server ended by itself with {status}; log: {}", self.server.log_tail()));
