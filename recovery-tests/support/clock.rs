@@ -23,12 +23,19 @@ impl WallClock {
 
     /// Sets it; it runs from there.
     pub fn set(&self, time: &str) {
-        std::fs::write(&self.file, format!("@{time}\n")).unwrap();
+        self.write(&format!("@{time}\n"));
     }
 
     /// Lets it be ahead of the machine's clock by these seconds, or behind it.
     pub fn shift(&self, seconds: i64) {
-        std::fs::write(&self.file, format!("{seconds:+}\n")).unwrap();
+        self.write(&format!("{seconds:+}\n"));
+    }
+
+    /// At once: a server that looks meanwhile sees no empty file.
+    fn write(&self, text: &str) {
+        let new = self.file.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(&new, &self.file).unwrap();
     }
 
     pub fn env(&self) -> [(&str, &str); 5] {

@@ -204,7 +204,7 @@ impl Distributor {
             return Err(PushError::with_status(422, message));
         }
         let limits = Arc::clone(self.overrides.read().of(&tenant));
-        let now = self.clock.now();
+        let (now, doubt) = self.clock.look();
         let agent = request.agent.clone();
         let resolved = self.resolve(&tenant, &request, &limits, syntax).inspect_err(|_| {
             let (lines, bytes) = volume_of(&request);
@@ -227,7 +227,9 @@ impl Distributor {
             errors.extend(self.send(tenant.clone(), Arc::new(push), now).await.err());
         }
         self.discarded(&rejections, &tenant, format, &agent);
-        if let Some(doubt) = rejections.by_time().then(|| self.clock.doubt()).flatten() {
+        // Of a clock that is put right meanwhile, too: what is refused was compared with the wrong time.
+        let doubt = rejections.by_time().then(|| doubt.or_else(|| self.clock.doubt())).flatten();
+        if let Some(doubt) = doubt {
             errors.push(PushError::unavailable(format!("{doubt}; until then send again what is too old or too new")));
         }
         errors.extend(rejections.into_error());

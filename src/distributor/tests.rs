@@ -199,6 +199,36 @@ async fn nothing_is_refused_for_good_by_a_clock_in_doubt() {
     assert_eq!(got.expect_err("too long").status, 400);
 }
 
+/// What was compared with a wrong time stays in doubt, though the clock is right again when the answer is made.
+#[tokio::test]
+async fn nothing_is_refused_for_good_by_a_clock_that_is_put_right_meanwhile() {
+    struct UntilRight(Arc<WallClock>);
+    impl IngesterClient for UntilRight {
+        fn push(&self, _: Tenant, _: Arc<Push>, _: Vec<u32>) -> BoxFuture<'static, Result<(), PushError>> {
+            let clock = self.0.clone();
+            Box::pin(async move {
+                while clock.doubt().is_some() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Ok(())
+            })
+        }
+    }
+    let clock = Arc::new(WallClock::default());
+    let route = Route::Local(Arc::new(UntilRight(clock.clone())));
+    let overrides = Arc::new(Overrides::new(plain(), HashMap::new()));
+    let distributor = Distributor::new(DistributorConfig::default(), overrides, route, &Registry::new());
+    let distributor = distributor.expect("fresh registry").with_clock(clock.clone());
+    let mut late = request(&[(r#"{a="1"}"#, &["now", "later"])]);
+    late.entries[1].timestamp += 3_600_000_000_000;
+    // Ten minutes behind the log are no doubt: in a second it has caught up.
+    clock.log_has_seen(clock.now() + 601_000_000_000);
+    let got = distributor.push(tenant("t"), late, "loki").await.expect_err("an hour ahead");
+    assert_eq!(clock.doubt(), None);
+    assert_eq!((got.status, got.retry_after), (503, Some(1)), "{got}");
+    assert!(got.message.contains("behind the newest lines") && got.message.contains("timestamp too new"), "{got}");
+}
+
 #[tokio::test]
 async fn the_rate_limit_takes_a_request_whole_or_not() {
     let limits = Limits { ingestion_rate: 1000.0, ingestion_burst_size: 10.0, max_line_size: 20, ..plain() };

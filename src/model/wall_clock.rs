@@ -33,11 +33,15 @@ enum Doubt {
 impl WallClock {
     /// Nanoseconds since the Unix epoch, held within what fits.
     pub fn now(&self) -> i64 {
+        self.glance().0
+    }
+
+    fn glance(&self) -> (i64, Option<Doubt>) {
         let mut looks = self.0.lock();
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = i64::try_from(since.as_nanos()).unwrap_or(i64::MAX);
         looks.look(now, Instant::now());
-        now
+        (now, looks.doubt.map(|(doubt, _)| doubt))
     }
 
     /// The time of the newest group that recovery has found, in nanoseconds since the Unix epoch.
@@ -48,17 +52,27 @@ impl WallClock {
 
     /// Why the time should not be relied upon, in words for an operator.
     pub fn doubt(&self) -> Option<String> {
-        let now = self.now();
-        let doubt = self.0.lock().doubt;
+        self.look().1
+    }
+
+    /// The time, and what speaks against just this look at it: a moment later the clock may be right again.
+    pub fn look(&self) -> (i64, Option<String>) {
+        let (now, doubt) = self.glance();
+        (now, doubt.map(|doubt| doubt.told(now)))
+    }
+}
+
+impl Doubt {
+    fn told(self, now: i64) -> String {
         let shown = |ns: i64| format!("{:#}", jiff::SignedDuration::from_secs((ns / SECOND).saturating_abs()));
-        Some(match doubt?.0 {
-            Doubt::Set(by) if by < 0 => format!("the wall clock was set back by {}: check it", shown(by)),
-            Doubt::Set(by) => format!("the wall clock was set forward by {}: check it", shown(by)),
-            Doubt::Behind(newest) => format!(
+        match self {
+            Self::Set(by) if by < 0 => format!("the wall clock was set back by {}: check it", shown(by)),
+            Self::Set(by) => format!("the wall clock was set forward by {}: check it", shown(by)),
+            Self::Behind(newest) => format!(
                 "the wall clock is {} behind the newest lines of the write-ahead log: set it",
                 shown(newest.saturating_sub(now))
             ),
-        })
+        }
     }
 }
 

@@ -45,10 +45,12 @@ pub struct Field {
     pub hurry: AtomicBool,
     pub stop: AtomicBool,
     wrong: Mutex<(u64, Vec<String>)>,
+    /// Limits of time are so many times longer: the machine has other work.
+    pub busy: u32,
 }
 
 impl Field {
-    pub fn new(corpus: Vec<String>, (http, grpc): (u16, u16)) -> Self {
+    pub fn new(corpus: Vec<String>, (http, grpc): (u16, u16), busy: u32) -> Self {
         Self {
             ledger: Mutex::default(),
             corpus,
@@ -62,6 +64,7 @@ impl Field {
             hurry: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             wrong: Mutex::default(),
+            busy,
         }
     }
 

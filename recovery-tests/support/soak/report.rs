@@ -33,6 +33,8 @@ pub struct Run {
     pub written: u64,
     pub lines_checked: u64,
     pub violations: (u64, Vec<String>),
+    /// Limits of time were so many times longer.
+    pub busy: u32,
 }
 
 pub struct Figures {
@@ -110,6 +112,12 @@ impl Run {
         writeln!(out, "| seed | {} |", self.seed)?;
         writeln!(out, "| minutes of load and faults | {:.1}{asked} |", self.lasted.as_secs_f64() / 60.0)?;
         writeln!(out, "| violations | {} |", self.violations.0)?;
+        let load = self.samples.iter().map(|s| s.load).sum::<f64>() / self.samples.len().max(1) as f64;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        writeln!(out, "| processors; load average, all work on the machine included | {processors}; {load:.1} |")?;
+        if self.busy > 1 {
+            writeln!(out, "| limits of time (`--busy`) | {} times as long: the machine had other work |", self.busy)?;
+        }
         self.faults(out)?;
         self.lines(out)?;
         self.resources(out)?;
@@ -138,7 +146,7 @@ impl Run {
             }
             let answers: Vec<String> = answers.iter().map(|(answer, n)| format!("{answer}: {n}")).collect();
             let pushes = of_it.iter().fold(Answers::default(), |sum, o| sum.plus(o.pushes));
-            let limit = seconds(fault.limit());
+            let limit = seconds(fault.limit() * self.busy);
             writeln!(
                 out,
                 "| {} | {} | {middle} | {most} | {limit} | {} | {} | {} | {} |",

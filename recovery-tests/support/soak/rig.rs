@@ -135,11 +135,18 @@ impl Rig {
         self.server = Server::spawn_with(&self.dir, self.ports, &config(&self.data), env);
         let took = self.wait_ready();
         self.starts.push((end, took));
-        if took > RECOVERY {
+        if took > RECOVERY * self.field.busy {
             self.field.wrong(format!("a start took {took:.1?}"));
         }
         self.found(acked);
         took
+    }
+
+    /// A server that has ended by itself is a violation, and is started again.
+    pub fn revive(&mut self) {
+        if self.server.ended().is_some() {
+            self.restart(End::Kill, &[]);
+        }
     }
 
     fn end(&mut self, end: End) {
@@ -214,7 +221,7 @@ impl Rig {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let took = begin.elapsed();
+        let (took, limit) = (begin.elapsed(), limit * self.field.busy);
         if took > limit {
             let tail = self.server.log_tail();
             self.field.wrong(format!("pushes were taken again only after {took:.1?}, limit {limit:?}; log: {tail}"));
@@ -299,6 +306,12 @@ pub fn open(pid: u32) -> (usize, usize) {
     let links: Vec<PathBuf> = entries.filter_map(|e| std::fs::read_link(e.path()).ok()).collect();
     let files = links.iter().filter(|l| l.is_absolute()).count();
     (files, links.len() - files)
+}
+
+/// Processes that ran or wanted to, in the last minute, on the whole machine.
+pub fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0)
 }
 
 /// Number and bytes of the files in a directory of the data directory.

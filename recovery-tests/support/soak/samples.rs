@@ -1,7 +1,7 @@
 //! What the server uses, second by second.
 
 use super::load::Field;
-use super::rig::{MEMORY, MEMORY_SLACK, WAL_LIMIT, files, open, proc_figure};
+use super::rig::{MEMORY, MEMORY_SLACK, WAL_LIMIT, files, load_average, open, proc_figure};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,6 +13,8 @@ pub struct Sample {
     pub others: usize,
     pub wal: u64,
     pub blocks: u64,
+    /// Of the whole machine.
+    pub load: f64,
 }
 
 impl Sample {
@@ -29,6 +31,7 @@ impl Sample {
             others,
             wal,
             blocks,
+            load: load_average(),
         })
     }
 
