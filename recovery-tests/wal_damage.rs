@@ -605,6 +605,10 @@ mod whole {
                 if from == 2400 {
                     push(&ingester, &runtime, &[("once", 0..1)]);
                 }
+                // Blocks that wait for the disk together would get a segment of their own size.
+                if from % 200 == 0 {
+                    until_sealed(&ingester);
+                }
             }
             until_sealed(&ingester);
             let mut flushed = BTreeSet::new();
