@@ -817,6 +817,8 @@ fn find_losses(live: &[Live<'_>], judge: &Judge, out: &mut Plan) {
     let mut known_broken = HashSet::new();
     let mut covered: Vec<Range<u64>> = Vec::new();
     let mut surviving_lines = 0;
+    out.gaps = live.iter().flat_map(|l| l.summary.gaps.iter().cloned()).collect();
+    let is_settled = |lsn: u64| out.gaps.iter().flat_map(|g| &g.lsns).any(|(first, end)| (*first..*end).contains(&lsn));
     for l in live {
         let end = l.lsn_end.min(durable);
         covered.extend(l.summary.lsns.iter().map(|r| r.start..r.end.min(end)).filter(|r| !r.is_empty()));
@@ -828,8 +830,9 @@ fn find_losses(live: &[Live<'_>], judge: &Judge, out: &mut Plan) {
         }
         let broken = l.summary.broken.iter().filter(|(lsn, _)| *lsn < end);
         known_broken.extend(broken.clone().map(|(lsn, _)| *lsn));
-        out.loss.streams.extend(broken.flat_map(|(_, rows)| rows.iter().copied()));
-        out.gaps.extend(l.summary.gaps.iter().cloned());
+        // What a Gap has settled was told and counted: its rows say nothing of what is lost beside it.
+        let new = broken.filter(|(lsn, _)| !is_settled(*lsn));
+        out.loss.streams.extend(new.flat_map(|(_, rows)| rows.iter().copied()));
     }
     covered.extend(out.gaps.iter().flat_map(|g| g.lsns.iter().map(|(a, b)| *a..*b)));
     covered.sort_by_key(|r| r.start);

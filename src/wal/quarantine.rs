@@ -305,16 +305,7 @@ impl Recovered {
         };
         let in_blocks = self.lost_blocks().iter().flat_map(|b| b.seqs.iter().map(|r| (b.stream, r.clone())));
         let in_segments = self.lost_segments().seqs.iter().cloned();
-        // What a Gap has settled was told by the report of an earlier start.
-        let mut settled: AHashMap<u64, Ranges> = AHashMap::new();
-        for (stream, first, end) in plan.gaps.iter().flat_map(|g| &g.seqs) {
-            settled.entry(*stream).or_default().insert(*first..*end);
-        }
-        let new = |(stream, seqs): &(u64, Range<u64>)| {
-            let new = settled.get(stream).map_or_else(|| vec![seqs.clone()], |s| s.missing(seqs));
-            new.into_iter().map(|r| (*stream, r)).collect::<Vec<_>>()
-        };
-        let seqs = plan.loss.seqs.iter().flat_map(new).chain(in_blocks).chain(in_segments);
+        let seqs = plan.loss.seqs.iter().cloned().chain(in_blocks).chain(in_segments);
         let streams = seqs.map(|(stream, r)| (stream, labels(stream), r.start, r.end));
         let mut streams: Vec<_> = streams.collect();
         let mut remarks = self.remarks();
