@@ -2,7 +2,6 @@
 
 use super::allocation::bounded;
 use super::choices::Choices;
-use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use prost::Message;
@@ -44,10 +43,14 @@ fn read(push: &PushRequest) -> Vec<Stream> {
 }
 
 /// Decodes with a budget of its own, which must be what it was afterwards.
-fn with_lease(run: impl FnOnce(&mut Lease) -> Result<PushRequest, PushError>) -> Result<PushRequest, PushError> {
+fn with_lease(
+    body: Vec<u8>,
+    run: impl FnOnce(Vec<u8>, &mut Lease) -> Result<PushRequest, PushError>,
+) -> Result<PushRequest, PushError> {
     let budget: Arc<Budget> = Budget::new(1 << 30);
-    let mut lease = budget.try_reserve(0).expect("nothing is reserved");
-    let result = run(&mut lease);
+    let mut lease = budget.lease();
+    lease.take(body.capacity()).expect("a body is smaller than the budget");
+    let result = run(body, &mut lease);
     match &result {
         Ok(push) => {
             let held = push.arena.capacity() + size_of_val(&push.streams[..]) + size_of_val(&push.entries[..]);
@@ -61,12 +64,12 @@ fn with_lease(run: impl FnOnce(&mut Lease) -> Result<PushRequest, PushError>) ->
 }
 
 fn decode_message(message: Vec<u8>, limits: &DecodeLimits) -> Result<PushRequest, PushError> {
-    with_lease(|lease| decode_protobuf(message, limits, lease))
+    with_lease(message, |message, lease| decode_protobuf(message, limits, lease))
 }
 
 fn decode_text(text: Vec<u8>, v1: bool) -> Result<PushRequest, PushError> {
     let headers = PushHeaders { content_type: Some("application/json"), content_encoding: None, path_is_v1: v1 };
-    with_lease(|lease| decode(&headers, Bytes::from(text), &DecodeLimits::default(), lease))
+    with_lease(text, |text, lease| decode(&headers, text, &DecodeLimits::default(), lease))
 }
 
 /// A protobuf message.
@@ -237,9 +240,9 @@ pub fn body(input: &[u8]) {
         return every_encoding_agrees(choices.rest(), &limits);
     }
     let body = choices.rest();
-    let shared = Bytes::copy_from_slice(body);
+    let own = body.to_vec();
     // It may decompress to the limit.
-    bounded(body.len() + LIMIT, || with_lease(|lease| decode(&headers, shared, &limits, lease)).map(drop)).ok();
+    bounded(body.len() + LIMIT, || with_lease(own, |own, lease| decode(&headers, own, &limits, lease)).map(drop)).ok();
 }
 
 fn every_encoding_agrees(message: &[u8], limits: &DecodeLimits) {
@@ -261,7 +264,7 @@ fn every_encoding_agrees(message: &[u8], limits: &DecodeLimits) {
     ];
     for (content_encoding, body) in bodies {
         let headers = PushHeaders { content_type: Some("application/x-protobuf"), content_encoding, path_is_v1: true };
-        let result = with_lease(|lease| decode(&headers, body.into(), limits, lease));
+        let result = with_lease(body, |body, lease| decode(&headers, body, limits, lease));
         let found = result.map(|p| read(&p)).map_err(|e| e.status);
         assert_eq!(found, expected, "{content_encoding:?}");
     }

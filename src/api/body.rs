@@ -8,12 +8,14 @@ use std::pin::Pin;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Memory that a body takes at once, however large it says it is: what a client only announces costs nothing.
-const FIRST_CAPACITY: usize = 1 << 20;
+/// A body that was announced to be larger gets its buffer when it has shown this much of itself.
+const FIRST_CAPACITY: usize = 256 << 10;
 /// Capacity for a body of unknown length.
 const UNKNOWN_CAPACITY: usize = 64 << 10;
 /// Least that a request is charged, so that the number of requests in flight is bounded too.
 const MIN_CHARGE: usize = 4 << 10;
+/// Further bytes are charged so many at a time.
+const CHARGE: usize = 1 << 20;
 /// Slowest body, in bytes per second over its whole time.
 const MIN_RATE: u32 = 1024;
 /// How often a request that waits for memory looks again.
@@ -44,7 +46,8 @@ pub fn check_declared(declared: Option<u64>, max: usize) -> Result<(), PushError
     }
 }
 
-/// Reads a body to its end. Its capacity is taken from `lease` before it is allocated.
+/// Reads a body to its end. What came of it is taken from `lease` before it is copied, and at the end its capacity: pages of
+/// a buffer that nothing was written to are no memory, so what a client only announces costs nothing.
 ///
 /// # Errors
 /// 413 when it is too large, 503 when it is too slow or there is no memory for it, 400 when it ends early.
@@ -55,9 +58,12 @@ pub async fn read(
     lease: &mut Lease,
 ) -> Result<Vec<u8>, PushError> {
     check_declared(declared, limits.max)?;
-    let mut buffer = Vec::new();
-    let first = declared.map_or(UNKNOWN_CAPACITY, |len| usize::try_from(len).unwrap_or(usize::MAX));
-    grow(&mut buffer, first.clamp(MIN_CHARGE, FIRST_CAPACITY), limits.budget_wait, lease).await?;
+    // Not above the limit, which is one of memory.
+    let announced = declared.map(|len| len as usize);
+    let first = announced.unwrap_or(UNKNOWN_CAPACITY).clamp(MIN_CHARGE, FIRST_CAPACITY);
+    let wait = limits.budget_wait;
+    patiently(wait, || lease.take_to_receive(first)).await?;
+    let mut buffer = Vec::with_capacity(first);
     let mut pace = Pace::new(limits.read_timeout);
     while let Some(data) = next_data(body, &mut pace).await? {
         let len = buffer.len() + data.len();
@@ -66,11 +72,24 @@ pub async fn read(
         }
         if len > buffer.capacity() {
             let doubled = buffer.capacity().saturating_mul(2).min(limits.max);
-            grow(&mut buffer, len.max(doubled), limits.budget_wait, lease).await?;
+            grow(&mut buffer, announced.unwrap_or(doubled).max(len), wait, lease).await?;
         }
+        charge(len, buffer.capacity(), wait, lease).await?;
         buffer.extend_from_slice(&data);
     }
+    buffer.shrink_to(MIN_CHARGE);
+    lease.hold(buffer.capacity())?;
     Ok(buffer)
+}
+
+/// Takes what lets the lease cover `len` bytes and some to come, up to `most`.
+async fn charge(len: usize, most: usize, wait: Duration, lease: &mut Lease) -> Result<(), PushError> {
+    let taken = lease.taken();
+    if len <= taken {
+        return Ok(());
+    }
+    let more = len.max(taken + CHARGE).min(most) - taken;
+    patiently(wait, || lease.take_to_receive(more)).await
 }
 
 /// Asks for memory of the shared budget with `ask`, waiting a bounded time for others to give theirs back.
@@ -109,13 +128,17 @@ fn too_large(len: u64, max: usize) -> PushError {
     PushError::too_large(format!("request body too large: message size too large than max ({len} vs {max})"))
 }
 
-/// While the bytes move, the old and the new memory are both accounted for.
+/// While the bytes move, they are there twice.
 async fn grow(buffer: &mut Vec<u8>, capacity: usize, wait: Duration, lease: &mut Lease) -> Result<(), PushError> {
-    let old = buffer.capacity();
-    patiently(wait, || lease.take(capacity)).await?;
-    buffer.reserve_exact(capacity - buffer.len());
-    lease.give_back(old);
+    let len = buffer.len();
+    patiently(wait, || lease.take_to_receive(len)).await?;
+    buffer.try_reserve_exact(capacity - len).map_err(|_| no_memory(capacity))?;
+    lease.give_back(len);
     Ok(())
+}
+
+fn no_memory(bytes: usize) -> PushError {
+    PushError::unavailable(format!("the system has no {bytes} bytes of memory for the request body; try again later"))
 }
 
 /// The next bytes, or `None` at the end. Trailers are skipped.

@@ -1,7 +1,7 @@
 //! The HTTP routes of pushes and reads.
 
 use super::body::{self, BodyLimits};
-use super::decode::{self, Lease, PushHeaders};
+use super::decode::{self, Expected, Lease, PushHeaders};
 use super::tenancy::{agent_of, tenant_of};
 use super::{Api, ReadCall, answer, pages};
 use crate::model::{PushError, PushRequest, Tenant};
@@ -142,39 +142,36 @@ async fn receive(api: &Api, head: &Parts, body: &mut Body) -> Result<(Tenant, Ve
     api.backends.status.accepts_pushes()?;
     let tenant = tenant_of(&head.headers, &api.config)?;
     let limits = api.body_limits(api.config.decode.max_compressed);
-    let mut lease = api.budget.try_reserve(0)?;
+    let mut lease = api.budget.lease();
     let body = body::read(body, content_length(head), limits, &mut lease).await?;
     Ok((tenant, body, lease))
 }
 
 async fn store(api: Arc<Api>, received: Received) -> Result<(), PushError> {
-    let Received { tenant, head, body, lease: body_lease } = received;
-    let expected = decode::expected_size(&push_headers(&head), &body);
+    let Received { tenant, head, body, lease } = received;
+    let expected = decode::expected(&push_headers(&head), &body);
     let limits = api.config.decode;
     let agent = agent_of(&head.headers);
-    let decode = move |lease: &mut Lease| {
-        let request = decode::decode(&push_headers(&head), body.into(), &limits, lease);
-        drop(body_lease);
-        request
-    };
+    let decode = move |lease: &mut Lease| decode::decode(&push_headers(&head), body, &limits, lease);
     // The lease lives until the push is answered: so long the decoded push is in memory.
-    let (mut request, _lease) = api.decode(expected, decode).await?;
+    let (mut request, _lease) = api.decode(lease, expected, decode).await?;
     request.agent = agent;
     api.backends.pusher.push(tenant, request, "loki").await
 }
 
 impl Api {
     /// Waits a bounded time for the memory that decoding is expected to need, then decodes: on a blocking thread and in
-    /// its turn if it is much.
+    /// its turn if it can be much.
     pub(super) async fn decode(
         &self,
-        expected: usize,
+        mut lease: Lease,
+        expected: Expected,
         decode: impl FnOnce(&mut Lease) -> Result<PushRequest, PushError> + Send + 'static,
     ) -> Result<(PushRequest, Lease), PushError> {
         let deadline = Instant::now() + self.config.budget_wait;
-        let mut lease = body::patiently(self.config.budget_wait, || self.budget.try_reserve(expected)).await?;
+        body::patiently(self.config.budget_wait, || lease.expect(expected.bytes)).await?;
         let work = move || decode(&mut lease).map(|request| (request, lease));
-        if expected <= INLINE_DECODE {
+        if expected.most <= INLINE_DECODE {
             return work();
         }
         let turn = tokio::time::timeout_at(deadline, Arc::clone(&self.decodes).acquire_owned());
@@ -283,7 +280,7 @@ fn too_many_reads(api: &Api) -> PushError {
 pub(super) async fn parameters(api: &Api, head: &Parts, body: &mut Body) -> Result<Params, PushError> {
     let mut params = Vec::new();
     if head.method == Method::POST && has_form(head) {
-        let mut lease = api.budget.try_reserve(0)?;
+        let mut lease = api.budget.lease();
         let form = body::read(body, content_length(head), api.body_limits(MAX_FORM), &mut lease).await?;
         params.extend(form_urlencoded::parse(&form).into_owned());
     }

@@ -9,20 +9,38 @@ const UNEXPECTED_EOF: &str = "unexpected EOF";
 const MAX_SNAPPY_RATIO: usize = 22;
 /// The message becomes the push's arena; validation appends the names of levels to it, which must not move it.
 const ARENA_SPARE: usize = 256;
-/// A first buffer for inflated bytes; it doubles from there.
-const MIN_BUFFER: usize = 8 << 10;
-const MAX_FIRST_BUFFER: usize = 1 << 20;
+/// Two bits of DEFLATE yield at most 258 bytes.
+const MAX_DEFLATE_RATIO: usize = 1032;
 /// Log lines usually deflate to less than a quarter.
 const USUAL_DEFLATE_RATIO: usize = 4;
+/// A body's account of its size is believed as far as this many times its own.
+const BELIEVED_RATIO: usize = 8;
+/// A buffer for bytes that nobody announced, or so many that they are not believed, doubles between these sizes. Beyond,
+/// they are counted first: while they move, doubling holds three times what there is, and leaves holes in the heap.
+const MIN_BUFFER: usize = 8 << 10;
+const MAX_DOUBLED: usize = 1 << 20;
+/// Bytes that counting keeps at a time.
+const COUNTER_WINDOW: usize = 64 << 10;
 
 /// Bytes that [`snappy`] will fill, by the body's own account but never more than its size allows.
 pub(super) fn snappy_size(body: &[u8]) -> usize {
     snap::raw::decompress_len(body).unwrap_or(0).min(body.len().saturating_mul(MAX_SNAPPY_RATIO))
 }
 
-/// Bytes that inflating starts with.
-pub(super) fn first_buffer(body: &[u8]) -> usize {
-    body.len().saturating_mul(USUAL_DEFLATE_RATIO).clamp(MIN_BUFFER, MAX_FIRST_BUFFER)
+/// Bytes that [`gzip`] will fill, by the account of the last member but never more than the body's size allows.
+pub(super) fn gzip_size(body: &[u8]) -> usize {
+    let size = body.last_chunk::<4>().map_or(0, |size| u32::from_le_bytes(*size) as usize);
+    size.min(most_inflated(body))
+}
+
+/// Bytes that [`deflate`] usually fills; such a body has no account of its size.
+pub(super) fn deflate_size(body: &[u8]) -> usize {
+    body.len().saturating_mul(USUAL_DEFLATE_RATIO)
+}
+
+/// No body of this size inflates to more.
+pub(super) fn most_inflated(body: &[u8]) -> usize {
+    body.len().saturating_mul(MAX_DEFLATE_RATIO)
 }
 
 /// One raw snappy block. The declared length is checked before anything is allocated.
@@ -45,18 +63,20 @@ pub(super) fn snappy(body: &[u8], limits: &DecodeLimits, lease: &mut Lease) -> R
 
 /// Gzip, with one or more members. Bytes after the last member that are no member are ignored, as gzip(1) does.
 pub(super) fn gzip(body: &[u8], limits: &DecodeLimits, lease: &mut Lease) -> Result<Vec<u8>, PushError> {
-    let mut output = Output::new(body, limits, lease)?;
+    let count = || gzip_members(body, Counter::new(limits)).and_then(Counter::sum);
+    gzip_members(body, Output::new(body, Some(gzip_size(body)), count, limits, lease)?)?.end()
+}
+
+fn gzip_members<S: Sink>(body: &[u8], mut sink: S) -> Result<S, PushError> {
     let mut raw = Decompress::new(false);
     let mut rest = body;
     loop {
         rest = gzip_header(rest).map_err(PushError::bad_request)?;
-        let start = output.bytes.len();
-        let used = output.inflate(&mut raw, rest)?;
-        rest = rest.get(used..).unwrap_or_default();
-        let member = output.bytes.get(start..).unwrap_or_default();
-        rest = gzip_trailer(rest, member).map_err(PushError::bad_request)?;
+        let member = inflate(&mut raw, rest, &mut sink)?;
+        rest = rest.get(member.used..).unwrap_or_default();
+        rest = gzip_trailer(rest, &member).map_err(PushError::bad_request)?;
         if !rest.starts_with(&GZIP_MAGIC) {
-            return Ok(output.bytes);
+            return Ok(sink);
         }
         raw.reset(false);
     }
@@ -64,9 +84,15 @@ pub(super) fn gzip(body: &[u8], limits: &DecodeLimits, lease: &mut Lease) -> Res
 
 /// Raw DEFLATE as Loki wants it, or wrapped in zlib as the standard says and some clients send.
 pub(super) fn deflate(body: &[u8], limits: &DecodeLimits, lease: &mut Lease) -> Result<Vec<u8>, PushError> {
-    let mut output = Output::new(body, limits, lease)?;
-    output.inflate(&mut Decompress::new(has_zlib_header(body)), body)?;
-    Ok(output.bytes)
+    let stream = || Decompress::new(has_zlib_header(body));
+    let count = || {
+        let mut counter = Counter::new(limits);
+        inflate(&mut stream(), body, &mut counter)?;
+        counter.sum()
+    };
+    let mut output = Output::new(body, None, count, limits, lease)?;
+    inflate(&mut stream(), body, &mut output)?;
+    output.end()
 }
 
 /// RFC 1950: method 8, a window of at most 32 KiB, no dictionary, and a check that makes it a multiple of 31.
@@ -77,51 +103,124 @@ fn has_zlib_header(body: &[u8]) -> bool {
     method & 0x0f == 8 && method >> 4 <= 7 && flags & 0x20 == 0 && check % 31 == 0
 }
 
-struct Output<'a> {
+/// Where inflated bytes go.
+trait Sink {
+    /// Bytes are appended to this, as far as it has capacity.
+    fn buffer(&mut self) -> &mut Vec<u8>;
+
+    /// Makes capacity in a buffer that is full.
+    fn make_room(&mut self) -> Result<(), PushError>;
+}
+
+/// One stream, inflated.
+struct Inflated {
+    /// Bytes of the input.
+    used: usize,
+    len: usize,
+    crc: u32,
+}
+
+/// Inflates one stream to its end.
+fn inflate(stream: &mut Decompress, input: &[u8], sink: &mut impl Sink) -> Result<Inflated, PushError> {
+    let mut crc = crc32fast::Hasher::new();
+    loop {
+        if sink.buffer().len() == sink.buffer().capacity() {
+            sink.make_room()?;
+        }
+        let buffer = sink.buffer();
+        let (read, written) = (stream.total_in(), buffer.len());
+        let rest = input.get(read as usize..).unwrap_or_default();
+        let status = stream
+            .decompress_vec(rest, buffer, FlushDecompress::None)
+            .map_err(|_| PushError::bad_request("flate: corrupt input"))?;
+        crc.update(buffer.get(written..).unwrap_or_default());
+        match status {
+            Status::StreamEnd => break,
+            Status::Ok | Status::BufError if stream.total_in() > read || buffer.len() > written => {}
+            // There is room and nothing moves: the input ends before the stream does.
+            Status::Ok | Status::BufError => return Err(PushError::bad_request(UNEXPECTED_EOF)),
+        }
+    }
+    Ok(Inflated { used: stream.total_in() as usize, len: stream.total_out() as usize, crc: crc.finalize() })
+}
+
+/// The arena of a push. Every byte of it is taken from a lease before it is allocated.
+struct Output<'a, C> {
     bytes: Vec<u8>,
+    /// Counts what the whole body inflates to.
+    count: C,
     limits: &'a DecodeLimits,
     lease: &'a mut Lease,
 }
 
-impl<'a> Output<'a> {
-    fn new(body: &[u8], limits: &'a DecodeLimits, lease: &'a mut Lease) -> Result<Self, PushError> {
+impl<'a, C: Fn() -> Result<usize, PushError>> Output<'a, C> {
+    fn new(
+        body: &[u8],
+        announced: Option<usize>,
+        count: C,
+        limits: &'a DecodeLimits,
+        lease: &'a mut Lease,
+    ) -> Result<Self, PushError> {
         if body.is_empty() {
             return Err(PushError::bad_request("EOF"));
         }
+        let believable = body.len().saturating_mul(BELIEVED_RATIO);
+        let capacity = match announced {
+            Some(size) if size <= believable => size.min(limits.decompressed()),
+            _ if believable <= MAX_DOUBLED => believable.max(MIN_BUFFER),
+            _ => count()?,
+        };
         let mut bytes = Vec::new();
-        lease.grow(&mut bytes, first_buffer(body).min(limits.decompressed() + 1))?;
-        Ok(Self { bytes, limits, lease })
+        lease.grow(&mut bytes, capacity + ARENA_SPARE)?;
+        Ok(Self { bytes, count, limits, lease })
     }
 
-    /// Inflates one stream to its end and gives the number of bytes that it took from `input`.
-    fn inflate(&mut self, stream: &mut Decompress, input: &[u8]) -> Result<usize, PushError> {
-        let mut used = 0;
-        loop {
-            self.make_room()?;
-            let rest = input.get(used..).unwrap_or_default();
-            let (read, written) = (stream.total_in(), self.bytes.len());
-            let status = stream
-                .decompress_vec(rest, &mut self.bytes, FlushDecompress::None)
-                .map_err(|_| PushError::bad_request("flate: corrupt input"))?;
-            let read = (stream.total_in() - read) as usize;
-            used += read;
-            self.limits.check_decompressed(self.bytes.len())?;
-            match status {
-                Status::StreamEnd => return Ok(used),
-                Status::Ok | Status::BufError if read > 0 || self.bytes.len() > written => {}
-                // There is room and nothing moves: the input ends before the stream does.
-                Status::Ok | Status::BufError => return Err(PushError::bad_request(UNEXPECTED_EOF)),
-            }
-        }
+    fn end(self) -> Result<Vec<u8>, PushError> {
+        self.limits.check_decompressed(self.bytes.len())?;
+        Ok(self.bytes)
+    }
+}
+
+impl<C: Fn() -> Result<usize, PushError>> Sink for Output<'_, C> {
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
     }
 
-    /// Doubles a full buffer, up to one byte above the limit, which tells a body that exceeds it from one that fits.
     fn make_room(&mut self) -> Result<(), PushError> {
-        if self.bytes.len() == self.bytes.capacity() {
-            let capacity = (self.bytes.capacity() * 2).min(self.limits.decompressed() + 1);
-            self.lease.grow(&mut self.bytes, capacity)?;
-        }
-        Ok(())
+        self.limits.check_decompressed(self.bytes.len())?;
+        let doubled = self.bytes.capacity() * 2;
+        let capacity = if doubled <= MAX_DOUBLED { doubled } else { (self.count)()? + ARENA_SPARE };
+        Ok(self.lease.grow(&mut self.bytes, capacity)?)
+    }
+}
+
+/// Counts inflated bytes and keeps none.
+struct Counter<'a> {
+    window: Vec<u8>,
+    before: usize,
+    limits: &'a DecodeLimits,
+}
+
+impl<'a> Counter<'a> {
+    fn new(limits: &'a DecodeLimits) -> Self {
+        Self { window: Vec::with_capacity(COUNTER_WINDOW), before: 0, limits }
+    }
+
+    fn sum(self) -> Result<usize, PushError> {
+        let sum = self.before + self.window.len();
+        self.limits.check_decompressed(sum).map(|()| sum)
+    }
+}
+
+impl Sink for Counter<'_> {
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.window
+    }
+
+    fn make_room(&mut self) -> Result<(), PushError> {
+        self.before += self.window.len();
+        self.window.clear();
+        self.limits.check_decompressed(self.before)
     }
 }
 
@@ -155,9 +254,9 @@ fn gzip_header(input: &[u8]) -> Result<&[u8], &'static str> {
 }
 
 /// Checks CRC and length of a member.
-fn gzip_trailer<'a>(input: &'a [u8], member: &[u8]) -> Result<&'a [u8], &'static str> {
+fn gzip_trailer<'a>(input: &'a [u8], member: &Inflated) -> Result<&'a [u8], &'static str> {
     let (sum, rest) = input.split_first_chunk::<4>().ok_or(UNEXPECTED_EOF)?;
     let (size, rest) = rest.split_first_chunk::<4>().ok_or(UNEXPECTED_EOF)?;
-    let sound = u32::from_le_bytes(*sum) == crc32fast::hash(member) && u32::from_le_bytes(*size) == member.len() as u32;
+    let sound = u32::from_le_bytes(*sum) == member.crc && u32::from_le_bytes(*size) == member.len as u32;
     if sound { Ok(rest) } else { Err("gzip: invalid checksum") }
 }

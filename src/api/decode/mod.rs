@@ -15,11 +15,13 @@ mod tests;
 pub use budget::{Budget, BudgetError, Lease};
 
 use crate::model::{PushError, PushRequest};
-use bytes::Bytes;
 use media_type::Format;
 
 /// No configuration lifts the size of a decompressed body above this: offsets in an arena have 32 bits.
 pub const MAX_DECOMPRESSED: usize = 256 << 20;
+
+/// Entries are 24 bytes each, beside a line of about a hundred: a quarter of the arena.
+const ENTRY_SHARE: usize = 4;
 
 /// What a request's head says about its body.
 #[derive(Clone, Copy, Debug, Default)]
@@ -94,7 +96,8 @@ impl Encoding {
     }
 }
 
-/// Decodes the body of a push. The lease covers everything that the push holds; keep it as long as the push.
+/// Decodes the body of a push, which the lease covers: its capacity is taken. Then the lease covers everything that the push
+/// holds; keep it as long as the push.
 ///
 /// Labels and metadata are UTF-8; lines are any bytes. Label texts are as the client wrote them, or made from its JSON
 /// label map: their grammar is not checked here. A push without streams is `Ok`.
@@ -104,11 +107,11 @@ impl Encoding {
 /// pushes hold the budget. After an error the lease holds nothing of this push.
 pub fn decode(
     headers: &PushHeaders<'_>,
-    body: Bytes,
+    body: Vec<u8>,
     limits: &DecodeLimits,
     lease: &mut Lease,
 ) -> Result<PushRequest, PushError> {
-    let before = lease.taken();
+    let before = lease.taken().saturating_sub(body.capacity());
     let result = decode_body(headers, body, limits, lease);
     settle(&result, before, lease);
     result
@@ -124,74 +127,76 @@ fn settle(result: &Result<PushRequest, PushError>, before: usize, lease: &mut Le
 
 fn decode_body(
     headers: &PushHeaders<'_>,
-    body: Bytes,
+    body: Vec<u8>,
     limits: &DecodeLimits,
     lease: &mut Lease,
 ) -> Result<PushRequest, PushError> {
     limits.check_compressed(body.len())?;
     let encoding = Encoding::parse(headers.content_encoding)?;
     let format = media_type::format(headers.content_type)?;
+    let body = match encoding {
+        Encoding::None => body,
+        Encoding::Gzip => unpack(body, inflate::gzip, limits, lease)?,
+        Encoding::Deflate => unpack(body, inflate::deflate, limits, lease)?,
+    };
     match format {
         Format::Json => {
-            let text = decompress(encoding, body, limits, lease)?;
-            json::decode(text, headers.path_is_v1, limits, lease)
-        }
-        Format::Protobuf if encoding == Encoding::None => {
-            let message = inflate::snappy(&body, limits, lease)?;
-            drop(body);
-            protobuf::decode(message, limits, lease)
-        }
-        Format::Protobuf => {
-            let packed = decompress(encoding, body, limits, lease)?;
-            let message = inflate::snappy(&packed, limits, lease)?;
-            lease.give_back(packed.capacity());
-            drop(packed);
-            protobuf::decode(message, limits, lease)
-        }
-    }
-}
-
-fn decompress(encoding: Encoding, body: Bytes, limits: &DecodeLimits, lease: &mut Lease) -> Result<Vec<u8>, PushError> {
-    match encoding {
-        Encoding::Gzip => inflate::gzip(&body, limits, lease),
-        Encoding::Deflate => inflate::deflate(&body, limits, lease),
-        Encoding::None => {
             limits.check_decompressed(body.len())?;
-            lease.take(body.len())?;
-            // No copy if nobody else holds the body.
-            let text = Vec::from(body);
-            lease.take(text.capacity() - text.len())?;
-            Ok(text)
+            json::decode(body, headers.path_is_v1, limits, lease)
         }
+        Format::Protobuf => protobuf::decode(unpack(body, inflate::snappy, limits, lease)?, limits, lease),
     }
 }
 
-/// Decodes a `logproto.PushRequest` message without compression, such as the body of a gRPC call.
+/// Decompresses what the lease covers, and gives it back.
+fn unpack(
+    packed: Vec<u8>,
+    decompress: fn(&[u8], &DecodeLimits, &mut Lease) -> Result<Vec<u8>, PushError>,
+    limits: &DecodeLimits,
+    lease: &mut Lease,
+) -> Result<Vec<u8>, PushError> {
+    let bytes = decompress(&packed, limits, lease)?;
+    lease.give_back(packed.capacity());
+    Ok(bytes)
+}
+
+/// Decodes a `logproto.PushRequest` message without compression, such as the body of a gRPC call. As with [`decode`], the
+/// lease covers it.
 ///
 /// # Errors
 /// As [`decode`].
 pub fn decode_protobuf(message: Vec<u8>, limits: &DecodeLimits, lease: &mut Lease) -> Result<PushRequest, PushError> {
-    limits.check_decompressed(message.len())?;
-    let before = lease.taken();
-    lease.take(message.capacity())?;
-    let result = protobuf::decode(message, limits, lease);
-    settle(&result, before, lease);
-    result
+    let before = lease.taken().saturating_sub(message.capacity());
+    let decoded = limits.check_decompressed(message.len()).and_then(|()| protobuf::decode(message, limits, lease));
+    settle(&decoded, before, lease);
+    decoded
 }
 
-/// An estimate of the bytes that decoding a body will hold. A caller that is ready to wait for the budget reserves them
-/// first; decoding itself never waits. Bounded by [`MAX_DECOMPRESSED`] and a quarter of it.
-pub fn expected_size(headers: &PushHeaders<'_>, body: &[u8]) -> usize {
-    let arena = match Encoding::parse(headers.content_encoding) {
-        Err(_) => 0,
-        Ok(Encoding::Gzip | Encoding::Deflate) => inflate::first_buffer(body),
-        Ok(Encoding::None) => match media_type::format(headers.content_type) {
-            Ok(Format::Json) => body.len(),
-            Ok(Format::Protobuf) => inflate::snappy_size(body),
-            Err(_) => 0,
-        },
+/// What decoding a body will take besides it, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// By the body's own account, or as usual. A caller that is ready to wait for the budget reserves them first
+    /// ([`Lease::expect`]); decoding itself never waits.
+    pub bytes: usize,
+    /// At most, for a body that lies: a bound of the time that decoding takes.
+    pub most: usize,
+}
+
+/// Tells what decoding a body will take.
+pub fn expected(headers: &PushHeaders<'_>, body: &[u8]) -> Expected {
+    let encoding = Encoding::parse(headers.content_encoding).unwrap_or(Encoding::None);
+    let (arena, most) = match (encoding, media_type::format(headers.content_type)) {
+        (_, Err(_)) => (0, 0),
+        (Encoding::Gzip, _) => (inflate::gzip_size(body), inflate::most_inflated(body)),
+        (Encoding::Deflate, _) => (inflate::deflate_size(body), inflate::most_inflated(body)),
+        (Encoding::None, Ok(Format::Protobuf)) => (inflate::snappy_size(body), inflate::snappy_size(body)),
+        (Encoding::None, Ok(Format::Json)) => return expected_of_message(body),
     };
     let arena = arena.min(MAX_DECOMPRESSED);
-    // Entries are 24 bytes each, beside a line of about a hundred.
-    arena + arena / 4
+    Expected { bytes: arena + arena / ENTRY_SHARE, most }
+}
+
+/// The same for a message that itself becomes the arena, such as that of a gRPC call.
+pub fn expected_of_message(message: &[u8]) -> Expected {
+    Expected { bytes: message.len() / ENTRY_SHARE, most: message.len() }
 }

@@ -22,14 +22,33 @@ fn headers<'a>(content_type: &'a str, content_encoding: &'a str) -> PushHeaders<
 
 fn decode_with(headers: &PushHeaders<'_>, body: &[u8], limits: &DecodeLimits) -> Result<PushRequest, PushError> {
     let budget = Budget::new(1 << 30);
-    let mut lease = budget.try_reserve(0).unwrap();
-    let result = decode(headers, Bytes::copy_from_slice(body), limits, &mut lease);
+    let mut lease = budget.lease();
+    let result = decode_own(headers, body, limits, &mut lease);
     if let Ok(request) = &result {
         assert_covered(request, &budget);
     }
     drop(lease);
     assert_eq!(budget.used(), 0);
     result
+}
+
+/// Decodes a body that the lease covers, as that of a request.
+fn decode_own(
+    headers: &PushHeaders<'_>,
+    body: &[u8],
+    limits: &DecodeLimits,
+    lease: &mut Lease,
+) -> Result<PushRequest, PushError> {
+    let body = body.to_vec();
+    lease.take(body.capacity())?;
+    decode(headers, body, limits, lease)
+}
+
+/// The same for a message.
+fn message_own(message: &[u8], limits: &DecodeLimits, lease: &mut Lease) -> Result<PushRequest, PushError> {
+    let message = message.to_vec();
+    lease.take(message.capacity())?;
+    decode_protobuf(message, limits, lease)
 }
 
 /// The lease holds exactly what the push holds.
@@ -233,6 +252,45 @@ fn gzip_members_are_joined_and_what_follows_is_ignored() {
     assert_eq!(decoded(&headers(JSON, "gzip"), &body), Ok(one(1, b"x")));
 }
 
+/// Repetitive, and larger than what is doubled.
+fn large_json() -> String {
+    let line = "all work and no play ".repeat(600_000);
+    format!(r#"{{"streams":[{{"stream":{{"a":"b"}},"values":[["1","{line}"]]}}]}}"#)
+}
+
+#[test]
+fn a_large_body_without_an_account_of_its_size_is_counted_and_fits_exactly() {
+    let text = large_json();
+    let (head, tail) = text.as_bytes().split_at(text.len() - 1000);
+    for (encoding, body) in [
+        ("deflate", deflate(text.as_bytes())),
+        ("deflate", zlib(text.as_bytes())),
+        ("gzip", gzip(text.as_bytes())),
+        // The account is that of the last member.
+        ("gzip", [gzip(head), gzip(tail)].concat()),
+    ] {
+        let push = decode_with(&headers(JSON, encoding), &body, &DecodeLimits::default()).unwrap();
+        assert!((text.len()..text.len() + 1024).contains(&push.arena.capacity()), "{encoding}");
+        let limits = DecodeLimits { max_decompressed: text.len(), ..DecodeLimits::default() };
+        assert!(decode_with(&headers(JSON, encoding), &body, &limits).is_ok());
+        let limits = DecodeLimits { max_decompressed: text.len() - 1, ..DecodeLimits::default() };
+        let error = decode_with(&headers(JSON, encoding), &body, &limits).unwrap_err();
+        assert_eq!(error.status, 413);
+        assert!(error.message.contains("decompressed message size too large than max"), "{}", error.message);
+    }
+}
+
+#[test]
+fn a_gzip_body_that_lies_about_its_size_is_refused() {
+    let mut body = gzip(large_json().as_bytes());
+    let at = body.len() - 4;
+    for size in [0, 1, 100 << 20, u32::MAX] {
+        body[at..].copy_from_slice(&size.to_le_bytes());
+        let error = decode_with(&headers(JSON, "gzip"), &body, &DecodeLimits::default()).unwrap_err();
+        assert_eq!((error.status, error.message.as_str()), (400, "gzip: invalid checksum"), "{size}");
+    }
+}
+
 #[test]
 fn optional_fields_of_a_gzip_header_are_skipped() {
     let text = br#"{"streams":[]}"#;
@@ -355,9 +413,9 @@ fn a_push_of_empty_things_takes_no_more_than_its_bytes_explain() {
     let entries = |n: usize| proto(&to_wire(&[("{}".into(), vec![(0, vec![], vec![]); n])]));
     assert!(from_message(&entries(100)).is_ok());
     let budget = Budget::new(1 << 30);
-    let mut lease = budget.try_reserve(0).unwrap();
+    let mut lease = budget.lease();
     let message = [&b"\x0a\xc0\x84\x3d"[..], &b"\x12\0".repeat(500_000)].concat();
-    let error = decode_protobuf(message, &DecodeLimits::default(), &mut lease).unwrap_err();
+    let error = message_own(&message, &DecodeLimits::default(), &mut lease).unwrap_err();
     assert_eq!(error.status, 400);
     assert!(
         error
@@ -379,11 +437,11 @@ fn a_declared_snappy_length_is_not_believed() {
     assert_eq!(snap::raw::decompress_len(&body).unwrap(), 200 << 20);
     body.extend_from_slice(&[0; 6]);
     let budget = Budget::new(1000);
-    let mut lease = budget.try_reserve(0).unwrap();
+    let mut lease = budget.lease();
     let head = headers(PROTOBUF, "");
-    let error = decode(&head, Bytes::from(body.clone()), &DecodeLimits::default(), &mut lease).unwrap_err();
+    let error = decode_own(&head, &body, &DecodeLimits::default(), &mut lease).unwrap_err();
     assert_eq!((error.status, error.message.as_str()), (400, "snappy: corrupt input"));
-    assert!(expected_size(&head, &body) < 1000);
+    assert!(expected(&head, &body).bytes < 1000);
     // The most that snappy compresses is within the bound.
     let zeros = vec![0; 1 << 20];
     assert!(zeros.len() < snappy(&zeros).len() * 22);
@@ -407,16 +465,17 @@ fn bombs_hold_no_more_than_the_budget() {
         (headers(JSON, "gzip"), gzip(many_labels.as_bytes())),
     ] {
         let budget = Budget::new(BUDGET);
-        let mut lease = budget.try_reserve(0).unwrap();
-        let error = decode(&headers, Bytes::from(body.clone()), &DecodeLimits::default(), &mut lease).unwrap_err();
+        let mut lease = budget.lease();
+        let error = decode_own(&headers, &body, &DecodeLimits::default(), &mut lease).unwrap_err();
         assert_eq!(error.status, 413, "{}", error.message);
         assert_eq!((lease.reserved(), budget.used()), (0, 0));
         drop(lease);
 
         // The same while others hold nearly everything: come back later.
-        let others = budget.try_reserve(BUDGET - (32 << 10)).unwrap();
-        let mut lease = budget.try_reserve(0).unwrap();
-        let error = decode(&headers, Bytes::from(body), &DecodeLimits::default(), &mut lease).unwrap_err();
+        let mut others = budget.lease();
+        others.take(BUDGET - (32 << 10)).unwrap();
+        let mut lease = budget.lease();
+        let error = decode_own(&headers, &body, &DecodeLimits::default(), &mut lease).unwrap_err();
         assert!(matches!(error.status, 413 | 503), "{}", error.message);
         drop((others, lease));
         assert_eq!(budget.used(), 0);
@@ -425,27 +484,29 @@ fn bombs_hold_no_more_than_the_budget() {
 
 #[test]
 fn a_push_that_finds_the_budget_taken_is_503_and_fits_afterwards() {
-    let body = Bytes::from(snappy(&proto(&to_wire(&one(1, &[b'x'; 1000])))));
+    let body = snappy(&proto(&to_wire(&one(1, &[b'x'; 1000]))));
     let head = headers(PROTOBUF, "");
     let budget = Budget::new(1 << 20);
-    let others = budget.try_reserve((1 << 20) - 100).unwrap();
-    let mut lease = budget.try_reserve(0).unwrap();
-    let error = decode(&head, body.clone(), &DecodeLimits::default(), &mut lease).unwrap_err();
+    let mut others = budget.lease();
+    others.take((1 << 20) - 100).unwrap();
+    let mut lease = budget.lease();
+    let error = decode_own(&head, &body, &DecodeLimits::default(), &mut lease).unwrap_err();
     assert_eq!((error.status, error.retry_after), (503, Some(1)));
     drop(others);
-    assert!(decode(&head, body, &DecodeLimits::default(), &mut lease).is_ok());
+    assert!(decode_own(&head, &body, &DecodeLimits::default(), &mut lease).is_ok());
 }
 
 #[test]
 fn what_was_reserved_beforehand_is_used_and_the_rest_given_back() {
     let message = proto(&to_wire(&one(1, &[b'x'; 100_000])));
-    let body = Bytes::from(snappy(&message));
+    let body = snappy(&message);
     let head = headers(PROTOBUF, "");
     let budget = Budget::new(1 << 20);
-    let expected = expected_size(&head, &body);
+    let expected = expected(&head, &body).bytes;
     assert!(expected >= message.len() && expected < 2 * message.len());
-    let mut lease = budget.try_reserve(expected).unwrap();
-    let request = decode(&head, body, &DecodeLimits::default(), &mut lease).unwrap();
+    let mut lease = budget.lease();
+    lease.expect(body.len() + expected).unwrap();
+    let request = decode_own(&head, &body, &DecodeLimits::default(), &mut lease).unwrap();
     assert_covered(&request, &budget);
 }
 
@@ -529,13 +590,13 @@ fn malformed_protobuf_is_400() {
 #[test]
 fn an_uncompressed_message_is_decoded_for_grpc() {
     let budget = Budget::new(1 << 20);
-    let mut lease = budget.try_reserve(0).unwrap();
+    let mut lease = budget.lease();
     let message = proto(&to_wire(&one(5, b"x")));
-    let request = decode_protobuf(message.clone(), &DecodeLimits::default(), &mut lease).unwrap();
+    let request = message_own(&message, &DecodeLimits::default(), &mut lease).unwrap();
     assert_eq!(streams_of(&request), one(5, b"x"));
     assert_covered(&request, &budget);
     let small = DecodeLimits { max_decompressed: message.len() - 1, ..DecodeLimits::default() };
-    assert_eq!(decode_protobuf(message, &small, &mut lease).unwrap_err().status, 413);
+    assert_eq!(message_own(&message, &small, &mut lease).unwrap_err().status, 413);
 }
 
 // JSON.

@@ -74,7 +74,7 @@ async fn push(State(api): State<Arc<Api>>, request: Request) -> Response {
         Err(error) => return status::from_error(&error).into_http(),
     };
     let max = api.config.grpc_max_recv_msg_size;
-    let call = PushCall { api, tenant, agent: agent_of(&head.headers), body_lease: Some(lease) };
+    let call = PushCall { api, tenant, agent: agent_of(&head.headers), lease };
     let request = Request::from_parts(head, Body::from(body));
     Grpc::new(PushCodec).apply_max_message_size_config(Some(max), None).unary(call, request).await.map(Body::new)
 }
@@ -83,7 +83,7 @@ async fn receive(api: &Api, head: &Parts, body: &mut Body) -> Result<(Tenant, Ve
     api.backends.status.accepts_pushes()?;
     let tenant = tenant_of(&head.headers, &api.config)?;
     let limits = api.body_limits(api.config.grpc_max_recv_msg_size.saturating_add(FRAME_HEAD));
-    let mut lease = api.budget.try_reserve(0)?;
+    let mut lease = api.budget.lease();
     let body = body::read(body, None, limits, &mut lease).await?;
     // tonic copies the message out of its frame; while it does, both are there.
     body::patiently(limits.budget_wait, || lease.take(body.len())).await?;
@@ -96,7 +96,7 @@ struct PushCall {
     tenant: Tenant,
     agent: Agent,
     /// Of the frame and of the message.
-    body_lease: Option<Lease>,
+    lease: Lease,
 }
 
 impl UnaryService<Vec<u8>> for PushCall {
@@ -104,10 +104,11 @@ impl UnaryService<Vec<u8>> for PushCall {
     type Future = Pin<Box<dyn Future<Output = Result<tonic::Response<PushResponse>, Status>> + Send>>;
 
     fn call(&mut self, request: tonic::Request<Vec<u8>>) -> Self::Future {
-        let (api, tenant, body_lease) = (Arc::clone(&self.api), self.tenant.clone(), self.body_lease.take());
+        let (api, tenant) = (Arc::clone(&self.api), self.tenant.clone());
+        let lease = std::mem::replace(&mut self.lease, api.budget.lease());
         let agent = self.agent.clone();
         // A task of its own: what was handed on is stored to its end, also when the client goes away.
-        let task = tokio::spawn(store(api, tenant, agent, request.into_inner(), body_lease));
+        let task = tokio::spawn(store(api, tenant, agent, request.into_inner(), lease));
         Box::pin(async move {
             match joined(task.await) {
                 Ok(()) => Ok(tonic::Response::new(PushResponse {})),
@@ -122,18 +123,15 @@ async fn store(
     tenant: Tenant,
     agent: Agent,
     message: Vec<u8>,
-    body_lease: Option<Lease>,
+    mut lease: Lease,
 ) -> Result<(), PushError> {
     let limits = api.config.decode;
-    // The message becomes the arena; its entries take about a quarter of that.
-    let expected = message.capacity() + message.capacity() / 4;
-    let decode = move |lease: &mut Lease| {
-        // The message is about to be taken from the other lease.
-        drop(body_lease);
-        decode::decode_protobuf(message, &limits, lease)
-    };
+    // The frame is gone.
+    lease.hold(message.capacity())?;
+    let expected = decode::expected_of_message(&message);
+    let decode = move |lease: &mut Lease| decode::decode_protobuf(message, &limits, lease);
     // The lease lives until the push is answered: so long the decoded push is in memory.
-    let (mut request, _lease) = api.decode(expected, decode).await?;
+    let (mut request, _lease) = api.decode(lease, expected, decode).await?;
     request.agent = agent;
     api.backends.grpc_pusher.push_grpc(tenant, request).await
 }

@@ -205,7 +205,8 @@ async fn a_body_that_breaks_off_is_400() {
 #[tokio::test(start_paused = true)]
 async fn a_push_waits_for_memory_and_then_gives_up() {
     let fake = fake(|_| ());
-    let held = fake.budget.try_reserve(64 << 20).unwrap();
+    let mut held = fake.budget.lease();
+    held.take(64 << 20).unwrap();
     let start = tokio::time::Instant::now();
     let answer = fake.push(LINE).await;
     assert_eq!(answer.status, 503);

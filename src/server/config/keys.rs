@@ -101,7 +101,7 @@ static KEYS: &[Key] = table! {
     "common.ring.instances", "common.ring.instances", Instances, common.ring.instances, "Timberline's own: the ingesters of a static ring, [{id: a, addr: \"host:9095\"}]; as a flag a=host:9095,b=host:9095. Empty: the one in this process.";
 
     "distributor.max_recv_msg_size", "distributor.max-recv-msg-size", Bytes, distributor.max_recv_msg_size, "Largest body of a push as received.";
-    "distributor.max_decompressed_size", "distributor.max-decompressed-size", Bytes, distributor.max_decompressed_size, "Largest body of a push after decompression, at most 256MB (a larger value is lowered to it, with a warning).";
+    "distributor.max_decompressed_size", "distributor.max-decompressed-size", Bytes, distributor.max_decompressed_size, "Largest body of a push after decompression, at most 256MB (a larger value is lowered to it, with a warning). What pushes above 256KB take in memory is 192MB together.";
 
     "ingester.chunk_block_size", "ingester.chunks-block-size", Bytes, ingester.chunk_block_size, "Uncompressed size at which a block is sealed.";
     "ingester.chunk_target_size", "ingester.chunk-target-size", Bytes, ingester.chunk_target_size, "Compressed size at which a chunk is closed.";
