@@ -70,10 +70,11 @@ impl Instance {
         }
     }
 
-    /// Takes in a stream that the log defines. With `admits`, new entries of its labels go to it.
-    pub fn recovered(&self, stream: &Arc<Stream>, admits: bool) {
-        if admits {
-            let mut streams = self.streams.write();
+    /// Takes in streams that the log defines: new entries of their labels go to them, to the newest of equal ones.
+    pub fn recovered(&self, recovered: Vec<&Arc<Stream>>) {
+        let mut streams = self.streams.write();
+        streams.reserve(recovered.len());
+        for stream in recovered {
             let newer = streams.get(stream.labels().text()).is_some_and(|s| s.log.id > stream.log.id);
             if !newer {
                 streams.insert(stream.labels().text().into(), stream.clone());
@@ -84,6 +85,12 @@ impl Instance {
     /// Shows a stream to reads: it has its first line.
     pub fn show(&self, stream: &Arc<Stream>) {
         self.index.write().add(stream);
+    }
+
+    /// Shows many.
+    pub fn show_all(&self, streams: &[Arc<Stream>]) {
+        let mut index = self.index.write();
+        streams.iter().for_each(|stream| index.add(stream));
     }
 
     pub fn matching(&self, matchers: &[Matcher]) -> Vec<Arc<Stream>> {

@@ -3,7 +3,6 @@
 //! counted as long as a value lives.
 
 use super::Stream;
-use super::sealed::SealedBlock;
 use crate::model::LabelSet;
 use crate::wal::StreamLog;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ const LABEL_ENTRY: usize = 64;
 /// How often a stream's labels are held as text: label set, key, index, what the log will write again.
 const LABEL_COPIES: usize = 4;
 /// A block's place in its chunk, and the counters around it.
-const BLOCK_ENTRY: usize = 48;
+pub(super) const BLOCK_ENTRY: usize = 48;
 
 /// Adds up what is held.
 #[derive(Clone, Default)]
@@ -34,19 +33,19 @@ impl Meter {
         self.hold(size_of::<Stream>() + size_of::<StreamLog>() + STREAM_ENTRIES + text)
     }
 
-    /// Counts a block.
-    pub fn block(&self) -> Held {
-        self.hold(size_of::<SealedBlock>() + BLOCK_ENTRY)
-    }
-
-    /// Counts bytes on a disk.
-    pub fn disk(&self, bytes: u32) -> Held {
-        self.hold(bytes as usize)
-    }
-
     fn hold(&self, bytes: usize) -> Held {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
+        self.add(bytes);
         Held { meter: self.clone(), bytes }
+    }
+
+    /// For a value that is not [`Held`] and subtracts what it added itself.
+    pub fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes back what was added.
+    pub fn subtract(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -56,14 +55,8 @@ pub(super) struct Held {
     bytes: usize,
 }
 
-impl Clone for Held {
-    fn clone(&self) -> Self {
-        self.meter.hold(self.bytes)
-    }
-}
-
 impl Drop for Held {
     fn drop(&mut self) {
-        self.meter.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.meter.subtract(self.bytes);
     }
 }

@@ -53,6 +53,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 
+/// Streams that are shown while others wait for the index.
+const SHOWN_AT_ONCE: usize = 1024;
+
 /// How an ingester is set up. Names are Loki's `ingester` block where it has them.
 #[derive(Clone)]
 pub struct IngesterConfig {
@@ -213,6 +216,16 @@ impl State {
         self.streams.write().insert(stream.log.id, stream.clone());
         self.instance(&stream.log.tenant).show(stream);
         self.metrics.memory_streams.with_label_values(&[stream.log.tenant.as_str()]).inc();
+    }
+
+    /// Shows many streams, with few waits for locks that others hold.
+    fn show_all(&self, streams: &[Arc<Stream>]) {
+        for some in streams.chunk_by(|a, b| a.log.tenant == b.log.tenant).flat_map(|same| same.chunks(SHOWN_AT_ONCE)) {
+            let Some(tenant) = some.first().map(|stream| &stream.log.tenant) else { continue };
+            self.streams.write().extend(some.iter().map(|stream| (stream.log.id, stream.clone())));
+            self.instance(tenant).show_all(some);
+            self.metrics.memory_streams.with_label_values(&[tenant.as_str()]).add(some.len() as i64);
+        }
     }
 
     fn stream(&self, id: u64) -> Option<Arc<Stream>> {

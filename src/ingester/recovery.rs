@@ -32,6 +32,8 @@ use uuid::Uuid;
 /// Records are decompressed and applied in batches of about this many stored bytes: what was decompressed is still cached
 /// when it is applied.
 const BATCH: usize = 2 << 20;
+/// Blocks that are touched at a time: less than what a processor's own cache holds.
+const TOUCHED: usize = 256;
 /// Fewer blocks are not worth a thread.
 const FEW_BLOCKS: usize = 10_000;
 
@@ -168,7 +170,7 @@ impl Ingester<NilRecord> {
         };
         let restored: Vec<Arc<Stream>> = replay.streams.values().filter(|s| s.is_visible()).cloned().collect();
         std::thread::scope(|scope| {
-            let show = scope.spawn(|| restored.iter().for_each(|stream| state.show(stream)));
+            let show = scope.spawn(|| state.show_all(&restored));
             let applied = replay.apply_all(&recovered, &done);
             // A panic while replaying must not pass as a shorter log.
             show.join().unwrap_or_else(|_| std::process::abort());
@@ -356,12 +358,13 @@ fn restore_stream(
         stream.note_flushed(*number, &places.collect::<Vec<_>>());
     }
     let mut last_of: Vec<(u64, (i64, u128))> = Vec::with_capacity(blocks.len());
+    let shelf = stream.shelf(store, metadata);
     for FoundBlock { place, tables } in blocks {
         newest_chunk = newest_chunk.max(Some(tables.chunk));
         stream.note_newest(tables.newest_timestamp);
         last_of.push((tables.end_seq, (tables.last_timestamp, tables.last_hash)));
         let data_len = place.len.saturating_sub(RECORD_HEAD_LEN as u32 + tables.encoded_len() as u32);
-        let block = SealedBlock::of(tables, *place, data_len, store.clone(), metadata, &stream.share);
+        let block = SealedBlock::of(tables, *place, data_len, shelf);
         let (true, Ok(block)) = (tables.first_seq >= end && !decided.flushed.contains_key(&tables.chunk), block) else {
             store.free(*place);
             continue;
@@ -455,14 +458,40 @@ fn stream_id(blocks: &[&FoundBlock]) -> u64 {
     blocks.first().map_or(u64::MAX, |b| b.tables.stream)
 }
 
+/// Those of these streams, by stream and seq. The keys are sorted apart: the blocks lie far from each other.
+fn in_order(all: &[FoundBlock], is_ours: impl Fn(u64) -> bool) -> Vec<&FoundBlock> {
+    let ours = all.iter().filter(|b| is_ours(b.tables.stream));
+    let mut keyed: Vec<(u64, u64, &FoundBlock)> = ours.map(|b| (b.tables.stream, b.tables.first_seq, b)).collect();
+    keyed.sort_unstable_by_key(|(stream, first_seq, _)| (*stream, *first_seq));
+    keyed.into_iter().map(|(_, _, block)| block).collect()
+}
+
+/// Reads a little of each block that comes next: in a loop that does nothing else, the processor waits for all of them at once.
+fn touch(blocks: &[&FoundBlock]) {
+    let a_little = |b: &&FoundBlock| {
+        let symbol = b.tables.symbols.iter().next().map_or(0, |(id, _)| id);
+        b.place.offset ^ b.tables.chunk ^ b.tables.uncompressed_size ^ u64::from(symbol)
+    };
+    std::hint::black_box(blocks.iter().map(a_little).fold(0, |sum, one| sum ^ one));
+}
+
 impl Restoring<'_> {
     fn shard(&self, shard: usize, shards: usize) -> Restored {
         // Both in the order of stream ids: faster than maps of a hundred thousand streams.
         let is_ours = |id: u64| shard_of(id, shards) == shard;
-        let blocks = self.recovered.blocks().blocks.iter().filter(|b| is_ours(b.tables.stream));
-        let mut blocks: Vec<&FoundBlock> = blocks.collect();
-        blocks.sort_unstable_by_key(|b| (b.tables.stream, b.tables.first_seq));
-        let mut by_stream = blocks.chunk_by(|a, b| a.tables.stream == b.tables.stream).peekable();
+        let blocks = in_order(&self.recovered.blocks().blocks, is_ours);
+        let mut ahead = blocks.chunks(TOUCHED);
+        let (mut taken, mut touched) = (0, 0);
+        let by_stream = blocks.chunk_by(|a, b| a.tables.stream == b.tables.stream).inspect(|of_one| {
+            taken += of_one.len();
+            while touched < taken + TOUCHED
+                && let Some(next) = ahead.next()
+            {
+                touch(next);
+                touched += next.len();
+            }
+        });
+        let mut by_stream = by_stream.peekable();
         let mut definitions: Vec<(&u64, &SeriesDef)> =
             self.plan.definitions.iter().filter(|(id, _)| is_ours(**id)).collect();
         definitions.sort_unstable_by_key(|(id, _)| **id);
@@ -733,8 +762,15 @@ impl Replay<'_> {
             let defined = self.plan.definitions.get(id).map_or(0, |d| d.next_seq);
             stream.replayed(defined.max(lost.get(id).copied().unwrap_or(0)));
             stream.log.resume_at(stream.next_seq());
-            self.state.instance(&stream.log.tenant).recovered(stream, admits(*id));
         });
+        let mut by_tenant: BTreeMap<&Tenant, Vec<&Arc<Stream>>> = BTreeMap::new();
+        for (id, stream) in &self.streams {
+            let of_tenant = by_tenant.entry(&stream.log.tenant).or_default();
+            of_tenant.extend(admits(*id).then_some(stream));
+        }
+        for (tenant, streams) in by_tenant {
+            self.state.instance(tenant).recovered(streams);
+        }
     }
 }
 

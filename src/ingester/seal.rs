@@ -121,8 +121,8 @@ impl BlockSink<Sealing> for Sealed {
         for (place, sealing) in blocks {
             match sealing {
                 Sealing::New { stream, tables, data_len, symbols, closed } => {
-                    let store = log.store().clone();
-                    let block = SealedBlock::of(&tables, place, data_len, store, &state.metadata, &stream.share);
+                    let shelf = stream.shelf(log.store(), &state.metadata);
+                    let block = SealedBlock::of(&tables, place, data_len, shelf);
                     let block = block.unwrap_or_else(|e| panic!("a block of our own is refused: {e}"));
                     freed += stream.sealed(tables.chunk, block, symbols, closed);
                     state.metrics.blocks_sealed.inc();

@@ -1,14 +1,29 @@
 //! Blocks that count: their bytes are in the block log, memory keeps what is needed to find and check them.
 
-use super::memory::{Held, Meter};
+use super::memory::{BLOCK_ENTRY, Meter};
 use super::stream::{CloseReason, SealJob, Stream};
 use crate::chunk::{Block, BlockMeta, BlockSource, ChunkError, Encoding, Symbols};
 use crate::wal::{BlockPlace, BlockStore, BlockTables};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// What the blocks of a stream have in common. Each block counts itself here: on the counters of all, two threads that restore
+/// a hundred thousand streams would wait for each other.
+pub(super) struct Shelf {
+    store: Arc<BlockStore>,
+    /// What streams and blocks take of memory.
+    metadata: Meter,
+    /// What the tenant's blocks take of the disk.
+    share: Meter,
+}
+
+impl Shelf {
+    pub fn new(store: Arc<BlockStore>, metadata: &Meter, share: &Meter) -> Arc<Self> {
+        Arc::new(Self { store, metadata: metadata.clone(), share: share.clone() })
+    }
+}
+
 /// A block in the block log.
-#[derive(Clone)]
 pub(super) struct SealedBlock {
     pub meta: BlockMeta,
     pub place: BlockPlace,
@@ -17,9 +32,7 @@ pub(super) struct SealedBlock {
     pub newest: i64,
     /// Timestamp and hash of the last entry.
     pub last: (i64, u128),
-    pub store: Arc<BlockStore>,
-    /// What it takes of memory, and of its tenant's share of the disk.
-    _held: [Held; 2],
+    shelf: Arc<Shelf>,
 }
 
 impl SealedBlock {
@@ -27,14 +40,7 @@ impl SealedBlock {
     ///
     /// # Errors
     /// The encoding is unknown.
-    pub fn of(
-        tables: &BlockTables,
-        place: BlockPlace,
-        data_len: u32,
-        store: Arc<BlockStore>,
-        metadata: &Meter,
-        share: &Meter,
-    ) -> Result<Self, ChunkError> {
+    pub fn of(tables: &BlockTables, place: BlockPlace, data_len: u32, shelf: &Arc<Shelf>) -> Result<Self, ChunkError> {
         let meta = BlockMeta {
             encoding: Encoding::from_code(tables.encoding)?,
             entries: tables.entries,
@@ -44,20 +50,26 @@ impl SealedBlock {
             compressed_len: data_len,
             crc: tables.crc,
         };
-        Ok(Self {
-            meta,
-            place,
-            seqs: tables.first_seq..tables.end_seq,
-            newest: tables.newest_timestamp,
-            last: (tables.last_timestamp, tables.last_hash),
-            store,
-            _held: [metadata.block(), share.disk(place.len)],
-        })
+        let last = (tables.last_timestamp, tables.last_hash);
+        Ok(Self::new(meta, place, tables.first_seq..tables.end_seq, tables.newest_timestamp, last, shelf))
+    }
+
+    fn new(
+        meta: BlockMeta,
+        place: BlockPlace,
+        seqs: Range<u64>,
+        newest: i64,
+        last: (i64, u128),
+        shelf: &Arc<Shelf>,
+    ) -> Self {
+        shelf.metadata.add(size_of::<Self>() + BLOCK_ENTRY);
+        shelf.share.add(place.len as usize);
+        Self { meta, place, seqs, newest, last, shelf: shelf.clone() }
     }
 
     /// The same block in another place.
     pub fn moved(&self, place: BlockPlace) -> Self {
-        Self { place, ..self.clone() }
+        Self::new(self.meta, place, self.seqs.clone(), self.newest, self.last, &self.shelf)
     }
 
     /// Compressed bytes.
@@ -71,6 +83,13 @@ impl SealedBlock {
     }
 }
 
+impl Drop for SealedBlock {
+    fn drop(&mut self) {
+        self.shelf.metadata.subtract(size_of::<Self>() + BLOCK_ENTRY);
+        self.shelf.share.subtract(self.place.len as usize);
+    }
+}
+
 impl BlockSource for SealedBlock {
     fn meta(&self) -> &BlockMeta {
         &self.meta
@@ -78,7 +97,7 @@ impl BlockSource for SealedBlock {
 
     fn load(&self) -> Result<Block, ChunkError> {
         let unreadable = |e: crate::wal::BlockError| ChunkError::Unreadable { what: "block", reason: e.to_string() };
-        Block::from_stored(self.meta, self.store.read(self.place).map_err(unreadable)?)
+        Block::from_stored(self.meta, self.shelf.store.read(self.place).map_err(unreadable)?)
     }
 }
 

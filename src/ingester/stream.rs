@@ -1,15 +1,15 @@
 use super::State;
 use super::memory::{Held, Meter};
-use super::sealed::SealedBlock;
+use super::sealed::{SealedBlock, Shelf};
 use crate::chunk::{Head, Part, Symbols};
 use crate::model::{Amount, LabelSet, Recent, TokenBucket};
 use crate::planted::{Bug, is};
-use crate::wal::{BlockPlace, BodyError, BodyView, EntryView, StreamLog, TableRow};
+use crate::wal::{BlockPlace, BlockStore, BodyError, BodyView, EntryView, StreamLog, TableRow};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Why a chunk was closed. Loki's names of flush reasons.
@@ -56,7 +56,8 @@ pub struct Stream {
     oldest: AtomicI64,
     pub(super) rate: Mutex<TokenBucket>,
     /// What the tenant's blocks take of the disk.
-    pub(super) share: Meter,
+    share: Meter,
+    shelf: OnceLock<Arc<Shelf>>,
     _held: Held,
 }
 
@@ -160,6 +161,7 @@ impl Stream {
         Self {
             _held: metadata.stream(&log.labels),
             share: share.clone(),
+            shelf: OnceLock::new(),
             log,
             content: Mutex::new(Content::new()),
             admitted: AtomicU32::new(0),
@@ -188,6 +190,11 @@ impl Stream {
     pub(super) fn overlaps(&self, start: i64, end: i64) -> bool {
         let (oldest, newest) = self.bounds();
         oldest < end && newest >= start
+    }
+
+    /// Where its blocks are.
+    pub(super) fn shelf(&self, store: &Arc<BlockStore>, metadata: &Meter) -> &Arc<Shelf> {
+        self.shelf.get_or_init(|| Shelf::new(store.clone(), metadata, &self.share))
     }
 
     pub(super) fn admit(&self) {

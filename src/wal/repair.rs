@@ -12,7 +12,7 @@ use super::replay::ReplaySegment;
 use super::retention::{Contents, Hold};
 use super::scan::{Window, read_groups, read_start, scan_segment};
 use super::segment::{Prepared, file_number, segment_name, segment_number};
-use super::spread::spread;
+use super::spread::{drop_aside, spread};
 use super::supply::Supply;
 use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
@@ -383,7 +383,7 @@ impl Recovered {
         supply: impl FnOnce(&WalOptions, u64, Vec<Prepared>) -> Arc<Supply>,
         mut definitions: Vec<SeriesDef>,
     ) -> Result<(Writer, RecoveredBlocks, Vec<Decision>), RecoverError> {
-        let Self { options, plan, blocks, .. } = self;
+        let Self { options, mut plan, mut blocks, .. } = self;
         let tail = tail_records(&options, &plan)?;
         let (prepared, next_segment) = take_stock(&options, &plan)?;
         let start = Start {
@@ -392,8 +392,8 @@ impl Recovered {
             first_live: Beginning { segment: plan.first_live_segment, lsn: plan.first_lsn, lines: plan.first_lines },
             previous: plan.previous,
             supply: supply(&options, next_segment, prepared),
-            contents: plan.contents.clone(),
-            blocks: plan.blocks.clone(),
+            contents: std::mem::take(&mut plan.contents),
+            blocks: std::mem::take(&mut plan.blocks),
         };
         let mut writer = Writer::new(options, start);
         let is_needed = !tail.is_empty() && !is(Bug::TailNotRewritten);
@@ -416,6 +416,7 @@ impl Recovered {
         // records with those lines.
         let settles = !plan.loss.lsns.is_empty() || plan.loss.missing_newest.is_some() || !blocks.adopted.is_empty();
         decisions.extend(settles.then(|| Decision::Gap(plan.loss.gap())));
+        drop_aside((plan, std::mem::take(&mut blocks.found)));
         Ok((writer, blocks, decisions))
     }
 

@@ -57,6 +57,12 @@ pub(super) fn spread<T: Send, S, R: Send>(
     results.into_iter().flatten().collect()
 }
 
+/// Drops what is made of hundreds of thousands of pieces, while the caller goes on.
+pub(super) fn drop_aside<T: Send + 'static>(value: T) {
+    // Without a thread it is dropped here.
+    let _ = std::thread::Builder::new().name("drop".into()).spawn(move || drop(value));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
