@@ -4,7 +4,7 @@ use super::config::{ChunkEncoding, ClientAuth, Config, OnDamage, Target, TlsConf
 use super::local::{LocalClient, LocalIngester, LocalSource};
 use super::reader::QueryReader;
 use super::status::{ProcessStatus, durability_note};
-use super::telemetry::{RateLimited, Telemetry};
+use super::telemetry::Telemetry;
 use crate::api::decode::{Budget, DecodeLimits};
 use crate::api::grpc::{ClientConfig, GrpcIngesterClient};
 use crate::api::serve::{ListenerConfig, Protocol, serve};
@@ -16,7 +16,7 @@ use crate::ingester::{
     Cluster, Ingester, IngesterConfig, IngesterMetrics, Live, NilRecord, OnPoisoned, Progress, RecoveryReport,
     ScrubOptions,
 };
-use crate::model::{Limits, Overrides, Tenant, Traffic, WallClock};
+use crate::model::{Limits, Overrides, RateLimited, Tenant, Traffic, WallClock};
 use crate::querier::Querier;
 use crate::ring::{Ring, SharedRing};
 use crate::wal::{Codec, SyncMode};
@@ -269,9 +269,9 @@ fn tell(config: &Config, report: &RecoveryReport) {
         streams = report.streams,
         lines = report.lines,
         block_lines = report.block_lines,
-        read_seconds = format!("{:.3}", report.read_seconds),
-        blocks_seconds = format!("{:.3}", report.restored_seconds - report.read_seconds),
-        seconds = format!("{:.3}", report.seconds),
+        read_seconds = milliseconds(report.read_seconds),
+        blocks_seconds = milliseconds(report.restored_seconds - report.read_seconds),
+        seconds = milliseconds(report.seconds),
         "recovered the write-ahead log"
     );
     if report.damaged_places > 0 {
@@ -311,6 +311,11 @@ fn tell(config: &Config, report: &RecoveryReport) {
 }
 
 /// An ack promises no more than the file system keeps.
+/// Seconds without what is below a millisecond.
+fn milliseconds(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
 fn tell_mounts(config: &Config) {
     let data = config.data_dir();
     let elsewhere = [config.wal_dir(), config.blocks_dir()].into_iter().filter(|dir| !dir.starts_with(&data));
