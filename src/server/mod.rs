@@ -11,6 +11,7 @@ mod status;
 pub mod telemetry;
 
 use config::Loaded;
+use crate::api::BuildInfo;
 use flags::Command;
 use std::process::ExitCode;
 use telemetry::Telemetry;
@@ -42,7 +43,8 @@ pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
             }
         },
         Ok(Command::Version) => {
-            println!("timberline, version {}", env!("CARGO_PKG_VERSION"));
+            let BuildInfo { version, branch, revision, .. } = BuildInfo::default();
+            println!("timberline, version {version} (branch: {branch}, revision: {revision})");
             ExitCode::SUCCESS
         }
         Ok(Command::Help) => {
