@@ -1,13 +1,15 @@
 //! Start, run, stop: listeners open first, then the log is replayed, then pushes are taken; a stop goes the other way.
 
-use super::config::{ChunkEncoding, ClientAuth, Config, OnDamage, Target, TlsConfig, WalCompression, WalSync};
+use super::config::{
+    ChunkEncoding, ClientAuth, Config, ConfigError, OnDamage, Problem, Target, TlsConfig, WalCompression, WalSync,
+};
 use super::local::{LocalClient, LocalIngester, LocalSource};
 use super::reader::QueryReader;
 use super::status::{ProcessStatus, durability_note};
 use super::telemetry::Telemetry;
 use crate::api::decode::{Budget, DecodeLimits};
 use crate::api::grpc::{ClientConfig, GrpcIngesterClient};
-use crate::api::serve::{ListenerConfig, Protocol, serve};
+use crate::api::serve::{GRPC_ALPN, HTTP_ALPN, ListenerConfig, Protocol, serve};
 use crate::api::{Api, ApiConfig, Backends, grpc, http, tls};
 use crate::chunk::Encoding;
 use crate::distributor::{ClientPool, Distributor, DistributorConfig, IngesterClient, PoolConfig, Pusher, Route};
@@ -46,9 +48,7 @@ const SIGXFSZ: i32 = 25;
 /// # Errors
 /// It could not start: a port, a certificate, the data directory, the log.
 pub async fn run(config: Config, telemetry: Telemetry) -> Result<()> {
-    if config.target == [Target::Querier] {
-        bail!("-target=querier needs an object store, which is not built yet: use -target=all");
-    }
+    let tls = ListenerTls::load(&config)?;
     let server = Server::build(config, telemetry)?;
     let stop = stop_signal()?;
     // A write beyond RLIMIT_FSIZE is to fail like one to a full disk. Without a handler its signal ends the process.
@@ -167,10 +167,9 @@ impl Server {
         Ok(Self { config, status, api, overrides, ingester, metrics: Some(metrics), pool })
     }
 
-    async fn serve(mut self, stop: watch::Receiver<bool>) -> Result<()> {
+    async fn serve(mut self, tls: ListenerTls, stop: watch::Receiver<bool>) -> Result<()> {
         let server = &self.config.server;
-        let http_tls = load_tls(&server.http_tls_config, &["h2", "http/1.1"])?;
-        let grpc_tls = load_tls(&server.grpc_tls_config, &["h2"])?;
+        let ListenerTls { http: http_tls, grpc: grpc_tls } = tls;
         let http_listener = listen(&server.http_listen_address, server.http_listen_port, "http").await?;
         let grpc_listener = listen(&server.grpc_listen_address, server.grpc_listen_port, "grpc").await?;
         let (http_addr, grpc_addr) = (http_listener.local_addr()?, grpc_listener.local_addr()?);
@@ -407,7 +406,31 @@ async fn listen(address: &str, port: u16, what: &str) -> Result<TcpListener> {
     })
 }
 
-fn load_tls(config: &TlsConfig, alpn: &[&str]) -> Result<Option<Arc<rustls::ServerConfig>>> {
+/// TLS of both listeners, from the files that the configuration names.
+pub(super) struct ListenerTls {
+    http: Option<Arc<rustls::ServerConfig>>,
+    grpc: Option<Arc<rustls::ServerConfig>>,
+}
+
+impl ListenerTls {
+    /// # Errors
+    /// Everything that is wrong with the files of either.
+    pub(super) fn load(config: &Config) -> Result<Self, ConfigError> {
+        let mut problems = Vec::new();
+        let mut load = |place: &str, config: &TlsConfig, alpn: &[&str]| {
+            load_tls(config, alpn).unwrap_or_else(|error| {
+                problems.push(Problem { place: place.to_string(), text: error.to_string() });
+                None
+            })
+        };
+        let server = &config.server;
+        let http = load("server.http_tls_config", &server.http_tls_config, &HTTP_ALPN);
+        let grpc = load("server.grpc_tls_config", &server.grpc_tls_config, &GRPC_ALPN);
+        if problems.is_empty() { Ok(Self { http, grpc }) } else { Err(ConfigError { problems }) }
+    }
+}
+
+fn load_tls(config: &TlsConfig, alpn: &[&str]) -> Result<Option<Arc<rustls::ServerConfig>>, tls::TlsError> {
     if !config.enabled() {
         return Ok(None);
     }
