@@ -53,7 +53,7 @@ pub async fn run(config: Config, telemetry: Telemetry) -> Result<()> {
     let stop = stop_signal()?;
     // A write beyond RLIMIT_FSIZE is to fail like one to a full disk. Without a handler its signal ends the process.
     let _beyond_the_file_size = signal(SignalKind::from_raw(SIGXFSZ))?;
-    server.serve(stop).await
+    server.serve(tls, stop).await
 }
 
 /// Resolves at the first SIGTERM or SIGINT; the second ends the process at once. Whatever was acknowledged is on disk.
@@ -145,16 +145,14 @@ impl Server {
             progress: Arc::new(Progress::default()),
             report: Mutex::new(None),
             stopping: AtomicBool::new(false),
-            ring: pool.as_ref().map(|(_, ring)| ring.clone()),
+            ring: pool.clone(),
             clock: clock.clone(),
             traffic,
         });
         let waiting = status.clone();
         let reader = Arc::new(QueryReader {
             querier: Querier::new(Arc::new(LocalSource(ingester.clone())), overrides.clone()),
-            unavailable: Box::new(move || {
-                waiting.ingester.get().is_none().then(|| waiting.not_ready().unwrap_or_default())
-            }),
+            unavailable: Box::new(move || waiting.no_reads()),
         });
         let backends = Backends {
             pusher: pusher as Arc<dyn Pusher>,
@@ -224,7 +222,11 @@ impl Server {
 
     /// Replays the log on threads of its own and opens it for pushes.
     async fn start_ingester(&mut self) -> Result<()> {
-        let Some(metrics) = self.metrics.take().filter(|_| self.config.runs(Target::Ingester)) else { return Ok(()) };
+        let Some(metrics) = self.metrics.take().filter(|_| self.config.runs(Target::Ingester)) else {
+            let (ring, copies) = (&self.config.common.ring, self.config.common.replication_factor);
+            info!(ingesters = ring.instances.len(), copies, "ready: pushes are handed on to the ingesters of the ring");
+            return Ok(());
+        };
         let settings = ingester_config(&self.config)?;
         let (overrides, progress) = (self.overrides.clone(), self.status.progress.clone());
         let watcher = tokio::spawn(log_progress(progress.clone()));
@@ -309,12 +311,12 @@ fn tell(config: &Config, report: &RecoveryReport) {
     }
 }
 
-/// An ack promises no more than the file system keeps.
 /// Seconds without what is below a millisecond.
 fn milliseconds(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
 
+/// An ack promises no more than the file system keeps.
 fn tell_mounts(config: &Config) {
     let data = config.data_dir();
     let elsewhere = [config.wal_dir(), config.blocks_dir()].into_iter().filter(|dir| !dir.starts_with(&data));
