@@ -1,6 +1,7 @@
 //! `logproto.Pusher` and `grpc.health.v1.Health`, and the client of a remote ingester.
 
 mod client;
+mod compression;
 mod status;
 
 pub use client::{ClientConfig, ClientError, ClientTls, GrpcIngesterClient};
@@ -20,8 +21,9 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::post;
 use bytes::Buf;
+use compression::Compression;
 use futures_util::FutureExt;
-use prost::Message;
+use prost::Message as _;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -68,13 +70,14 @@ async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> R
 /// The generated server would collect the message before anything here sees it, and make an object of each line. So the
 /// body is read as that of an HTTP push, within the same limits, and decoded where it lies.
 async fn push(State(api): State<Arc<Api>>, request: Request) -> Response {
-    let (head, mut body) = request.into_parts();
-    let (tenant, body, lease) = match receive(&api, &head, &mut body).await {
+    let (mut head, mut body) = request.into_parts();
+    let (tenant, mut body, lease) = match receive(&api, &head, &mut body).await {
         Ok(received) => received,
         Err(error) => return status::from_error(&error).into_http(),
     };
     let max = api.config.grpc_max_recv_msg_size;
-    let call = PushCall { api, tenant, agent: agent_of(&head.headers), body_lease: Some(lease) };
+    let compression = Compression::take(&mut head, &mut body);
+    let call = PushCall { api, tenant, agent: agent_of(&head.headers), compression, body_lease: Some(lease) };
     let request = Request::from_parts(head, Body::from(body));
     Grpc::new(PushCodec).apply_max_message_size_config(Some(max), None).unary(call, request).await.map(Body::new)
 }
@@ -95,6 +98,8 @@ struct PushCall {
     api: Arc<Api>,
     tenant: Tenant,
     agent: Agent,
+    /// Of the message.
+    compression: Option<Compression>,
     /// Of the frame and of the message.
     body_lease: Option<Lease>,
 }
@@ -105,9 +110,9 @@ impl UnaryService<Vec<u8>> for PushCall {
 
     fn call(&mut self, request: tonic::Request<Vec<u8>>) -> Self::Future {
         let (api, tenant, body_lease) = (Arc::clone(&self.api), self.tenant.clone(), self.body_lease.take());
-        let agent = self.agent.clone();
+        let push = Message { bytes: request.into_inner(), compression: self.compression, _lease: body_lease };
         // A task of its own: what was handed on is stored to its end, also when the client goes away.
-        let task = tokio::spawn(store(api, tenant, agent, request.into_inner(), body_lease));
+        let task = tokio::spawn(store(api, tenant, self.agent.clone(), push));
         Box::pin(async move {
             match joined(task.await) {
                 Ok(()) => Ok(tonic::Response::new(PushResponse {})),
@@ -117,21 +122,37 @@ impl UnaryService<Vec<u8>> for PushCall {
     }
 }
 
-async fn store(
-    api: Arc<Api>,
-    tenant: Tenant,
-    agent: Agent,
-    message: Vec<u8>,
-    body_lease: Option<Lease>,
-) -> Result<(), PushError> {
-    let limits = api.config.decode;
-    // The message becomes the arena; its entries take about a quarter of that.
-    let expected = message.capacity() + message.capacity() / 4;
-    let decode = move |lease: &mut Lease| {
-        // The message is about to be taken from the other lease.
-        drop(body_lease);
-        decode::decode_protobuf(message, &limits, lease)
-    };
+/// A message as it came out of its frame.
+struct Message {
+    bytes: Vec<u8>,
+    compression: Option<Compression>,
+    /// Ends with what was received.
+    _lease: Option<Lease>,
+}
+
+impl Message {
+    /// The message becomes the arena; its entries take about a quarter of that.
+    fn expected_size(&self) -> usize {
+        match self.compression {
+            Some(_) => Compression::expected_size(&self.bytes),
+            None => self.bytes.capacity() + self.bytes.capacity() / 4,
+        }
+    }
+
+    /// Without its compression, if it has one. Only the caller accounts for it then.
+    fn plain(self, max: usize, lease: &mut Lease) -> Result<Vec<u8>, PushError> {
+        let Some(compression) = self.compression else { return Ok(self.bytes) };
+        let plain = compression.decompress(&self.bytes, max, lease)?;
+        lease.give_back(plain.capacity());
+        Ok(plain)
+    }
+}
+
+async fn store(api: Arc<Api>, tenant: Tenant, agent: Agent, message: Message) -> Result<(), PushError> {
+    let (limits, max) = (api.config.decode, api.config.grpc_max_recv_msg_size);
+    let expected = message.expected_size();
+    // The lease of what was received ends when the message is about to be taken from that of the push.
+    let decode = move |lease: &mut Lease| decode::decode_protobuf(message.plain(max, lease)?, &limits, lease);
     // The lease lives until the push is answered: so long the decoded push is in memory.
     let (mut request, _lease) = api.decode(expected, decode).await?;
     request.agent = agent;
