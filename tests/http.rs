@@ -884,3 +884,23 @@ fn a_process_without_descriptors_tells_so_once_and_goes_on() {
     };
     assert!(count("http") > 5 && count("grpc") == 0, "{metrics}");
 }
+
+/// As `curl -g` sends it, and Go takes it. The next request on the connection, too.
+#[test]
+fn a_query_needs_no_percent_encoding() {
+    let server = TestServer::start();
+    server.push(&one_stream(json!({"app": "x"}), &["<one> #1", "two"])).assert_stored();
+    let mut connection = connect(&server.server.addr);
+    for target in [
+        "query_range?query={app=\"x\"}|=`<one>`",
+        "query_range?query={app=\"x\"}|~\"^<.*#1$\"",
+        "labels?query={app=\"x\"}",
+    ] {
+        let head = format!("GET /loki/api/v1/{target} HTTP/1.1\r\nHost: x\r\n\r\n");
+        connection.write_all(head.as_bytes()).unwrap();
+        let answer = read_reply(&mut connection).unwrap();
+        assert_eq!(answer.status, 200, "{target}: {}", answer.text());
+        let wanted = if target.starts_with("labels") { "app" } else { "<one> #1" };
+        assert!(answer.text().contains(wanted) && !answer.text().contains("two"), "{target}: {}", answer.text());
+    }
+}

@@ -13,6 +13,7 @@ mod body;
 mod connection;
 mod metrics;
 mod pages;
+mod raw_targets;
 mod tenancy;
 
 #[cfg(test)]

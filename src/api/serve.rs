@@ -2,6 +2,7 @@
 
 use super::ApiMetrics;
 use super::connection::{ActiveBody, Activity, TimedStream, Timeouts};
+use super::raw_targets::RawTargets;
 use crate::model::RateLimited;
 use axum::Router;
 use axum::http::{Request, Response, Version};
@@ -252,7 +253,9 @@ impl Server {
 
     async fn http(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, watcher: Watcher) {
         let activity = Arc::new(Activity::default());
-        let stream = TokioIo::new(TimedStream::new(stream, self.config.timeouts(), Arc::clone(&activity)));
+        // The limits of time see every byte, also of a line that is held back.
+        let stream = TimedStream::new(stream, self.config.timeouts(), Arc::clone(&activity));
+        let stream = TokioIo::new(RawTargets::new(stream));
         let service = hyper::service::service_fn(|request: Request<Incoming>| {
             let active = activity.begin(request.version() == Version::HTTP_2);
             let answer = self.router.clone().oneshot(request);
