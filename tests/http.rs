@@ -860,8 +860,7 @@ fn a_process_without_descriptors_tells_so_once_and_goes_on() {
     let pid = Pid::from_raw(server.server.pid() as i32).unwrap();
     // The server has the limits of this process.
     let usual = getrlimit(Resource::Nofile);
-    let limit =
-        |current: Option<u64>| prlimit(Some(pid), Resource::Nofile, Rlimit { current, ..usual.clone() }).unwrap();
+    let limit = |current: Option<u64>| prlimit(Some(pid), Resource::Nofile, Rlimit { current, ..usual }).unwrap();
     let open = std::fs::read_dir(format!("/proc/{}/fd", server.server.pid())).unwrap().count();
     limit(Some(open as u64));
     let waiting: Vec<_> = (0..20).map(|_| connect(&server.server.addr)).collect();
