@@ -80,6 +80,21 @@ impl Cluster {
     }
 }
 
+/// The lines of a server's own log that have this text.
+fn logged(server: &Server, text: &str) -> Vec<String> {
+    let log = std::fs::read_to_string(server.dir.join("server.log")).unwrap();
+    log.lines().filter(|line| line.contains(text)).map(str::to_string).collect()
+}
+
+#[track_caller]
+fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 fn body(line: &str) -> String {
     one_stream(json!({"app": "shop"}), &[line])
 }
@@ -96,7 +111,13 @@ fn a_push_outlives_one_ingester_and_not_two() {
         assert_eq!(cluster.copies(&line), 2, "success is two copies on disk");
     }
     cluster.kill(1);
-    cluster.push(&body("two dead")).assert_error(503, "");
+    let refused = cluster.push(&body("two dead"));
+    refused.assert_error(503, "at least 2 live replicas required, could only find 1 - unhealthy instances: ");
+    for i in [0, 1] {
+        let why = format!("\ningester ingester-{i} (127.0.0.1:{}): Unavailable: ", cluster.ingesters[i].ports.1);
+        let text = refused.text();
+        assert!(text.contains(&why) && text.contains("Connection refused"), "{text}");
+    }
     // The same push again, when there are enough.
     cluster.revive(0);
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -165,4 +186,54 @@ fn refusals_keep_their_status_through_the_distributor() {
     let ids: Vec<&str> = ring["shards"].as_array().unwrap().iter().map(|s| s["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["ingester-0", "ingester-1", "ingester-2"]);
     assert!(cluster.dir.path().exists());
+}
+
+/// Nothing was pushed: the checks alone tell an ingester that is not there, and that it has come.
+#[test]
+fn an_ingester_that_is_away_is_told_once_and_shown_until_it_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let ports: Vec<(u16, u16)> = (0..2).map(|_| (free_port(), free_port())).collect();
+    let _there = start_ingester(&dir.path().join("there"), ports[0], "");
+    let yaml = format!(
+        "target: distributor\nauth_enabled: false\ncommon: {{path_prefix: {}, replication_factor: 2, ring: {{instances: \
+         [{{id: there, addr: '127.0.0.1:{}'}}, {{id: away, addr: '127.0.0.1:{}'}}]}}}}\n",
+        dir.path().join("data").display(),
+        ports[0].1,
+        ports[1].1
+    );
+    let distributor_dir = dir.path().join("distributor");
+    let mut distributor = Server::spawn_with(&distributor_dir, (free_port(), free_port()), &yaml, &[]);
+    distributor.wait_ready();
+    let states = || {
+        let ring = send(&distributor.addr, "GET", "/ring", &[], b"").json();
+        let state = |id: &str| {
+            let shards = ring["shards"].as_array().unwrap();
+            shards.iter().find(|s| s["id"] == id).unwrap()["state"].as_str().unwrap().to_string()
+        };
+        (state("there"), state("away"))
+    };
+    let are = |there: &str, away: &str| states() == (there.to_string(), away.to_string());
+    wait_for("who is away is UNHEALTHY", || are("ACTIVE", "UNHEALTHY"));
+    let _away = start_ingester(&dir.path().join("away"), ports[1], "");
+    wait_for("who is back is ACTIVE", || are("ACTIVE", "ACTIVE"));
+    let told = logged(&distributor, "ingester=away");
+    assert_eq!(told.len(), 2, "one warning, and one line when it is back: {told:#?}");
+    assert!(told[0].contains("level=warn") && told[0].contains("Connection refused"), "{}", told[0]);
+    assert!(told[1].contains("level=info") && told[1].contains("passes its health checks again"), "{}", told[1]);
+    assert_eq!(logged(&distributor, "msg=\"ready: pushes are handed on to the ingesters").len(), 1);
+}
+
+#[test]
+fn a_distributor_says_that_it_has_nothing_to_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "target: distributor\nauth_enabled: false\ncommon: {{path_prefix: {}, ring: {{instances: [{{id: a, addr: 'localhost:1'}}]}}}}\n",
+        dir.path().join("data").display()
+    );
+    let mut server = Server::spawn_with(dir.path(), (free_port(), free_port()), &yaml, &[]);
+    server.wait_ready();
+    for target in ["query_range?query=%7Ba%3D%22b%22%7D", "query", "labels", "label/a/values", "series"] {
+        let reply = send(&server.addr, "GET", &format!("/loki/api/v1/{target}"), &[], b"");
+        reply.assert_error(404, "this process is a distributor (-target=distributor)");
+    }
 }

@@ -3,8 +3,13 @@
 //! `config/timberline.yaml` and the table in `docs/configuration.md` are made from the table of keys; with
 //! `TIMBERLINE_BLESS=1` these tests write them, otherwise they compare.
 
+#[path = "../build.rs"]
+#[allow(dead_code)]
+mod build;
+
 use std::fs;
 use std::path::Path;
+use std::process::Output;
 use timberline::server::config::{Config, EMBEDDED, File, Key, Loaded, SECTIONS, keys, load};
 use timberline::server::flags::{Command, parse};
 
@@ -137,7 +142,7 @@ fn command(args: &[&str]) -> Result<Command, String> {
 
 #[test]
 fn a_loki_file_starts_and_what_is_ignored_is_named_once() {
-    let Ok(Command::Verify(loaded)) =
+    let Ok(Command::Verify { loaded, .. }) =
         command(&["-verify-config", "-config.file=/no/such.yaml,testdata/config/loki-single.yaml"])
     else {
         panic!("a configuration of Loki's users must be accepted")
@@ -186,4 +191,142 @@ fn files_that_are_no_configuration_are_told_by_name() {
     }
     let message = command(&["-config.file", dir.path().to_str().unwrap()]).unwrap_err();
     assert!(message.contains("cannot be read"), "{message}");
+}
+
+fn run(args: &[&str]) -> Output {
+    std::process::Command::new(env!("CARGO_BIN_EXE_timberline")).args(args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What `-verify-config` refuses is what a start refuses, in the same words, and neither makes anything.
+#[test]
+fn verify_config_refuses_what_a_start_would_refuse() {
+    let dir = tempfile::tempdir().unwrap();
+    let tls = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tls");
+    let file = |name: &str| tls.join(name).display().to_string();
+    let of = |listener: &str, cert: &str, key: &str| {
+        vec![
+            format!("-server.{listener}-tls-cert-path={}", file(cert)),
+            format!("-server.{listener}-tls-key-path={}", file(key)),
+        ]
+    };
+    let ca = format!("-server.http-tls-ca-path={}", file("server.key"));
+    let client_ca = vec![ca, "-server.http-tls-client-auth=RequireAndVerifyClientCert".to_string()];
+    let flags = |text: &str| vec![text.to_string()];
+    for (args, expected) in [
+        (of("http", "absent.crt", "server.key"), "server.http_tls_config: cert_file: "),
+        (of("http", "server.crt", "absent.key"), "server.http_tls_config: key_file: "),
+        (of("grpc", "absent.crt", "server.key"), "server.grpc_tls_config: cert_file: "),
+        (of("grpc", "README.md", "server.key"), "no certificate in PEM format is in it"),
+        (of("grpc", "server.crt", "client.key"), "cert_file and key_file cannot be used together"),
+        ([of("http", "server.crt", "server.key"), client_ca].concat(), "client_ca_file: "),
+        (flags("-target=querier"), "target: querier needs an object store, which is not built yet; use all"),
+        (flags("-target=distributor"), "target: distributor needs the ingesters: set common.ring.instances"),
+    ] {
+        let data = dir.path().join("data");
+        let place = [
+            format!("-common.path-prefix={}", data.display()),
+            "-server.http-listen-port=0".to_string(),
+            "-server.grpc-listen-port=0".to_string(),
+        ];
+        let args: Vec<&str> = args.iter().chain(&place).map(String::as_str).collect();
+        let verified = run(&[&args[..], &["-verify-config"]].concat());
+        assert_eq!(verified.status.code(), Some(1), "{args:?}");
+        assert!(stderr(&verified).contains(expected), "{args:?}: {}", stderr(&verified));
+        let started = run(&args);
+        assert_eq!(started.status.code(), Some(1), "{args:?}");
+        assert!(stderr(&started).contains(expected), "{args:?}: {}", stderr(&started));
+        assert!(!data.exists(), "{args:?}");
+    }
+    let both = [of("http", "absent.crt", "server.key"), of("grpc", "server.crt", "absent.key")].concat();
+    let both: Vec<&str> = both.iter().map(String::as_str).chain(["-verify-config"]).collect();
+    let told = stderr(&run(&both));
+    assert!(told.contains("2 problems") && told.contains("absent.crt") && told.contains("absent.key"), "{told}");
+    let good = [of("http", "server.crt", "server.key"), of("grpc", "server.crt", "server.key")].concat();
+    let good: Vec<&str> = good.iter().map(String::as_str).chain(["-verify-config"]).collect();
+    let verified = run(&good);
+    assert_eq!((verified.status.code(), stderr(&verified).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn print_config_stderr_shows_the_configuration_and_goes_on() {
+    let args = ["-server.http-listen-port=3107", "-log.level=warn", "-print-config-stderr"];
+    let verified = run(&[&args[..], &["-verify-config"]].concat());
+    assert_eq!((verified.status.code(), verified.stdout.as_slice()), (Some(0), &b""[..]));
+    let shown = loaded(&stderr(&verified)).config;
+    assert_eq!(shown.server.http_listen_port, 3107);
+    // What is shown is the whole: read again it is what is in force.
+    let Ok(Command::Serve { loaded: in_force, print_config: true }) = command(&args) else { panic!("serves") };
+    assert_eq!(shown, in_force.config);
+    // It is told before a problem with the files that it names, too.
+    let bad = run(
+        &[&args[..], &["-verify-config", "-server.http-tls-cert-path=/x", "-server.http-tls-key-path=/x"]].concat()
+    );
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(stderr(&bad).contains("http_listen_port: 3107") && stderr(&bad).contains("cert_file: /x: "));
+    // Alone it is shown by a start, which then goes on: here to a port that nobody has.
+    let wrong = run(&["-server.http-listen-address=192.0.2.1", "-print-config-stderr"]);
+    let (shown, after) = (stderr(&wrong), "cannot listen on 192.0.2.1:3100");
+    let (yaml, log) = shown.split_once("ts=").unwrap();
+    assert_eq!(loaded(yaml).config.server.http_listen_address, "192.0.2.1");
+    assert!(log.contains(after), "{log}");
+}
+
+#[test]
+fn the_version_tells_the_commit() {
+    let git = |args: &[&str]| {
+        let output = std::process::Command::new("git").args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+        output.ok().filter(|o| o.status.success()).map(|o| String::from_utf8(o.stdout).unwrap().trim().to_string())
+    };
+    let version = String::from_utf8(run(&["-version"]).stdout).unwrap();
+    let start = format!("timberline, version {} (branch: ", env!("CARGO_PKG_VERSION"));
+    let (branch, rest) = version.strip_prefix(&start).unwrap().split_once(", revision: ").unwrap();
+    let revision = rest.strip_suffix(")\n").unwrap();
+    // Without git, or where it does not trust the directory, only the form is known.
+    let Some(commits) = git(&["log", "-n", "20", "--format=%H"]) else { return assert!(!revision.is_empty()) };
+    // Somebody may commit while this is built.
+    let known = commits.lines().any(|commit| commit.get(..10) == Some(revision));
+    assert!(known, "{version}: not one of {commits}");
+    assert_eq!(Some(branch), git(&["rev-parse", "--abbrev-ref", "HEAD"]).as_deref());
+}
+
+/// Every way in which git keeps what is checked out, and none.
+#[test]
+fn the_commit_is_found_however_git_keeps_it() {
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let file = dir.path().join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    };
+    let found = |name: &str| {
+        let head = build::Head::of(&dir.path().join(name));
+        assert!(head.files.iter().all(|f| f.is_file()), "Cargo would build again each time");
+        (head.revision, head.branch, head.files.len())
+    };
+    let expected = |revision: &str, branch: &str, files| (revision.to_string(), branch.to_string(), files);
+    assert_eq!(found("archive"), expected("unknown", "unknown", 0));
+    write("loose/.git/HEAD", "ref: refs/heads/a/b\n");
+    assert_eq!(found("loose"), expected("unknown", "a/b", 1), "no commit yet");
+    write("loose/.git/refs/heads/a/b", &format!("{COMMIT}\n"));
+    assert_eq!(found("loose"), expected("0123456789", "a/b", 2));
+    write("packed/.git/HEAD", "ref: refs/heads/main\n");
+    let other = COMMIT.replace('0', "f");
+    write(
+        "packed/.git/packed-refs",
+        &format!("# pack-refs with: peeled\n{other} refs/heads/other\n{COMMIT} refs/heads/main\n"),
+    );
+    write("packed/.git/logs/HEAD", "");
+    assert_eq!(found("packed"), expected("0123456789", "main", 3));
+    write("detached/.git/HEAD", &format!("{COMMIT}\n"));
+    assert_eq!(found("detached").1, "HEAD");
+    assert_eq!(found("detached").0, "0123456789");
+    write("worktree/.git", &format!("gitdir: {}\n", dir.path().join("packed/.git/worktrees/w").display()));
+    write("packed/.git/worktrees/w/HEAD", "ref: refs/heads/other\n");
+    write("packed/.git/worktrees/w/commondir", "../..\n");
+    assert_eq!(found("worktree"), expected("f123456789", "other", 2));
 }

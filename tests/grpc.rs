@@ -2,9 +2,12 @@
 
 mod support;
 
+use axum::body::{Body, Bytes};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use serde_json::json;
-use support::{SMALL_WAL, TestServer, message, now, stream};
+use std::io::Write;
+use support::{SMALL_WAL, TestServer, gzip, memory, message, now, stream};
 use timberline::api::pb::httpgrpc::{HttpResponse, RpcStatus};
 use timberline::api::pb::logproto::PushRequest;
 use timberline::api::pb::logproto::pusher_client::PusherClient;
@@ -143,4 +146,91 @@ async fn other_methods_are_unimplemented() {
     let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckRequest>::default();
     let answer = client.unary(Request::new(HealthCheckRequest::default()), path, codec).await;
     assert_eq!(answer.unwrap_err().code(), Code::Unimplemented);
+}
+
+/// A call with a frame as it is: flag, length, message. Returns `grpc-status` and `grpc-message`.
+async fn call(server: &TestServer, encoding: &str, flag: u8, message: &[u8]) -> (u32, String) {
+    let io = TokioIo::new(tokio::net::TcpStream::connect(&server.server.grpc).await.unwrap());
+    let (mut client, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let frame = [&[flag][..], &(message.len() as u32).to_be_bytes(), message].concat();
+    let request = hyper::Request::post(format!("http://{}/logproto.Pusher/Push", server.server.grpc))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("grpc-encoding", encoding)
+        .body(Body::from(frame))
+        .unwrap();
+    let mut answer = client.send_request(request).await.unwrap();
+    let mut trailers = answer.headers().clone();
+    while !trailers.contains_key("grpc-status") {
+        let mut body = std::pin::Pin::new(answer.body_mut());
+        let frame = std::future::poll_fn(|cx| hyper::body::Body::poll_frame(body.as_mut(), cx)).await;
+        let frame: hyper::body::Frame<Bytes> = frame.expect("a status").unwrap();
+        trailers.extend(frame.into_trailers().unwrap_or_default());
+    }
+    let text = |name: &str| trailers.get(name).map_or("", |v| v.to_str().unwrap()).to_string();
+    (text("grpc-status").parse().unwrap(), text("grpc-message"))
+}
+
+fn snappy_stream(data: &[u8]) -> Vec<u8> {
+    let mut encoder = snap::write::FrameEncoder::new(Vec::new());
+    encoder.write_all(data).unwrap();
+    encoder.into_inner().unwrap()
+}
+
+/// What Loki's distributors send with `grpc_compression`.
+#[tokio::test(flavor = "multi_thread")]
+async fn compressed_messages_are_stored() {
+    let server = TestServer::start();
+    let at = now();
+    let pushed = |form: &str| message(vec![stream(&format!("{{form={form:?}}}"), &[(at, form, &[])])]).encode_to_vec();
+    let halves = |message: &[u8]| [gzip(&message[..9]), gzip(&message[9..])].concat();
+    for (form, encoding, flag, bytes) in [
+        ("gzip", "gzip", 1, gzip(&pushed("gzip"))),
+        ("members", "gzip", 1, halves(&pushed("members"))),
+        ("snappy", "snappy", 1, snappy_stream(&pushed("snappy"))),
+        ("not-compressed", "gzip", 0, pushed("not-compressed")),
+        ("identity", "identity", 0, pushed("identity")),
+    ] {
+        assert_eq!(call(&server, encoding, flag, &bytes).await, (0, String::new()), "{form}");
+        assert_eq!(server.lines(&format!("{{form={form:?}}}")), [(at, form.to_string())]);
+    }
+    let cut = gzip(&pushed("cut"));
+    for (encoding, flag, bytes, code, text) in [
+        ("br", 1, &b"x"[..], Code::Unimplemented, "br"),
+        ("gzip", 1, b"no gzip", Code::InvalidArgument, "invalid%20header"),
+        ("snappy", 1, b"no snappy", Code::InvalidArgument, "snappy"),
+        ("gzip", 1, &cut[..cut.len() - 9], Code::InvalidArgument, "unexpected%20EOF"),
+        ("identity", 1, &cut, Code::Internal, ""),
+    ] {
+        let (status, said) = call(&server, encoding, flag, bytes).await;
+        assert!(status == code as u32 && said.contains(text), "{encoding}: {status} {said}");
+    }
+}
+
+/// A message that becomes a thousand times larger is refused before the memory is taken, also when many come at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn compressed_bombs_take_no_memory() {
+    let server =
+        TestServer::with_all("auth_enabled: false\ningester: {memory_budget: 128MB, wal: {segment_size: 4MB}}\n");
+    let zeros = vec![0; 90 << 20];
+    let (gz, snappy) = (gzip(&zeros), snappy_stream(&zeros));
+    drop(zeros);
+    assert_ne!(call(&server, "gzip", 1, &gzip(b"warm")).await.0, 0);
+    let before = memory(server.server.pid(), "VmHWM");
+    for (encoding, bomb) in [("gzip", &gz), ("snappy", &snappy)] {
+        let calls = (0..24).map(|_| call(&server, encoding, 1, bomb));
+        for (status, text) in futures_util::future::join_all(calls).await {
+            // Too large, or no memory left beside the others.
+            let refused = [Code::InvalidArgument, Code::Unavailable].iter().any(|code| *code as u32 == status);
+            assert!(refused, "{status} {text}");
+        }
+    }
+    let grown = memory(server.server.pid(), "VmHWM") - before;
+    // The budget of pushes in flight is 16 MiB; frames of HTTP/2 and stacks come on top.
+    assert!(grown < 100 << 20, "grown by {} MiB", grown >> 20);
+    let limited = TestServer::with("auth_enabled: false\nserver: {grpc_server_max_recv_msg_size: 1MB}\n");
+    let (status, text) = call(&limited, "gzip", 1, &gzip(&vec![0; (1 << 20) + 1])).await;
+    assert_eq!(status, Code::InvalidArgument as u32, "{text}");
+    assert!(text.contains("decompressed%20message%20size%20too%20large"), "{text}");
 }

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::time::Duration;
 use support::{
-    LEGACY_PUSH, PUSH, SMALL_WAL, TestServer, encode, gzip, message, now, one_stream, read_reply, snappy, stream,
+    LEGACY_PUSH, PUSH, SMALL_WAL, TestServer, connect, encode, gzip, message, now, one_stream, read_reply, snappy,
+    stream,
 };
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
@@ -849,4 +850,56 @@ fn the_status_page_tells_durability_budgets_and_traffic() {
     let oldest = &page["wal"]["oldest_segment"];
     assert_eq!((&oldest["segment"], &oldest["streams_in_heads"]), (&json!(1), &json!(21)), "{page:#}");
     assert_eq!(oldest["largest"][0]["tenant"], "busy", "{page:#}");
+}
+
+/// While there is no descriptor left, the log says so once and not at every attempt.
+#[test]
+fn a_process_without_descriptors_tells_so_once_and_goes_on() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let server = TestServer::start();
+    let pid = Pid::from_raw(server.server.pid() as i32).unwrap();
+    // The server has the limits of this process.
+    let usual = getrlimit(Resource::Nofile);
+    let limit = |current: Option<u64>| prlimit(Some(pid), Resource::Nofile, Rlimit { current, ..usual }).unwrap();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", server.server.pid())).unwrap().count();
+    limit(Some(open as u64));
+    let waiting: Vec<_> = (0..20).map(|_| connect(&server.server.addr)).collect();
+    std::thread::sleep(Duration::from_millis(1500));
+    limit(usual.current);
+    drop(waiting);
+    // The log may have missed descriptors as well, and says that it asks for them again within a second.
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while server.push(&one_stream(json!({"after": "that"}), &["l"])).status != 204 {
+        assert!(std::time::Instant::now() < deadline, "{}", server.server.log_tail());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let log = std::fs::read_to_string(server.server.dir.join("server.log")).unwrap();
+    assert_eq!(log.matches("cannot accept connections").count(), 1, "{log}");
+    assert!(log.contains("protocol=http suppressed=0") && log.contains("ulimit -n"), "{log}");
+    let metrics = server.get("/metrics").text();
+    let count = |protocol: &str| {
+        let name = format!("timberline_tcp_accept_errors_total{{protocol={protocol:?}}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse::<u64>().unwrap()
+    };
+    assert!(count("http") > 5 && count("grpc") == 0, "{metrics}");
+}
+
+/// As `curl -g` sends it, and Go takes it. The next request on the connection, too.
+#[test]
+fn a_query_needs_no_percent_encoding() {
+    let server = TestServer::start();
+    server.push(&one_stream(json!({"app": "x"}), &["<one> #1", "two"])).assert_stored();
+    let mut connection = connect(&server.server.addr);
+    for target in [
+        "query_range?query={app=\"x\"}|=`<one>`",
+        "query_range?query={app=\"x\"}|~\"^<.*#1$\"",
+        "labels?query={app=\"x\"}",
+    ] {
+        let head = format!("GET /loki/api/v1/{target} HTTP/1.1\r\nHost: x\r\n\r\n");
+        connection.write_all(head.as_bytes()).unwrap();
+        let answer = read_reply(&mut connection).unwrap();
+        assert_eq!(answer.status, 200, "{target}: {}", answer.text());
+        let wanted = if target.starts_with("labels") { "app" } else { "<one> #1" };
+        assert!(answer.text().contains(wanted) && !answer.text().contains("two"), "{target}: {}", answer.text());
+    }
 }

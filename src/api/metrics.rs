@@ -1,7 +1,7 @@
 //! Metrics of listeners and routes, with Loki's names and labels.
 
 use super::BuildInfo;
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use std::any::Any;
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ pub struct ApiMetrics {
     panics: IntCounter,
     connections: IntGaugeVec,
     connections_limit: IntGaugeVec,
+    accept_errors: IntCounterVec,
 }
 
 impl ApiMetrics {
@@ -33,12 +34,17 @@ impl ApiMetrics {
             panics: IntCounter::new("loki_panic_total", "Panics in handlers, each answered with 500.")?,
             connections: gauges("loki_tcp_connections", "Open connections.", &["protocol"])?,
             connections_limit: gauges("loki_tcp_connections_limit", "Most connections at a time.", &["protocol"])?,
+            accept_errors: IntCounterVec::new(
+                Opts::new("timberline_tcp_accept_errors_total", "Attempts to accept a connection that failed."),
+                &["protocol"],
+            )?,
         };
         registry.register(Box::new(metrics.durations.clone()))?;
         registry.register(Box::new(metrics.inflight.clone()))?;
         registry.register(Box::new(metrics.panics.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_limit.clone()))?;
+        registry.register(Box::new(metrics.accept_errors.clone()))?;
         registry.register(Box::new(build_info(build)?))?;
         Ok(metrics)
     }
@@ -63,6 +69,10 @@ impl ApiMetrics {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.connections_limit.with_label_values(&[protocol]).set(limit);
         self.connections.with_label_values(&[protocol])
+    }
+
+    pub(super) fn accept_errors(&self, protocol: &str) -> IntCounter {
+        self.accept_errors.with_label_values(&[protocol])
     }
 }
 

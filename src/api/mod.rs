@@ -13,6 +13,7 @@ mod body;
 mod connection;
 mod metrics;
 mod pages;
+mod raw_targets;
 mod tenancy;
 
 #[cfg(test)]
@@ -102,9 +103,9 @@ impl ApiConfig {
 pub struct BuildInfo {
     /// Version of the package.
     pub version: String,
-    /// Commit, or empty.
+    /// Commit, or `unknown`.
     pub revision: String,
-    /// Branch, or empty.
+    /// Branch, or `unknown`; without one `HEAD`.
     pub branch: String,
     /// RFC 3339, or empty.
     pub build_date: String,
@@ -112,8 +113,12 @@ pub struct BuildInfo {
 
 impl Default for BuildInfo {
     fn default() -> Self {
-        let empty = String::new;
-        Self { version: env!("CARGO_PKG_VERSION").into(), revision: empty(), branch: empty(), build_date: empty() }
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            revision: env!("TIMBERLINE_REVISION").into(),
+            branch: env!("TIMBERLINE_BRANCH").into(),
+            build_date: String::new(),
+        }
     }
 }
 

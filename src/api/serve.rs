@@ -2,13 +2,15 @@
 
 use super::ApiMetrics;
 use super::connection::{ActiveBody, Activity, TimedStream, Timeouts};
+use super::raw_targets::RawTargets;
+use crate::model::RateLimited;
 use axum::Router;
 use axum::http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use prometheus::IntGauge;
+use prometheus::{IntCounter, IntGauge};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -35,6 +37,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long accepting rests when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often that is told.
+const ACCEPT_WARNING_PERIOD: Duration = Duration::from_secs(10);
 
 /// Protocols of the HTTP listener for TLS.
 pub const HTTP_ALPN: [&str; 2] = ["h2", "http/1.1"];
@@ -136,6 +140,8 @@ struct Server {
     http: auto::Builder<TokioExecutor>,
     tls: Option<TlsAcceptor>,
     open: IntGauge,
+    accept_errors: IntCounter,
+    accept_warning: RateLimited,
     config: ListenerConfig,
 }
 
@@ -168,7 +174,7 @@ async fn accept(
     loop {
         // The semaphore is never closed.
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let stream = next_stream(&listener).await;
+        let stream = server.next_stream(&listener).await;
         while connections.try_join_next().is_some() {}
         let (server, watcher) = (Arc::clone(&server), graceful.watcher());
         connections.spawn(async move {
@@ -190,19 +196,6 @@ impl Drop for OpenGuard {
     }
 }
 
-async fn next_stream(listener: &TcpListener) -> TcpStream {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return stream,
-            Err(e) if concerns_one_connection(&e) => (),
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept connections; trying again");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
 fn concerns_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
@@ -220,7 +213,29 @@ impl Server {
             http: http_builder(config.protocol),
             tls: tls.map(TlsAcceptor::from),
             open: metrics.connections(config.protocol.name(), config.max_connections),
+            accept_errors: metrics.accept_errors(config.protocol.name()),
+            accept_warning: RateLimited::new(ACCEPT_WARNING_PERIOD),
             config,
+        }
+    }
+
+    async fn next_stream(&self, listener: &TcpListener) -> TcpStream {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return stream,
+                Err(e) if concerns_one_connection(&e) => (),
+                Err(error) => {
+                    self.accept_errors.inc();
+                    if let Some(suppressed) = self.accept_warning.due() {
+                        let protocol = self.config.protocol.name();
+                        tracing::warn!(
+                            %error, protocol, suppressed,
+                            "cannot accept connections, trying again: are there too few descriptors (ulimit -n)?"
+                        );
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
         }
     }
 
@@ -238,7 +253,9 @@ impl Server {
 
     async fn http(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, watcher: Watcher) {
         let activity = Arc::new(Activity::default());
-        let stream = TokioIo::new(TimedStream::new(stream, self.config.timeouts(), Arc::clone(&activity)));
+        // The limits of time see every byte, also of a line that is held back.
+        let stream = TimedStream::new(stream, self.config.timeouts(), Arc::clone(&activity));
+        let stream = TokioIo::new(RawTargets::new(stream));
         let service = hyper::service::service_fn(|request: Request<Incoming>| {
             let active = activity.begin(request.version() == Version::HTTP_2);
             let answer = self.router.clone().oneshot(request);

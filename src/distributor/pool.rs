@@ -1,7 +1,8 @@
 //! Connections to the ingesters of the ring, one for each address.
 
 use super::IngesterClient;
-use crate::ring::Ring;
+use crate::model::RateLimited;
+use crate::ring::{Instance, Ring};
 use ahash::{AHashMap, AHashSet};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
@@ -16,8 +17,10 @@ pub type Connect = dyn Fn(&str) -> Arc<dyn IngesterClient> + Send + Sync;
 /// How a [`ClientPool`] treats its clients.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolConfig {
-    /// Time between two checks of all clients; Loki's is 15 s.
+    /// Time between two checks of all ingesters; Loki's is 15 s.
     pub check_period: Duration,
+    /// The same while one of them fails: that it is back is to be seen soon.
+    pub retry_period: Duration,
     /// A client that does not answer a check within this time is dropped; Loki's is 1 s.
     pub check_timeout: Duration,
     /// Bytes of pushes on their way to one ingester. Above it further pushes fail there at once, so that an ingester
@@ -29,6 +32,7 @@ impl Default for PoolConfig {
     fn default() -> Self {
         Self {
             check_period: Duration::from_secs(15),
+            retry_period: Duration::from_secs(2),
             check_timeout: Duration::from_secs(1),
             max_inflight_bytes: 256 << 20,
         }
@@ -40,7 +44,52 @@ pub struct ClientPool {
     connect: Box<Connect>,
     config: PoolConfig,
     clients: Mutex<AHashMap<String, Arc<PooledClient>>>,
+    health: Mutex<AHashMap<String, Health>>,
     gauge: IntGauge,
+}
+
+/// What the checks of one ingester have found.
+struct Health {
+    /// Why the last one failed, if it did.
+    problem: Option<String>,
+    /// Was this told?
+    told: bool,
+    warning: RateLimited,
+}
+
+/// How often it is told that an ingester still fails.
+const WARNING_PERIOD: Duration = Duration::from_secs(60);
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { problem: None, told: false, warning: RateLimited::new(WARNING_PERIOD) }
+    }
+}
+
+impl Health {
+    /// Notes what a check has found, and tells the operator what is new.
+    fn note(&mut self, instance: &Instance, problem: Option<String>) {
+        let (ingester, addr) = (&instance.id, &instance.addr);
+        match &problem {
+            Some(problem) => {
+                if let Some(suppressed) = self.warning.due() {
+                    self.told = true;
+                    tracing::warn!(
+                        ingester,
+                        addr,
+                        problem,
+                        suppressed,
+                        "an ingester fails its health checks: pushes depend on the others"
+                    );
+                }
+            }
+            None if std::mem::take(&mut self.told) => {
+                tracing::info!(ingester, addr, "the ingester passes its health checks again");
+            }
+            None => {}
+        }
+        self.problem = problem;
+    }
 }
 
 /// A client and the room that is left for pushes to it.
@@ -68,7 +117,7 @@ impl ClientPool {
     pub fn new(connect: Box<Connect>, config: PoolConfig, registry: &Registry) -> Result<Self, prometheus::Error> {
         let gauge = IntGauge::new("loki_distributor_ingester_clients", "The current number of ingester clients.")?;
         registry.register(Box::new(gauge.clone()))?;
-        Ok(Self { connect, config, clients: Mutex::default(), gauge })
+        Ok(Self { connect, config, clients: Mutex::default(), health: Mutex::default(), gauge })
     }
 
     pub(super) fn get(&self, addr: &str) -> Arc<PooledClient> {
@@ -84,23 +133,34 @@ impl ClientPool {
         client
     }
 
-    /// Drops the clients whose address left the ring and those that fail their check. A push makes a new one.
-    pub async fn check(&self, ring: &Ring) {
-        let members: AHashSet<&str> = ring.instances().iter().map(|instance| instance.addr.as_str()).collect();
-        let all: Vec<(String, Arc<PooledClient>)> =
-            self.clients.lock().iter().map(|(addr, client)| (addr.clone(), Arc::clone(client))).collect();
-        let checks = all.into_iter().map(|(addr, client)| {
-            let in_ring = members.contains(addr.as_str());
-            async move {
-                let problem =
-                    if in_ring { self.problem_of(&client).await } else { Some("not in the ring".to_string()) };
-                problem.map(|problem| (addr, client, problem))
+    /// Asks every ingester of the ring, also one that no push has gone to yet. Drops the clients of those that fail, and
+    /// those whose address left the ring. A push makes a new one. Returns whether all passed.
+    pub async fn check(&self, ring: &Ring) -> bool {
+        self.forget_others(ring);
+        let checks = ring.instances().iter().map(|instance| async move {
+            let client = self.get(&instance.addr);
+            let problem = self.problem_of(&client).await;
+            if problem.is_some() {
+                self.remove(&instance.addr, &client);
             }
+            let passed = problem.is_none();
+            self.health.lock().entry(instance.addr.clone()).or_default().note(instance, problem);
+            passed
         });
-        for (addr, client, problem) in join_all(checks).await.into_iter().flatten() {
-            tracing::warn!(%addr, %problem, "dropping the client of an ingester");
-            self.remove(&addr, &client);
-        }
+        join_all(checks).await.into_iter().all(|passed| passed)
+    }
+
+    /// Why the ingester at this address failed its last health check, if it did.
+    pub fn problem(&self, addr: &str) -> Option<String> {
+        self.health.lock().get(addr)?.problem.clone()
+    }
+
+    fn forget_others(&self, ring: &Ring) {
+        let members: AHashSet<&str> = ring.instances().iter().map(|instance| instance.addr.as_str()).collect();
+        self.health.lock().retain(|addr, _| members.contains(addr.as_str()));
+        let mut clients = self.clients.lock();
+        clients.retain(|addr, _| members.contains(addr.as_str()));
+        self.gauge.set(clients.len() as i64);
     }
 
     async fn problem_of(&self, client: &PooledClient) -> Option<String> {
@@ -120,11 +180,11 @@ impl ClientPool {
         self.gauge.set(clients.len() as i64);
     }
 
-    /// Runs [`ClientPool::check`] every `check_period`, for ever: the caller spawns and ends it.
+    /// Runs [`ClientPool::check`] at once and then every `check_period`, for ever: the caller spawns and ends it.
     pub async fn check_forever(&self, ring: Arc<crate::ring::SharedRing>) {
         loop {
-            tokio::time::sleep(self.config.check_period).await;
-            self.check(&ring.load()).await;
+            let all_passed = self.check(&ring.load()).await;
+            tokio::time::sleep(if all_passed { self.config.check_period } else { self.config.retry_period }).await;
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::pool::ClientPool;
 use super::{combine, metrics::Metrics};
 use crate::model::{Push, PushError, Tenant};
-use crate::ring::{Ring, RingError, SharedRing};
+use crate::ring::{Instance, Ring, RingError, SharedRing};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,17 +56,18 @@ impl Replicator {
             Plan::new(&ring, &push, self.replication_factor, now).map_err(unavailable)?;
         let (answers, mut answered) = mpsc::channel(targets.len().max(1));
         for (instance, streams) in targets {
-            let Some(addr) = ring.instances().get(instance).map(|instance| instance.addr.clone()) else { continue };
-            let call = self.call(addr, tenant.clone(), Arc::clone(&push), streams.clone());
+            let Some(Instance { id, addr, .. }) = ring.instances().get(instance).cloned() else { continue };
+            let call = self.call(&addr, tenant.clone(), Arc::clone(&push), streams.clone());
             let answers = answers.clone();
             tokio::spawn(async move {
+                let result = call.await;
                 // Nobody listens any more once the quorum is reached.
-                let _ = answers.send((streams, call.await)).await;
+                let _ = answers.send(Answer { id, addr, streams, result }).await;
             });
         }
         drop((answers, push));
-        while let Some((streams, answer)) = answered.recv().await {
-            if let Some(verdict) = tracker.settle(&streams, answer) {
+        while let Some(answer) = answered.recv().await {
+            if let Some(verdict) = tracker.settle(answer) {
                 return verdict;
             }
         }
@@ -76,29 +77,35 @@ impl Replicator {
     /// One ingester's part of a push, within the remote timeout.
     fn call(
         &self,
-        addr: String,
+        addr: &str,
         tenant: Tenant,
         push: Arc<Push>,
         streams: Vec<u32>,
     ) -> impl Future<Output = Result<(), PushError>> + Send + use<> {
-        let pooled = self.pool.get(&addr);
-        let (timeout, timeouts) = (self.remote_timeout, self.metrics.append_timeouts.clone());
-        self.metrics.appends.with_label_values(&[&addr]).inc();
+        let pooled = self.pool.get(addr);
+        let (timeout, timeouts) = (self.remote_timeout, self.metrics.append_timeouts.with_label_values(&[addr]));
+        self.metrics.appends.with_label_values(&[addr]).inc();
         async move {
             let Some(_room) = pooled.reserve(push.arena.len()) else {
-                return Err(PushError::unavailable(format!(
-                    "too many bytes are on their way to ingester {addr}; try again"
-                )));
+                return Err(PushError::unavailable("too many bytes are on their way to it; try again"));
             };
             match tokio::time::timeout(timeout, pooled.client.push(tenant, push, streams)).await {
                 Ok(answer) => answer,
                 Err(_) => {
-                    timeouts.with_label_values(&[&addr]).inc();
-                    Err(PushError::unavailable(format!("ingester {addr} did not answer within {timeout:?}")))
+                    timeouts.inc();
+                    Err(PushError::unavailable(format!("it did not answer within {timeout:?}")))
                 }
             }
         }
     }
+}
+
+/// What one ingester says to its streams of a push.
+struct Answer {
+    id: String,
+    addr: String,
+    streams: Vec<u32>,
+    result: Result<(), PushError>,
 }
 
 /// The answers for one stream so far.
@@ -142,22 +149,41 @@ impl Progress {
 struct Tracker {
     streams: Vec<Progress>,
     waiting: usize,
+    /// Was a stream refused that enough ingesters answered for?
     refused: bool,
-    errors: Vec<PushError>,
+    refusals: Vec<PushError>,
+    failures: Vec<Failure>,
+}
+
+/// An ingester of which nothing is known to be stored.
+struct Failure {
+    id: String,
+    addr: String,
+    streams: Vec<u32>,
+    error: PushError,
 }
 
 impl Tracker {
     fn new(streams: Vec<Progress>) -> Self {
-        Self { waiting: streams.len(), streams, refused: false, errors: Vec::new() }
+        Self { waiting: streams.len(), streams, refused: false, refusals: Vec::new(), failures: Vec::new() }
     }
 
     /// Counts one ingester's answer for its streams. `Some` decides the push.
-    fn settle(&mut self, streams: &[u32], answer: Result<(), PushError>) -> Option<Result<(), PushError>> {
-        let failed = answer.as_ref().is_err_and(|error| error.status >= 500);
-        let refused = answer.is_err() && !failed;
-        self.errors.extend(answer.err().map(retryable));
+    fn settle(&mut self, Answer { id, addr, streams, result }: Answer) -> Option<Result<(), PushError>> {
+        let (mut failed, mut refused) = (false, false);
+        match result {
+            Ok(()) => {}
+            Err(error) if error.status >= 500 => {
+                failed = true;
+                self.failures.push(Failure { id, addr, streams: streams.clone(), error: retryable(error) });
+            }
+            Err(error) => {
+                refused = true;
+                self.refusals.push(error);
+            }
+        }
         for index in streams {
-            let Some(stream) = self.streams.get_mut(*index as usize) else { continue };
+            let Some(stream) = self.streams.get_mut(index as usize) else { continue };
             stream.stored += usize::from(!failed && !refused);
             stream.refused += usize::from(refused);
             stream.failed += usize::from(failed);
@@ -166,7 +192,7 @@ impl Tracker {
             }
             match stream.step() {
                 Step::Waiting => continue,
-                Step::Lost => return Some(self.error(|_| true)),
+                Step::Lost => return Some(Err(self.lost(index))),
                 Step::Stored => {}
                 Step::Refused => self.refused = true,
             }
@@ -174,15 +200,29 @@ impl Tracker {
             self.waiting -= 1;
         }
         match (self.waiting, self.refused) {
-            (0, true) => Some(self.error(|error| error.status < 500)),
+            (0, true) => Some(combine(std::mem::take(&mut self.refusals)).map_or(Ok(()), Err)),
             (0, false) => Some(Ok(())),
             _ => None,
         }
     }
 
-    fn error(&mut self, tell: impl Fn(&PushError) -> bool) -> Result<(), PushError> {
-        let errors = std::mem::take(&mut self.errors);
-        combine(errors.into_iter().filter(tell).collect()).map_or(Ok(()), Err)
+    /// Why a stream has too few copies, in Loki's words, and what each of the ingesters said that failed.
+    fn lost(&self, index: u32) -> PushError {
+        let Some(stream) = self.streams.get(index as usize) else { return PushError::unavailable("no such stream") };
+        let required = stream.min_success;
+        let found = (required + stream.max_errors).saturating_sub(stream.failed);
+        let failures: Vec<&Failure> = self.failures.iter().filter(|f| f.streams.contains(&index)).collect();
+        let unhealthy = failures.iter().map(|f| f.addr.clone()).collect();
+        let mut text = RingError::TooFewReplicas { required, found, unhealthy }.to_string();
+        for Failure { id, addr, error, .. } in failures {
+            text += &format!("\ningester {id} ({addr}): {}", error.message);
+        }
+        for refusal in &self.refusals {
+            if !text.contains(&refusal.message) {
+                text += &format!("\n{}", refusal.message);
+            }
+        }
+        PushError::unavailable(text)
     }
 }
 

@@ -167,7 +167,9 @@ async fn each_stream_goes_to_its_replicas() {
 async fn a_call_has_a_timeout() {
     let cluster = cluster_with(&[Does::Hang], 1, PoolConfig::default());
     let error = run(&cluster, push_of(1)).await.expect_err("hangs");
-    assert_eq!((error.status, error.message.as_str()), (503, "ingester host-0:1 did not answer within 300ms"));
+    let expected = "at least 1 live replicas required, could only find 0 - unhealthy instances: host-0:1\n\
+                    ingester ing-0 (host-0:1): it did not answer within 300ms";
+    assert_eq!((error.status, error.message.as_str()), (503, expected));
     let metrics = &cluster.replicator.metrics;
     assert_eq!(metrics.append_timeouts.with_label_values(&["host-0:1"]).get(), 1);
     assert_eq!(metrics.appends.with_label_values(&["host-0:1"]).get(), 1);
@@ -193,6 +195,33 @@ async fn ring_errors_are_503_before_anything_is_sent() {
     let empty = cluster_with(&[], 1, PoolConfig::default());
     let error = run(&empty, push_of(1)).await.expect_err("empty");
     assert_eq!((error.status, error.message.as_str()), (503, "empty ring"));
+}
+
+#[tokio::test]
+async fn a_lost_push_tells_which_ingesters_failed_and_why() {
+    let cluster = cluster_with(&[Does::Fail(500), Does::Hang, Does::Fail(429)], 3, PoolConfig::default());
+    let error = run(&cluster, push_of(2)).await.expect_err("no quorum");
+    let expected = "at least 2 live replicas required, could only find 1 - unhealthy instances: host-0:1,host-1:1\n\
+                    ingester ing-0 (host-0:1): planted 500\n\
+                    ingester ing-1 (host-1:1): it did not answer within 300ms\n\
+                    planted 429";
+    assert_eq!((error.status, error.message.as_str()), (503, expected));
+    assert!(error.retry_after.is_some());
+}
+
+#[tokio::test]
+async fn checks_see_ingesters_that_no_push_has_gone_to() {
+    let config = PoolConfig { check_timeout: Duration::from_millis(20), ..PoolConfig::default() };
+    let cluster = cluster_with(&[Does::Store, Does::Fail(503), Does::Hang], 1, config);
+    let (pool, ring) = (&cluster.replicator.pool, cluster.replicator.ring.load());
+    assert_eq!(pool.problem("host-1:1"), None, "nobody has asked yet");
+    assert!(!pool.check(&ring).await);
+    assert_eq!(pool.problem("host-0:1"), None);
+    assert_eq!(pool.problem("host-1:1"), Some("planted".to_string()));
+    assert_eq!(pool.problem("host-2:1"), Some("no answer to a health check within 20ms".to_string()));
+    // Who has left the ring is no member that fails.
+    assert!(pool.check(&Ring::of_static([("ing-0", "host-0:1")], 1)).await);
+    assert_eq!(pool.problem("host-1:1"), None);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use super::config::units::{Word, show_bytes};
 use super::config::{Config, OnDamage, Target};
-use super::lifecycle::{ingester_config, space_of};
+use super::lifecycle::{ListenerTls, ingester_config, space_of};
 use crate::fs::{File, Fs, Mount, Place, RealFs, lock_holder, process_user, write_all_at};
 use crate::ingester::{Forecast, IngesterConfig, forecast};
 use crate::wal::percentile;
@@ -171,6 +171,9 @@ fn all(config: &Config) -> Vec<Finding> {
             }
             Err(error) => found.push(Finding::new("space", Level::Error, format!("{error:#}"))),
         }
+    }
+    if let Err(error) = ListenerTls::load(config) {
+        found.push(Finding::error("TLS", error.to_string(), "name files that can be read and fit each other"));
     }
     let server = &config.server;
     found.push(port("http", &server.http_listen_address, server.http_listen_port, running.as_deref()));

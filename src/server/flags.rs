@@ -1,16 +1,13 @@
 //! The command line, in Go's syntax: `-flag=value`, `-flag value`, `--flag`, and a bare flag for `true`.
 
 use super::CheckOptions;
-use super::config::units::show_duration;
 use super::config::{
     self, Config, ConfigError, EMBEDDED, EMBEDDED_NAME, File, FlagValue, Key, Loaded, Problem, SECTIONS, keys,
     nearest_flag,
 };
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::io::{self, Read};
 
 /// What the command line asks for.
 #[derive(Clone, Debug)]
@@ -22,8 +19,13 @@ pub enum Command {
         /// `-print-config-stderr`
         print_config: bool,
     },
-    /// `-verify-config`: the configuration is good; tell its warnings and exit with 0.
-    Verify(Box<Loaded>),
+    /// `-verify-config`: the configuration is good; look at the files that it names, tell its warnings and exit.
+    Verify {
+        /// The configuration that a start would have.
+        loaded: Box<Loaded>,
+        /// `-print-config-stderr`
+        print_config: bool,
+    },
     /// `-check`: would a start succeed here?
     Check {
         /// The configuration that a start would have.
@@ -33,7 +35,7 @@ pub enum Command {
     },
     /// `-health`: ask this URL, exit with 0 if it answers 200.
     Health {
-        /// `http://host:port/path`
+        /// `http://host:port/path`, or the same with `https`
         url: String,
     },
     /// `-version`
@@ -63,14 +65,17 @@ const SPECIALS: &[Special] = &[
         "YAML file; of several, separated by commas, the first that exists. Without it an embedded one applies.",
     ),
     bare("config.expand-env", "Replace ${NAME} and ${NAME:default} in that file by environment variables."),
-    bare("verify-config", "Check the configuration, tell what is wrong with it, and exit."),
+    bare(
+        "verify-config",
+        "Check the configuration and the files that it names, tell what is wrong, and exit with 0 or 1.",
+    ),
     bare(
         "check",
         "Check directories, disk, memory, log and ports without starting; exits with 0 (fine, or warnings), 1 (errors) or 2 (wrong usage).",
     ),
     valued("check.format", "How -check tells what it found: text or json."),
     bare("check.strict", "With -check: exit with 3 if there are warnings only."),
-    bare("print-config-stderr", "Print the resolved configuration to stderr at the start."),
+    bare("print-config-stderr", "Print the resolved configuration to stderr first; also with -verify-config."),
     bare("health", "Ask a running server whether it is ready; exits with 0 or 1 (a container's health check)."),
     valued("health.url", "What -health asks; by default /ready on the configured HTTP listener."),
     bare("version", "Print the version and exit."),
@@ -101,13 +106,14 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, ConfigEr
     if given.is_set("health")? {
         return Ok(Command::Health { url: ready_url(&loaded.config) });
     }
+    let (loaded, print_config) = (Box::new(loaded), given.is_set("print-config-stderr")?);
     if given.is_set("verify-config")? {
-        return Ok(Command::Verify(Box::new(loaded)));
+        return Ok(Command::Verify { loaded, print_config });
     }
     if given.is_set("check")? {
-        return Ok(Command::Check { options: check_options(&given)?, loaded: Box::new(loaded) });
+        return Ok(Command::Check { options: check_options(&given)?, loaded });
     }
-    Ok(Command::Serve { loaded: Box::new(loaded), print_config: given.is_set("print-config-stderr")? })
+    Ok(Command::Serve { loaded, print_config })
 }
 
 /// Is `-check` among the arguments, whatever is wrong with the others?
@@ -309,83 +315,9 @@ fn item(text: &mut String, flag: &str, help: &str, note: &str) {
     let _ = writeln!(text, "{line}");
 }
 
-/// Longest time for the health check as a whole.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most bytes read of its answer.
-const HEALTH_ANSWER: usize = 64 << 10;
-
-/// Asks a URL (`http://host[:port][/path]`) and returns the first line of the answer's body if the status is 200.
-///
-/// # Errors
-/// The URL is none, nobody answers within 5 seconds, or the status is another one; the text says which.
-pub fn health(url: &str) -> Result<String, String> {
-    let rest = url.strip_prefix("http://").ok_or_else(|| {
-        format!("{url:?} is not an http:// URL; -health speaks no TLS (for a TLS listener, use a client such as curl)")
-    })?;
-    let (authority, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
-    if rest.chars().any(|c| c.is_control() || c == ' ') || authority.is_empty() {
-        return Err(format!("{url:?} is not a URL"));
-    }
-    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    let address = if has_port { authority.to_string() } else { format!("{authority}:80") };
-    let answer = exchange(&address, authority, path).map_err(|e| format!("{url}: {e}"))?;
-    let answer = String::from_utf8_lossy(&answer);
-    let status = answer.split(' ').nth(1).and_then(|code| code.parse::<u16>().ok());
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    let body = body.lines().next().unwrap_or("").to_string();
-    match status {
-        Some(200) => Ok(body),
-        Some(code) => Err(format!("{url}: status {code}: {body}")),
-        None => Err(format!("{url}: the answer is not HTTP")),
-    }
-}
-
-fn exchange(address: &str, host: &str, path: &str) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + HEALTH_TIMEOUT;
-    let mut stream = connect(address, deadline)?;
-    stream.set_write_timeout(Some(HEALTH_TIMEOUT))?;
-    // One write: a packet for each piece of a format is needless.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: timberline-health\r\n\r\n");
-    stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    let mut part = [0_u8; 4096];
-    while answer.len() < HEALTH_ANSWER {
-        stream.set_read_timeout(Some(left(deadline)?))?;
-        match stream.read(&mut part) {
-            Ok(0) => break,
-            Ok(n) => answer.extend(part.iter().take(n)),
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return Err(timeout()),
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(answer)
-}
-
-/// A name may have several addresses (`localhost`: `::1` and `127.0.0.1`); the first that answers counts.
-fn connect(address: &str, deadline: Instant) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for candidate in address.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&candidate, left(deadline)?) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(timeout()) } else { Ok(left) }
-}
-
-fn timeout() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, format!("no whole answer within {}", show_duration(HEALTH_TIMEOUT)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
 
     fn args(line: &str) -> Vec<String> {
         line.split_whitespace().map(str::to_string).collect()
@@ -469,7 +401,9 @@ mod tests {
         assert!(matches!(parse(args("-help")), Ok(Command::Help)));
         assert!(matches!(parse(args("-h")), Ok(Command::Help)));
         assert!(matches!(parse(args("--version -log.level=debug")), Ok(Command::Version)));
-        assert!(matches!(parse(args("-verify-config")), Ok(Command::Verify(_))));
+        assert!(matches!(parse(args("-verify-config")), Ok(Command::Verify { print_config: false, .. })));
+        let both = parse(args("-print-config-stderr -verify-config"));
+        assert!(matches!(both, Ok(Command::Verify { print_config: true, .. })));
         assert!(matches!(parse(args("-print-config-stderr")), Ok(Command::Serve { print_config: true, .. })));
         assert!(matches!(parse(args("-verify-config=false")), Ok(Command::Serve { print_config: false, .. })));
     }
@@ -483,36 +417,7 @@ mod tests {
         assert_eq!(url("-health"), "http://127.0.0.1:3100/ready");
         assert_eq!(url("-health -server.http-listen-port=1 -server.http-listen-address=::"), "http://[::1]:1/ready");
         assert_eq!(url("-health -health.url=http://x/ready"), "http://x/ready");
-    }
-
-    /// Answers one request with these bytes.
-    fn answering(answer: &'static str) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 1024];
-            let read = stream.read(&mut request).unwrap();
-            assert!(request[..read].starts_with(b"GET /ready HTTP/1.0\r\nHost: 127.0.0.1:"));
-            stream.write_all(answer.as_bytes()).unwrap();
-        });
-        format!("http://{address}/ready")
-    }
-
-    #[test]
-    fn health_tells_what_the_server_says() {
-        assert_eq!(health(&answering("HTTP/1.1 200 OK\r\nX: y\r\n\r\nready\n")), Ok("ready".to_string()));
-        let refused = health(&answering("HTTP/1.1 503 Unavailable\r\n\r\nreplaying 31 %\n")).unwrap_err();
-        assert!(refused.ends_with(": status 503: replaying 31 %"), "{refused}");
-        assert!(health(&answering("nonsense")).unwrap_err().ends_with("the answer is not HTTP"));
-    }
-
-    #[test]
-    fn health_without_a_server_fails() {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        assert!(health(&format!("http://127.0.0.1:{port}/ready")).is_err());
-        for url in ["https://127.0.0.1/ready", "ready", "http:///ready", "http://a b/", "http://a\r\nX: y/"] {
-            assert!(health(url).is_err(), "{url}");
-        }
+        let tls = "-server.http-tls-cert-path=c -server.http-tls-key-path=k";
+        assert_eq!(url(&format!("-health {tls}")), "https://127.0.0.1:3100/ready");
     }
 }

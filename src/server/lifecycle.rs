@@ -1,13 +1,15 @@
 //! Start, run, stop: listeners open first, then the log is replayed, then pushes are taken; a stop goes the other way.
 
-use super::config::{ChunkEncoding, ClientAuth, Config, OnDamage, Target, TlsConfig, WalCompression, WalSync};
+use super::config::{
+    ChunkEncoding, ClientAuth, Config, ConfigError, OnDamage, Problem, Target, TlsConfig, WalCompression, WalSync,
+};
 use super::local::{LocalClient, LocalIngester, LocalSource};
 use super::reader::QueryReader;
 use super::status::{ProcessStatus, durability_note};
-use super::telemetry::{RateLimited, Telemetry};
+use super::telemetry::Telemetry;
 use crate::api::decode::{Budget, DecodeLimits};
 use crate::api::grpc::{ClientConfig, GrpcIngesterClient};
-use crate::api::serve::{ListenerConfig, Protocol, serve};
+use crate::api::serve::{GRPC_ALPN, HTTP_ALPN, ListenerConfig, Protocol, serve};
 use crate::api::{Api, ApiConfig, Backends, grpc, http, tls};
 use crate::chunk::Encoding;
 use crate::distributor::{ClientPool, Distributor, DistributorConfig, IngesterClient, PoolConfig, Pusher, Route};
@@ -16,7 +18,7 @@ use crate::ingester::{
     Cluster, Ingester, IngesterConfig, IngesterMetrics, Live, NilRecord, OnPoisoned, Progress, RecoveryReport,
     ScrubOptions,
 };
-use crate::model::{Limits, Overrides, Tenant, Traffic, WallClock};
+use crate::model::{Limits, Overrides, RateLimited, Tenant, Traffic, WallClock};
 use crate::querier::Querier;
 use crate::ring::{Ring, SharedRing};
 use crate::wal::{Codec, SyncMode};
@@ -46,14 +48,12 @@ const SIGXFSZ: i32 = 25;
 /// # Errors
 /// It could not start: a port, a certificate, the data directory, the log.
 pub async fn run(config: Config, telemetry: Telemetry) -> Result<()> {
-    if config.target == [Target::Querier] {
-        bail!("-target=querier needs an object store, which is not built yet: use -target=all");
-    }
+    let tls = ListenerTls::load(&config)?;
     let server = Server::build(config, telemetry)?;
     let stop = stop_signal()?;
     // A write beyond RLIMIT_FSIZE is to fail like one to a full disk. Without a handler its signal ends the process.
     let _beyond_the_file_size = signal(SignalKind::from_raw(SIGXFSZ))?;
-    server.serve(stop).await
+    server.serve(tls, stop).await
 }
 
 /// Resolves at the first SIGTERM or SIGINT; the second ends the process at once. Whatever was acknowledged is on disk.
@@ -145,16 +145,14 @@ impl Server {
             progress: Arc::new(Progress::default()),
             report: Mutex::new(None),
             stopping: AtomicBool::new(false),
-            ring: pool.as_ref().map(|(_, ring)| ring.clone()),
+            ring: pool.clone(),
             clock: clock.clone(),
             traffic,
         });
         let waiting = status.clone();
         let reader = Arc::new(QueryReader {
             querier: Querier::new(Arc::new(LocalSource(ingester.clone())), overrides.clone()),
-            unavailable: Box::new(move || {
-                waiting.ingester.get().is_none().then(|| waiting.not_ready().unwrap_or_default())
-            }),
+            unavailable: Box::new(move || waiting.no_reads()),
         });
         let backends = Backends {
             pusher: pusher as Arc<dyn Pusher>,
@@ -167,10 +165,9 @@ impl Server {
         Ok(Self { config, status, api, overrides, ingester, metrics: Some(metrics), pool })
     }
 
-    async fn serve(mut self, stop: watch::Receiver<bool>) -> Result<()> {
+    async fn serve(mut self, tls: ListenerTls, stop: watch::Receiver<bool>) -> Result<()> {
         let server = &self.config.server;
-        let http_tls = load_tls(&server.http_tls_config, &["h2", "http/1.1"])?;
-        let grpc_tls = load_tls(&server.grpc_tls_config, &["h2"])?;
+        let ListenerTls { http: http_tls, grpc: grpc_tls } = tls;
         let http_listener = listen(&server.http_listen_address, server.http_listen_port, "http").await?;
         let grpc_listener = listen(&server.grpc_listen_address, server.grpc_listen_port, "grpc").await?;
         let (http_addr, grpc_addr) = (http_listener.local_addr()?, grpc_listener.local_addr()?);
@@ -225,7 +222,11 @@ impl Server {
 
     /// Replays the log on threads of its own and opens it for pushes.
     async fn start_ingester(&mut self) -> Result<()> {
-        let Some(metrics) = self.metrics.take().filter(|_| self.config.runs(Target::Ingester)) else { return Ok(()) };
+        let Some(metrics) = self.metrics.take().filter(|_| self.config.runs(Target::Ingester)) else {
+            let (ring, copies) = (&self.config.common.ring, self.config.common.replication_factor);
+            info!(ingesters = ring.instances.len(), copies, "ready: pushes are handed on to the ingesters of the ring");
+            return Ok(());
+        };
         let settings = ingester_config(&self.config)?;
         let (overrides, progress) = (self.overrides.clone(), self.status.progress.clone());
         let watcher = tokio::spawn(log_progress(progress.clone()));
@@ -269,9 +270,9 @@ fn tell(config: &Config, report: &RecoveryReport) {
         streams = report.streams,
         lines = report.lines,
         block_lines = report.block_lines,
-        read_seconds = format!("{:.3}", report.read_seconds),
-        blocks_seconds = format!("{:.3}", report.restored_seconds - report.read_seconds),
-        seconds = format!("{:.3}", report.seconds),
+        read_seconds = milliseconds(report.read_seconds),
+        blocks_seconds = milliseconds(report.restored_seconds - report.read_seconds),
+        seconds = milliseconds(report.seconds),
         "recovered the write-ahead log"
     );
     if report.damaged_places > 0 {
@@ -308,6 +309,11 @@ fn tell(config: &Config, report: &RecoveryReport) {
         None => info!("ready: a push is answered when its lines are synced to disk (ingester.wal.sync: always)"),
         Some(note) => warn!("ready: {note}"),
     }
+}
+
+/// Seconds without what is below a millisecond.
+fn milliseconds(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
 }
 
 /// An ack promises no more than the file system keeps.
@@ -402,7 +408,31 @@ async fn listen(address: &str, port: u16, what: &str) -> Result<TcpListener> {
     })
 }
 
-fn load_tls(config: &TlsConfig, alpn: &[&str]) -> Result<Option<Arc<rustls::ServerConfig>>> {
+/// TLS of both listeners, from the files that the configuration names.
+pub(super) struct ListenerTls {
+    http: Option<Arc<rustls::ServerConfig>>,
+    grpc: Option<Arc<rustls::ServerConfig>>,
+}
+
+impl ListenerTls {
+    /// # Errors
+    /// Everything that is wrong with the files of either.
+    pub(super) fn load(config: &Config) -> Result<Self, ConfigError> {
+        let mut problems = Vec::new();
+        let mut load = |place: &str, config: &TlsConfig, alpn: &[&str]| {
+            load_tls(config, alpn).unwrap_or_else(|error| {
+                problems.push(Problem { place: place.to_string(), text: error.to_string() });
+                None
+            })
+        };
+        let server = &config.server;
+        let http = load("server.http_tls_config", &server.http_tls_config, &HTTP_ALPN);
+        let grpc = load("server.grpc_tls_config", &server.grpc_tls_config, &GRPC_ALPN);
+        if problems.is_empty() { Ok(Self { http, grpc }) } else { Err(ConfigError { problems }) }
+    }
+}
+
+fn load_tls(config: &TlsConfig, alpn: &[&str]) -> Result<Option<Arc<rustls::ServerConfig>>, tls::TlsError> {
     if !config.enabled() {
         return Ok(None);
     }

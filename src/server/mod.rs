@@ -3,6 +3,7 @@
 mod check;
 pub mod config;
 pub mod flags;
+mod health;
 mod lifecycle;
 mod local;
 mod overview;
@@ -10,13 +11,16 @@ mod reader;
 mod status;
 pub mod telemetry;
 
+use crate::api::BuildInfo;
 use config::Loaded;
 use flags::Command;
+use lifecycle::ListenerTls;
 use std::process::ExitCode;
 use telemetry::Telemetry;
 use tracing::{error, warn};
 
 pub use check::CheckOptions;
+pub use health::health;
 pub use lifecycle::{EXIT_POISONED, ingester_config};
 
 /// Does what the command line asks for.
@@ -26,12 +30,9 @@ pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
     let failure = if flags::wants_check(&args) { ExitCode::from(check::USAGE) } else { ExitCode::FAILURE };
     match flags::parse(args) {
         Ok(Command::Serve { loaded, print_config }) => serve(*loaded, print_config),
-        Ok(Command::Verify(loaded)) => {
-            loaded.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
-            ExitCode::SUCCESS
-        }
+        Ok(Command::Verify { loaded, print_config }) => verify(&loaded, print_config),
         Ok(Command::Check { loaded, options }) => check::run(&loaded.config, &loaded.warnings, options),
-        Ok(Command::Health { url }) => match flags::health(&url) {
+        Ok(Command::Health { url }) => match health::health(&url) {
             Ok(text) => {
                 println!("{text}");
                 ExitCode::SUCCESS
@@ -42,7 +43,8 @@ pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
             }
         },
         Ok(Command::Version) => {
-            println!("timberline, version {}", env!("CARGO_PKG_VERSION"));
+            let BuildInfo { version, branch, revision, .. } = BuildInfo::default();
+            println!("timberline, version {version} (branch: {branch}, revision: {revision})");
             ExitCode::SUCCESS
         }
         Ok(Command::Help) => {
@@ -52,6 +54,21 @@ pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
         Err(error) => {
             eprintln!("{error}");
             failure
+        }
+    }
+}
+
+/// Whatever a start would refuse before it looks at ports and disks.
+fn verify(Loaded { config, warnings }: &Loaded, print_config: bool) -> ExitCode {
+    if print_config {
+        eprintln!("{}", config.to_yaml());
+    }
+    warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    match ListenerTls::load(config) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
         }
     }
 }

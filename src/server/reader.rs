@@ -9,8 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct QueryReader {
     /// The querier.
     pub querier: Querier,
-    /// Why reads cannot be answered now, if so.
-    pub unavailable: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    /// Status and text if reads cannot be answered, now or here.
+    pub unavailable: Box<dyn Fn() -> Option<(u16, String)> + Send + Sync>,
 }
 
 impl Reader for QueryReader {
@@ -22,7 +22,7 @@ impl Reader for QueryReader {
         encoding_flags: Option<&str>,
     ) -> Result<Vec<u8>, (u16, String)> {
         if let Some(why) = (self.unavailable)() {
-            return Err((503, why));
+            return Err(why);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
         let flags = encoding_flags.map(EncodingFlags::parse).unwrap_or_default();

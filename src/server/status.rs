@@ -6,10 +6,11 @@ use super::local::LocalIngester;
 use super::overview::overview;
 use super::telemetry::Telemetry;
 use crate::api::Status;
+use crate::distributor::ClientPool;
 use crate::fs::RealFs;
 use crate::ingester::{Progress, RecoveryReport};
 use crate::model::{PushError, Traffic, WallClock};
-use crate::ring::SharedRing;
+use crate::ring::{Instance, SharedRing};
 use crate::wal::{QUARANTINE_BUDGET, Quarantine};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -31,8 +32,8 @@ pub struct ProcessStatus {
     pub report: Mutex<Option<RecoveryReport>>,
     /// SIGTERM was received.
     pub stopping: AtomicBool,
-    /// The ring, if this process distributes over one.
-    pub ring: Option<Arc<SharedRing>>,
+    /// The ring and the clients of its ingesters, if this process distributes over one.
+    pub ring: Option<(Arc<ClientPool>, Arc<SharedRing>)>,
     /// The wall clock, by which lines are refused.
     pub clock: Arc<WallClock>,
     /// Who pushes, and who is refused.
@@ -62,6 +63,17 @@ impl ProcessStatus {
         }
         let percent = (done * 100 / total).min(100);
         Some(format!("Ingester not ready: replaying the write-ahead log, {percent} % of {total} bytes"))
+    }
+
+    /// Status and text if reads cannot be answered: here there is nothing to read, or not yet. Loki's distributor has no
+    /// routes for reads.
+    pub fn no_reads(&self) -> Option<(u16, String)> {
+        if !self.runs_ingester() {
+            let text = "this process is a distributor (-target=distributor): it hands pushes on and holds no lines; \
+                        send reads to the ingesters of common.ring.instances";
+            return Some((404, text.to_string()));
+        }
+        self.not_ready().filter(|_| self.ingester.get().is_none()).map(|why| (503, why))
     }
 
     /// Why pushes are refused although the process is ready: a full disk. Reads go on, so it stays ready.
@@ -162,12 +174,7 @@ impl Status for ProcessStatus {
     fn ring_json(&self) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let shards: Vec<serde_json::Value> = match &self.ring {
-            Some(ring) => {
-                let ring = ring.load();
-                let instances = ring.instances().iter();
-                let shard = |i: &crate::ring::Instance| json!({"id": i.id, "state": "ACTIVE", "address": i.addr, "zone": i.zone, "tokens": i.tokens});
-                instances.map(shard).collect()
-            }
+            Some((pool, ring)) => ring.load().instances().iter().map(|i| shard(i, pool)).collect(),
             None => vec![json!({
                 "id": instance_id(&self.config),
                 "state": if self.not_ready().is_none() { "ACTIVE" } else { "JOINING" },
@@ -191,6 +198,13 @@ impl Status for ProcessStatus {
         let level: LogLevel = LogLevel::find(level).ok_or_else(|| format!("unrecognized log level \"{level}\""))?;
         self.telemetry.set_level(level).map_err(|e| e.to_string())
     }
+}
+
+/// One ingester, with Loki's word for one that is not heard of.
+fn shard(instance: &Instance, pool: &ClientPool) -> serde_json::Value {
+    let Instance { id, addr, zone, tokens, .. } = instance;
+    let state = if pool.problem(addr).is_none() { "ACTIVE" } else { "UNHEALTHY" };
+    json!({"id": id, "state": state, "address": addr, "zone": zone, "tokens": tokens})
 }
 
 /// This process in the ring: as configured, or the host's name.

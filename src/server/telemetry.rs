@@ -1,4 +1,4 @@
-//! Our own log: logfmt or JSON lines on stderr, a level that can change at runtime, and a limiter for warnings that repeat.
+//! Our own log: logfmt or JSON lines on stderr, and a level that can change at runtime.
 //!
 //! A line is `ts=2026-01-02T03:04:05.678Z level=info caller=wal::writer msg="..." key=value`, as Loki's. Writing it never
 //! fails for the caller: a closed stderr costs the line, nothing else.
@@ -7,9 +7,6 @@ use super::config::units::Word;
 use super::config::{LogFormat, LogLevel};
 use std::fmt::{self, Write as _};
 use std::io::Write;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -108,8 +105,9 @@ fn line(event: &Event<'_>, format: LogFormat) -> String {
     let caller = meta.target().strip_prefix("timberline::").unwrap_or(meta.target());
     let head = [("ts", ts.as_str()), ("level", level_name(*meta.level())), ("caller", caller)];
     let message = fields.message.as_deref().map(|text| ("msg", text));
-    let rest = fields.rest.iter().map(|(key, value)| (*key, value.as_str()));
-    let pairs = head.into_iter().chain(message).chain(rest);
+    let texts = head.into_iter().chain(message).map(|(key, value)| (key, value, Kind::Text));
+    let rest = fields.rest.iter().map(|(key, value, kind)| (*key, value.as_str(), *kind));
+    let pairs = texts.chain(rest);
     match format {
         LogFormat::Logfmt => logfmt(pairs),
         LogFormat::Json => json(pairs),
@@ -125,9 +123,17 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-fn logfmt<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+/// How JSON shows a value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Text,
+    /// A number or a truth value, without quotes: so that a query can compare it.
+    Bare,
+}
+
+fn logfmt<'a>(pairs: impl Iterator<Item = (&'a str, &'a str, Kind)>) -> String {
     let mut line = String::with_capacity(256);
-    for (key, value) in pairs {
+    for (key, value, _) in pairs {
         if !line.is_empty() {
             line.push(' ');
         }
@@ -144,13 +150,16 @@ fn logfmt<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     line
 }
 
-fn json<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+fn json<'a>(pairs: impl Iterator<Item = (&'a str, &'a str, Kind)>) -> String {
     let mut line = String::with_capacity(256);
-    for (key, value) in pairs {
+    for (key, value, kind) in pairs {
         line.push(if line.is_empty() { '{' } else { ',' });
         quote(key, &mut line);
         line.push(':');
-        quote(value, &mut line);
+        match kind {
+            Kind::Text => quote(value, &mut line),
+            Kind::Bare => line.push_str(value),
+        }
     }
     line.push_str("}\n");
     line
@@ -180,7 +189,7 @@ const MAX_VALUE: usize = 8 << 10;
 #[derive(Default)]
 struct Fields {
     message: Option<String>,
-    rest: Vec<(&'static str, String)>,
+    rest: Vec<(&'static str, String, Kind)>,
 }
 
 impl Fields {
@@ -192,12 +201,41 @@ impl Fields {
         }
         match field.name() {
             "message" => self.message = Some(value),
-            name => self.rest.push((name, value)),
+            name => self.rest.push((name, value, Kind::Text)),
         }
+    }
+
+    fn put_bare(&mut self, field: &Field, value: impl fmt::Display) {
+        self.rest.push((field.name(), value.to_string(), Kind::Bare));
     }
 }
 
 impl Visit for Fields {
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put_bare(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put_bare(field, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put_bare(field, value);
+    }
+
+    fn record_i128(&mut self, field: &Field, value: i128) {
+        self.put_bare(field, value);
+    }
+
+    fn record_u128(&mut self, field: &Field, value: u128) {
+        self.put_bare(field, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        // JSON has no number for the others.
+        if value.is_finite() { self.put_bare(field, value) } else { self.put(field, value.to_string()) }
+    }
+
     fn record_str(&mut self, field: &Field, value: &str) {
         self.put(field, value.to_string());
     }
@@ -216,63 +254,6 @@ impl Visit for Fields {
         }
         self.put(field, text);
     }
-}
-
-/// Lets a repeated warning through once in a period, and counts the others.
-///
-/// ```
-/// # use std::time::Duration;
-/// # use timberline::server::telemetry::RateLimited;
-/// static REFUSED: RateLimited = RateLimited::new(Duration::from_secs(10));
-/// if let Some(suppressed) = REFUSED.due() {
-///     tracing::warn!(suppressed, "pushes are refused: the disk is full");
-/// }
-/// ```
-#[derive(Debug)]
-pub struct RateLimited {
-    period: Duration,
-    /// Milliseconds since [`epoch`] from which on the next one is due.
-    next: AtomicU64,
-    suppressed: AtomicU64,
-    total: AtomicU64,
-}
-
-impl RateLimited {
-    /// The first one is due at once.
-    pub const fn new(period: Duration) -> Self {
-        Self { period, next: AtomicU64::new(0), suppressed: AtomicU64::new(0), total: AtomicU64::new(0) }
-    }
-
-    /// `Some(n)` if the warning is due, where `n` were suppressed since the last one; `None` if it is suppressed.
-    pub fn due(&self) -> Option<u64> {
-        self.due_at(millis(epoch().elapsed()))
-    }
-
-    fn due_at(&self, now: u64) -> Option<u64> {
-        let next = self.next.load(Ordering::Relaxed);
-        let then = now.saturating_add(millis(self.period));
-        let won = now >= next && self.next.compare_exchange(next, then, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if won {
-            return Some(self.suppressed.swap(0, Ordering::Relaxed));
-        }
-        self.suppressed.fetch_add(1, Ordering::Relaxed);
-        self.total.fetch_add(1, Ordering::Relaxed);
-        None
-    }
-
-    /// How many were suppressed since the start.
-    pub fn suppressed_total(&self) -> u64 {
-        self.total.load(Ordering::Relaxed)
-    }
-}
-
-fn epoch() -> Instant {
-    static EPOCH: OnceLock<Instant> = OnceLock::new();
-    *EPOCH.get_or_init(Instant::now)
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -332,12 +313,16 @@ mod tests {
 
     #[test]
     fn json_lines() {
-        let text = logged(LogLevel::Info, LogFormat::Json, |_| info!(n = 1, who = "a\u{7}", "up"));
-        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(value["msg"], "up");
-        assert_eq!(value["level"], "info");
-        assert_eq!(value["n"], "1");
-        assert_eq!(value["who"], "a\u{7}");
+        let text = logged(LogLevel::Info, LogFormat::Json, |_| {
+            info!(n = 1, less = -2_i32, seconds = 0.25, never = f64::NAN, ok = true, id = "7", who = "a\u{7}", "up");
+        });
+        let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        value.as_object_mut().unwrap().remove("ts").unwrap();
+        let expected = serde_json::json!({
+            "level": "info", "caller": "server::telemetry::tests", "msg": "up", "n": 1, "less": -2, "seconds": 0.25,
+            "never": "NaN", "ok": true, "id": "7", "who": "a\u{7}",
+        });
+        assert_eq!(value, expected);
         assert!(text.ends_with("}\n") && text.lines().count() == 1);
     }
 
@@ -387,17 +372,5 @@ mod tests {
         }
         let (subscriber, _telemetry) = build(LogLevel::Info, LogFormat::Logfmt, || Closed);
         tracing::subscriber::with_default(subscriber, || warn!("nobody hears"));
-    }
-
-    #[test]
-    fn repeated_warnings_are_counted() {
-        let limited = RateLimited::new(Duration::from_secs(10));
-        let at = |second: u64| limited.due_at(second * 1000);
-        assert_eq!(at(0), Some(0));
-        assert_eq!((at(1), at(9)), (None, None));
-        assert_eq!(at(10), Some(2));
-        assert_eq!(at(25), Some(0));
-        assert_eq!(limited.suppressed_total(), 2);
-        assert_eq!(RateLimited::new(Duration::MAX).due(), Some(0));
     }
 }

@@ -3,6 +3,8 @@
 use super::{DecodeLimits, Lease};
 use crate::model::PushError;
 use flate2::{Decompress, FlushDecompress, Status};
+use snap::read::FrameDecoder;
+use std::io::Read;
 
 const UNEXPECTED_EOF: &str = "unexpected EOF";
 /// A snappy copy of 3 bytes yields at most 64, so a body that declares more than this many times its size is corrupt.
@@ -59,6 +61,23 @@ pub(super) fn snappy(body: &[u8], limits: &DecodeLimits, lease: &mut Lease) -> R
     out.resize(len, 0);
     let written = snap::raw::Decoder::new().decompress(body, &mut out).map_err(|_| corrupt())?;
     if written == len { Ok(out) } else { Err(corrupt()) }
+}
+
+/// Snappy's format of frames. They are counted before anything is allocated.
+pub(super) fn snappy_frames(body: &[u8], limits: &DecodeLimits, lease: &mut Lease) -> Result<Vec<u8>, PushError> {
+    let corrupt = |e: std::io::Error| PushError::bad_request(format!("snappy: {e}"));
+    let (mut len, mut window, mut frames) = (0, vec![0; COUNTER_WINDOW], FrameDecoder::new(body));
+    loop {
+        match frames.read(&mut window).map_err(corrupt)? {
+            0 => break,
+            read => len += read,
+        }
+        limits.check_decompressed(len)?;
+    }
+    lease.take(len + ARENA_SPARE)?;
+    let mut out = Vec::with_capacity(len + ARENA_SPARE);
+    FrameDecoder::new(body).read_to_end(&mut out).map_err(corrupt)?;
+    Ok(out)
 }
 
 /// Gzip, with one or more members. Bytes after the last member that are no member are ignored, as gzip(1) does.

@@ -160,6 +160,26 @@ fn unpack(
     Ok(bytes)
 }
 
+/// A gzip body without its compression. The lease covers it before, and the result afterwards.
+///
+/// # Errors
+/// As [`decode`].
+pub(super) fn unpack_gzip(packed: Vec<u8>, limits: &DecodeLimits, lease: &mut Lease) -> Result<Vec<u8>, PushError> {
+    unpack(packed, inflate::gzip, limits, lease)
+}
+
+/// The same for snappy's format of frames, as gRPC has it.
+///
+/// # Errors
+/// As [`decode`].
+pub(super) fn unpack_snappy_frames(
+    packed: Vec<u8>,
+    limits: &DecodeLimits,
+    lease: &mut Lease,
+) -> Result<Vec<u8>, PushError> {
+    unpack(packed, inflate::snappy_frames, limits, lease)
+}
+
 /// Decodes a `logproto.PushRequest` message without compression, such as the body of a gRPC call. As with [`decode`], the
 /// lease covers it.
 ///
@@ -194,6 +214,12 @@ pub fn expected(headers: &PushHeaders<'_>, body: &[u8]) -> Expected {
     };
     let arena = arena.min(MAX_DECOMPRESSED);
     Expected { bytes: arena + arena / ENTRY_SHARE, most }
+}
+
+/// The same for a message of gRPC that is compressed.
+pub(super) fn expected_of_packed(packed: &[u8]) -> Expected {
+    let arena = inflate::gzip_size(packed).min(MAX_DECOMPRESSED);
+    Expected { bytes: arena + arena / ENTRY_SHARE, most: inflate::most_inflated(packed) }
 }
 
 /// The same for a message that itself becomes the arena, such as that of a gRPC call.

@@ -120,7 +120,7 @@ impl GrpcIngesterClient {
         let check = client.check(HealthCheckRequest { service: String::new() });
         match tokio::time::timeout(self.config.health_timeout, check).await {
             Err(_) => Err(format!("no answer to a health check within {:?}", self.config.health_timeout)),
-            Ok(Err(status)) => Err(format!("health check failed: {}: {}", status.code(), status.message())),
+            Ok(Err(status)) => Err(format!("the health check failed: {}", status::told(&status))),
             Ok(Ok(answer)) => serving(answer.get_ref()),
         }
     }

@@ -1,17 +1,18 @@
 //! `logproto.Pusher` and `grpc.health.v1.Health`, and the client of a remote ingester.
 
 mod client;
+mod compression;
 mod status;
 
 pub use client::{ClientConfig, ClientError, ClientTls, GrpcIngesterClient};
 
 use super::body;
-use super::decode::{self, Lease};
+use super::decode::{self, DecodeLimits, Expected, Lease};
 use super::http::joined;
 use super::pb::logproto::PushResponse;
 use super::tenancy::{agent_of, tenant_of};
 use super::{Api, Status as ServerStatus};
-use crate::model::{Agent, PushError, Tenant};
+use crate::model::{Agent, PushError, PushRequest, Tenant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -20,8 +21,9 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::post;
 use bytes::Buf;
+use compression::Compression;
 use futures_util::FutureExt;
-use prost::Message;
+use prost::Message as _;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -68,13 +70,14 @@ async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> R
 /// The generated server would collect the message before anything here sees it, and make an object of each line. So the
 /// body is read as that of an HTTP push, within the same limits, and decoded where it lies.
 async fn push(State(api): State<Arc<Api>>, request: Request) -> Response {
-    let (head, mut body) = request.into_parts();
-    let (tenant, body, lease) = match receive(&api, &head, &mut body).await {
+    let (mut head, mut body) = request.into_parts();
+    let (tenant, mut body, lease) = match receive(&api, &head, &mut body).await {
         Ok(received) => received,
         Err(error) => return status::from_error(&error).into_http(),
     };
     let max = api.config.grpc_max_recv_msg_size;
-    let call = PushCall { api, tenant, agent: agent_of(&head.headers), lease };
+    let compression = Compression::take(&mut head, &mut body);
+    let call = PushCall { api, tenant, agent: agent_of(&head.headers), compression, lease };
     let request = Request::from_parts(head, Body::from(body));
     Grpc::new(PushCodec).apply_max_message_size_config(Some(max), None).unary(call, request).await.map(Body::new)
 }
@@ -95,6 +98,8 @@ struct PushCall {
     api: Arc<Api>,
     tenant: Tenant,
     agent: Agent,
+    /// Of the message.
+    compression: Option<Compression>,
     /// Of the frame and of the message.
     lease: Lease,
 }
@@ -106,9 +111,9 @@ impl UnaryService<Vec<u8>> for PushCall {
     fn call(&mut self, request: tonic::Request<Vec<u8>>) -> Self::Future {
         let (api, tenant) = (Arc::clone(&self.api), self.tenant.clone());
         let lease = std::mem::replace(&mut self.lease, api.budget.lease());
-        let agent = self.agent.clone();
+        let message = Message { bytes: request.into_inner(), compression: self.compression };
         // A task of its own: what was handed on is stored to its end, also when the client goes away.
-        let task = tokio::spawn(store(api, tenant, agent, request.into_inner(), lease));
+        let task = tokio::spawn(store(api, tenant, self.agent.clone(), message, lease));
         Box::pin(async move {
             match joined(task.await) {
                 Ok(()) => Ok(tonic::Response::new(PushResponse {})),
@@ -118,18 +123,43 @@ impl UnaryService<Vec<u8>> for PushCall {
     }
 }
 
+/// A message as it came out of its frame.
+struct Message {
+    bytes: Vec<u8>,
+    compression: Option<Compression>,
+}
+
+impl Message {
+    fn expected(&self) -> Expected {
+        match self.compression {
+            Some(_) => decode::expected_of_packed(&self.bytes),
+            None => decode::expected_of_message(&self.bytes),
+        }
+    }
+
+    /// Decodes it, without its compression if it has one. The lease covers the bytes.
+    fn decode(self, limits: &DecodeLimits, lease: &mut Lease) -> Result<PushRequest, PushError> {
+        let plain = match self.compression {
+            Some(compression) => compression.decompress(self.bytes, limits, lease)?,
+            None => self.bytes,
+        };
+        decode::decode_protobuf(plain, limits, lease)
+    }
+}
+
 async fn store(
     api: Arc<Api>,
     tenant: Tenant,
     agent: Agent,
-    message: Vec<u8>,
+    message: Message,
     mut lease: Lease,
 ) -> Result<(), PushError> {
-    let limits = api.config.decode;
+    let max_decompressed = api.config.decode.max_decompressed.min(api.config.grpc_max_recv_msg_size);
+    let limits = DecodeLimits { max_decompressed, ..api.config.decode };
     // The frame is gone.
-    lease.hold(message.capacity())?;
-    let expected = decode::expected_of_message(&message);
-    let decode = move |lease: &mut Lease| decode::decode_protobuf(message, &limits, lease);
+    lease.hold(message.bytes.capacity())?;
+    let expected = message.expected();
+    let decode = move |lease: &mut Lease| message.decode(&limits, lease);
     // The lease lives until the push is answered: so long the decoded push is in memory.
     let (mut request, _lease) = api.decode(lease, expected, decode).await?;
     request.agent = agent;

@@ -6,6 +6,7 @@
 use crate::api::pb::httpgrpc::{Detail, Header, HttpResponse, RpcStatus};
 use crate::model::PushError;
 use prost::Message;
+use std::error::Error;
 use tonic::{Code, Status};
 
 const TYPE_URL: &str = "type.googleapis.com/httpgrpc.HTTPResponse";
@@ -39,7 +40,7 @@ pub(super) fn to_error(status: &Status) -> PushError {
     if let Some(http) = http_response(status) {
         return from_http(&http);
     }
-    let message = format!("ingester: {}: {}", status.code(), status.message());
+    let message = told(status);
     match status.code() {
         Code::InvalidArgument | Code::OutOfRange => PushError::bad_request(message),
         Code::Unauthenticated => PushError::with_status(401, message),
@@ -47,6 +48,22 @@ pub(super) fn to_error(status: &Status) -> PushError {
         Code::ResourceExhausted => PushError::too_large(message),
         _ => PushError::unavailable(message),
     }
+}
+
+/// Code and message, and the causes that a failure on this side has and its message leaves out: that a connection is
+/// refused, for instance.
+pub(super) fn told(status: &Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let reason = error.to_string();
+        if !text.contains(&reason) {
+            text.push_str(": ");
+            text.push_str(&reason);
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// `status_code` of `loki_request_duration_seconds`: `success`, the HTTP status, or `error`. tonic leaves the status of a

@@ -3,6 +3,7 @@
 use super::units::{Word, show_bytes, show_duration};
 use super::{ClientAuth, Config, Target, TlsConfig};
 use crate::model::Tenant;
+use axum::http::uri::Authority;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -28,6 +29,13 @@ pub(super) fn all(config: &Config) -> Vec<Wrong> {
 fn general(config: &Config, wrong: &mut Vec<Wrong>) {
     if config.target.contains(&Target::All) && config.target.len() > 1 {
         wrong.push(("target", format!("all stands alone; without it, name some of: {}", Target::list())));
+    }
+    if config.target == [Target::Querier] {
+        wrong.push(("target", "querier needs an object store, which is not built yet; use all".to_string()));
+    }
+    if config.runs(Target::Distributor) && !config.runs(Target::Ingester) && config.common.ring.instances.is_empty() {
+        let text = "distributor needs the ingesters: set common.ring.instances to a list of {id, addr}";
+        wrong.push(("target", text.to_string()));
     }
     if let Err(error) = Tenant::new(&config.no_auth_tenant) {
         wrong.push(("no_auth_tenant", error.to_string()));
@@ -144,7 +152,8 @@ fn ring(config: &Config, wrong: &mut Vec<Wrong>) {
         } else if !ids.insert(&instance.id) {
             wrong.push(("common.ring.instances", format!("the id {:?} is given twice", instance.id)));
         }
-        if !port.is_some_and(|(host, port)| !host.is_empty() && port != 0) {
+        let is_authority = instance.addr.parse::<Authority>().is_ok();
+        if !is_authority || !port.is_some_and(|(host, port)| !host.is_empty() && port != 0) {
             let text = format!("{:?}: the address {:?} is not host:port", instance.id, instance.addr);
             wrong.push(("common.ring.instances", text));
         }
