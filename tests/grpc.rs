@@ -198,7 +198,7 @@ async fn compressed_messages_are_stored() {
     let cut = gzip(&pushed("cut"));
     for (encoding, flag, bytes, code, text) in [
         ("br", 1, &b"x"[..], Code::Unimplemented, "br"),
-        ("gzip", 1, b"no gzip", Code::InvalidArgument, "invalid%20header"),
+        ("gzip", 1, b"this is no gzip", Code::InvalidArgument, "invalid%20header"),
         ("snappy", 1, b"no snappy", Code::InvalidArgument, "snappy"),
         ("gzip", 1, &cut[..cut.len() - 9], Code::InvalidArgument, "unexpected%20EOF"),
         ("identity", 1, &cut, Code::Internal, ""),
