@@ -19,7 +19,10 @@
 
 #[path = "../benches/support/lines.rs"]
 mod lines;
+#[path = "support/options.rs"]
+mod options;
 
+use options::Given;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -44,19 +47,12 @@ struct Options {
 }
 
 fn options() -> Result<Options, String> {
-    let mut given: HashMap<String, String> = HashMap::new();
-    let mut args = std::env::args().skip(1);
-    while let Some(name) = args.next() {
-        let value = args.next().ok_or(format!("{name} needs a value"))?;
-        given.insert(name, value);
-    }
-    let gigabytes: u64 = given.remove("--gigabytes").map_or(Ok(20), |g| g.parse()).map_err(|e| format!("{e}"))?;
-    let dir = given.remove("--dir").ok_or("--dir DIRECTORY: where the data goes; it must be empty or not exist")?;
-    let corpus = given.remove("--corpus").map(PathBuf::from);
-    match given.keys().next() {
-        Some(unknown) => Err(format!("unknown option {unknown}")),
-        None => Ok(Options { dir: dir.into(), corpus, bytes: gigabytes * 1_000_000_000 }),
-    }
+    let mut given = Given::read()?;
+    let gigabytes: u64 = given.number("--gigabytes", 20)?;
+    let dir = given.text("--dir").ok_or("--dir DIRECTORY: where the data goes; it must be empty or not exist")?;
+    let corpus = given.text("--corpus").map(PathBuf::from);
+    given.end()?;
+    Ok(Options { dir: dir.into(), corpus, bytes: gigabytes * 1_000_000_000 })
 }
 
 fn main() {

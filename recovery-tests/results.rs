@@ -91,15 +91,16 @@ fn mutants(values: &[Value]) {
 fn fuzz(values: &[Value]) {
     println!(
         "Figures of libFuzzer. A target may have run several times. Regressions are inputs that broke a property once, and are run in every \
-         `cargo test`.\n\n| target | executions | seconds | inputs with new coverage | regressions |\n|---|---|---|---|---|"
+         `cargo test`.\n\n| target | executions | seconds | inputs with new coverage | peak memory, MB | regressions |\n|---|---|---|---|---|---|"
     );
     let mut by_target: BTreeMap<String, Vec<&Value>> = BTreeMap::new();
     values.iter().for_each(|v| by_target.entry(field(v, "target")).or_default().push(v));
     for (target, runs) in by_target {
         let sum = |name: &str| runs.iter().filter_map(|v| v[name].as_u64()).sum::<u64>();
+        let peak = runs.iter().filter_map(|v| v["peak_rss_mb"].as_u64()).max().unwrap_or(0);
         let regressions = runs.last().map(|v| field(v, "regressions")).unwrap_or_default();
         println!(
-            "| {target} | {} | {} | {} | {regressions} |",
+            "| {target} | {} | {} | {} | {peak} | {regressions} |",
             sum("executions"),
             sum("seconds"),
             sum("inputs with new coverage")

@@ -30,18 +30,20 @@ mod clock;
 mod faults;
 #[path = "../benches/support/lines.rs"]
 mod lines;
+#[path = "support/options.rs"]
+mod options;
 #[path = "support/soak/mod.rs"]
 mod soak;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use options::Given;
 use soak::bombs::bombs;
 use soak::inflict::{Fault, Schedule, inflict};
 use soak::load::{Field, writers};
 use soak::report::{FILES, Figures, OTHERS, Run};
 use soak::rig::{End, Rig, files, open};
 use soak::samples::sample;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -64,31 +66,22 @@ struct Options {
 }
 
 fn options() -> Result<Options, String> {
-    let mut given: HashMap<String, String> = HashMap::new();
-    let mut args = std::env::args().skip(1);
-    while let Some(name) = args.next() {
-        let value = args.next().ok_or(format!("{name} needs a value"))?;
-        given.insert(name, value);
-    }
-    let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |d| d.as_secs());
-    let number = |e: &dyn std::fmt::Display, what| format!("{what}: {e}");
-    let minutes = given.remove("--minutes").map_or(Ok(30.0), |m| m.parse()).map_err(|e| number(&e, "--minutes"))?;
-    let seed = given.remove("--seed").map_or(Ok(seed), |s| s.parse()).map_err(|e| number(&e, "--seed"))?;
-    let busy = given.remove("--busy").map_or(Ok(1), |n| n.parse()).map_err(|e| number(&e, "--busy"))?;
-    let dir = given.remove("--dir").map_or_else(|| std::env::temp_dir().join("timberline-soak"), PathBuf::from);
-    let report = given.remove("--report").unwrap_or("recovery-tests/SOAK.md".into()).into();
-    if let Some(binary) = given.remove("--server") {
+    let mut given = Given::read()?;
+    let minutes = given.number("--minutes", 30.0)?;
+    let seed = given.number("--seed", std::time::UNIX_EPOCH.elapsed().map_or(1, |d| d.as_secs()))?;
+    let busy = given.number("--busy", 1)?;
+    let dir = given.text("--dir").map_or_else(|| std::env::temp_dir().join("timberline-soak"), PathBuf::from);
+    let report = given.text("--report").unwrap_or("recovery-tests/SOAK.md".into()).into();
+    if let Some(binary) = given.text("--server") {
         server::BINARY.get_or_init(|| binary.into());
     }
     let named = |name: &str| {
         let found = Fault::ALL.into_iter().find(|f| f.name() == name);
         found.ok_or(format!("no fault {name:?}; there are: {}", Fault::ALL.map(Fault::name).join(", ")))
     };
-    let faults = given.remove("--faults").map_or(Ok(Fault::ALL.to_vec()), |f| f.split(',').map(named).collect())?;
-    match given.keys().next() {
-        Some(unknown) => Err(format!("unknown option {unknown}")),
-        None => Ok(Options { minutes, seed, dir, report, faults, busy }),
-    }
+    let faults = given.text("--faults").map_or(Ok(Fault::ALL.to_vec()), |f| f.split(',').map(named).collect())?;
+    given.end()?;
+    Ok(Options { minutes, seed, dir, report, faults, busy })
 }
 
 fn main() -> ExitCode {

@@ -1398,6 +1398,18 @@ mod whole {
         assert!(report.remarks[0].contains("none is lost"), "{report:?}");
         ingester.stop();
         drop(ingester);
+        // Where a start refuses damage, what was healed is no reason to, and what the scrubber has not seen is one.
+        let refusing = |dir: &Path| replay(IngesterConfig { refuse_damage: true, ..config(dir) }).map(drop);
+        assert!(refusing(dir.path()).is_ok());
+        let another = copy(dir.path());
+        for file in fs::read_dir(dir.path().join("quarantine")).unwrap().flatten() {
+            fs::create_dir_all(another.path().join("quarantine")).unwrap();
+            fs::copy(file.path(), another.path().join("quarantine").join(file.file_name())).unwrap();
+        }
+        assert!(refusing(another.path()).is_ok());
+        let (_, number, offset, head) = entries[1];
+        flip_in_place(&path(another.path(), LogKind::Wal, number), offset + u64::from(head.len) - 1);
+        assert!(matches!(refusing(another.path()), Err(StartError::Damaged { .. })));
         let (ingester, report) = start(dir.path());
         assert_eq!((report.damaged_places, report.lost_lines), (2, 0), "{report:?}");
         let found = read(&ingester);

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| timberline_fuzz::property("config")(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| timberline_fuzz::config(input));

@@ -21,7 +21,15 @@ mod seeds;
 mod segment;
 mod selectors;
 
+pub use chunks::block;
+pub use config::config;
+pub use http::http;
+pub use labels::labels;
+pub use push::{body as push_body, json as json_push, protobuf as protobuf_push};
+pub use recovery::recovery;
 pub use seeds::{files, seeds};
+pub use segment::segment as wal_segment;
+pub use selectors::selectors;
 
 /// A target of the fuzzer: its name, and what must hold.
 pub struct Target {
@@ -36,18 +44,19 @@ const fn target(name: &'static str, property: fn(&[u8])) -> Target {
     Target { name, property }
 }
 
-/// All of them. Each has a file in `fuzz_targets/`.
+/// All of them. Each has a file in `fuzz_targets/`, which calls its function itself: so the linker leaves out what the others need,
+/// and the fuzzer has no counters to look through but those of the target.
 pub const TARGETS: [Target; 10] = [
-    target("protobuf_push", push::protobuf),
-    target("json_push", push::json),
-    target("push_body", push::body),
-    target("labels", labels::labels),
-    target("selectors", selectors::selectors),
-    target("wal_segment", segment::segment),
-    target("recovery", recovery::recovery),
-    target("block", chunks::block),
-    target("config", config::config),
-    target("http", http::http),
+    target("protobuf_push", protobuf_push),
+    target("json_push", json_push),
+    target("push_body", push_body),
+    target("labels", labels),
+    target("selectors", selectors),
+    target("wal_segment", wal_segment),
+    target("recovery", recovery),
+    target("block", block),
+    target("config", config),
+    target("http", http),
 ];
 
 /// The property of this name.

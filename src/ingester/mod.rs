@@ -24,6 +24,7 @@ mod status;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 pub use data_dir::{DataDir, DataDirError, Dirs, Identity};
 pub use flush::ClosedChunk;

@@ -186,7 +186,7 @@ impl Ingester<NilRecord> {
         state.next_stream_id.store(recovered.plan.next_stream_id, Ordering::SeqCst);
         let damage = quarantine.news(recovered.damage_reports());
         report.note(&recovered, &damage, &quarantine);
-        if config.refuse_damage && !damage.is_empty() {
+        if config.refuse_damage && report.is_new(&damage, &quarantine) {
             return Err(StartError::Damaged { lost: report.lost(), places: report.losses.join("; ") });
         }
         state.metrics.recovery_ended(&report);
@@ -284,7 +284,8 @@ pub fn forecast(config: &IngesterConfig) -> Result<Option<Forecast>, StartError>
     let mut report =
         RecoveryReport { segments: recovered.segments, bytes: recovered.bytes, ..RecoveryReport::default() };
     report.note(&recovered, &damage, &quarantine);
-    Ok(Some(Forecast { report, would_refuse: !damage.is_empty(), unacknowledged: quarantine.unread }))
+    let would_refuse = report.is_new(&damage, &quarantine);
+    Ok(Some(Forecast { report, would_refuse, unacknowledged: quarantine.unread }))
 }
 
 /// Applies the log's records, in parallel by stream.
@@ -811,6 +812,13 @@ impl RecoveryReport {
     /// How many acknowledged lines are gone, in words.
     pub fn lost(&self) -> String {
         format!("{}{}", if self.at_least { "at least " } else { "" }, self.lost_lines)
+    }
+
+    /// Must an operator who wants to know of damage see this first? Not what the scrubber has told, and has made safe: the lines were
+    /// sealed, so the damage costs none.
+    fn is_new(&self, damage: &[DamageReport], kept: &Quarantine) -> bool {
+        let costs = self.lost_lines > 0 || self.at_least || self.unattributed_lines > 0;
+        !damage.is_empty() && (costs || !kept.has_scrubbed(damage))
     }
 
     fn note(&mut self, recovered: &Recovered, damage: &[DamageReport], kept: &Quarantine) {

@@ -7,19 +7,18 @@
 use super::commit::Payload;
 use super::sealed::Sealing;
 use super::stream::{Carry, Unsettled};
+use super::worker::Worker;
 use super::{State, Stream};
 use crate::model::Tenant;
 use crate::planted::{Bug, is};
 use crate::wal::{
     BlockAppend, BlockLog, BlockPlace, BlockStore, Decision, EntriesBuilder, Hold, StreamLog, Unavailable, Wal,
-    spawn_critical,
 };
 use ahash::AHashMap;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
@@ -40,44 +39,13 @@ type Carried = Arc<Mutex<AHashMap<u64, (u64, u64)>>>;
 
 /// The thread that does it.
 pub(super) struct Retainer {
-    signal: Arc<Signal>,
     carried: Carried,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// Tells a thread to stop.
-#[derive(Default)]
-pub(super) struct Signal {
-    stopping: AtomicBool,
-    lock: Mutex<()>,
-    wake: Condvar,
-}
-
-impl Signal {
-    /// Waits a while; returns whether to go on.
-    pub fn pause(&self, wait: Duration) -> bool {
-        let mut lock = self.lock.lock();
-        if !self.is_stopping() && !wait.is_zero() {
-            self.wake.wait_for(&mut lock, wait);
-        }
-        !self.is_stopping()
-    }
-
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
-    }
-
-    pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
-        // Under the lock, so that the thread cannot miss it between its look and its sleep.
-        drop(self.lock.lock());
-        self.wake.notify_all();
-    }
+    worker: Worker,
 }
 
 impl Retainer {
     pub fn start(state: &Arc<State>, wal: &Arc<Wal<Payload>>, blocks: &Arc<BlockLog<Sealing>>) -> Self {
-        let (signal, carried) = (Arc::new(Signal::default()), Carried::default());
+        let carried = Carried::default();
         let mut work = Work {
             state: Arc::downgrade(state),
             wal: wal.clone(),
@@ -90,9 +58,8 @@ impl Retainer {
             damaged: Vec::new(),
             untold: false,
         };
-        let shared = signal.clone();
-        let thread = spawn_critical("retain", move || {
-            while shared.pause(CHECK) {
+        let worker = Worker::start("retain", move |signal| {
+            while signal.pause(CHECK) {
                 match work.step() {
                     Ok(()) => {}
                     // Ends with the process, or when it is told to.
@@ -102,7 +69,7 @@ impl Retainer {
                 }
             }
         });
-        Self { signal, carried, thread: Mutex::new(Some(thread)) }
+        Self { carried, worker }
     }
 
     /// Were the entries of a stream up to this seq logged again?
@@ -111,11 +78,7 @@ impl Retainer {
     }
 
     pub fn stop(&self) {
-        self.signal.stop();
-        if let Some(thread) = self.thread.lock().take() {
-            // A panic on the thread has ended the process already.
-            let _ = thread.join();
-        }
+        self.worker.stop();
     }
 }
 

@@ -4,13 +4,13 @@
 //! memory are sealed. A damaged block is told, and made again by the next start (ADR 0009).
 
 use super::commit::Payload;
-use super::retain::{Signal, decision, still_needed};
+use super::retain::{decision, still_needed};
 use super::sealed::Sealing;
 use super::stream::Unsettled;
+use super::worker::{Signal, Worker};
 use super::{State, Stream};
 use crate::wal::{
-    BlockLog, BlockPlace, Damage, DamageReport, LogKind, Scrub, Scrubbed, Sealed, SyncMode, Wal, file_name,
-    keep_report, spawn_critical,
+    BlockLog, BlockPlace, Damage, DamageReport, LogKind, Scrub, Scrubbed, Sealed, SyncMode, Wal, file_name, keep_report,
 };
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -18,7 +18,6 @@ use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 use uuid::Uuid;
@@ -71,9 +70,8 @@ pub struct ScrubStatus {
 
 /// The thread that does it.
 pub(super) struct Scrubber {
-    signal: Arc<Signal>,
     status: Arc<Mutex<ScrubStatus>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    worker: Worker,
 }
 
 impl Scrubber {
@@ -84,27 +82,19 @@ impl Scrubber {
         volume: Uuid,
         options: ScrubOptions,
     ) -> Self {
-        let signal = Arc::new(Signal::default());
         let status = ScrubStatus {
             rate: options.rate,
             interval_seconds: options.interval.as_secs_f64(),
             ..ScrubStatus::default()
         };
         let status = Arc::new(Mutex::new(status));
-        let mut work = Work {
-            state: Arc::downgrade(state),
-            wal: wal.clone(),
-            blocks: blocks.clone(),
-            volume,
-            options,
-            signal: signal.clone(),
-            status: status.clone(),
-            scrub: Scrub::default(),
-            owed: 0,
-            healed: HashSet::new(),
-        };
-        let thread = spawn_critical("scrub", move || work.run());
-        Self { signal, status, thread: Mutex::new(Some(thread)) }
+        let (state, wal, blocks) = (Arc::downgrade(state), wal.clone(), blocks.clone());
+        let shared = status.clone();
+        let worker = Worker::start("scrub", move |signal| {
+            let (scrub, healed) = (Scrub::default(), HashSet::new());
+            Work { state, wal, blocks, volume, options, signal, status: shared, scrub, owed: 0, healed }.run();
+        });
+        Self { status, worker }
     }
 
     pub fn status(&self) -> ScrubStatus {
@@ -112,11 +102,7 @@ impl Scrubber {
     }
 
     pub fn stop(&self) {
-        self.signal.stop();
-        if let Some(thread) = self.thread.lock().take() {
-            // A panic on the thread has ended the process already.
-            let _ = thread.join();
-        }
+        self.worker.stop();
     }
 }
 

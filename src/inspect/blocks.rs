@@ -6,6 +6,7 @@
 use super::error::InspectError;
 use super::log::{Log, Problem};
 use super::ranges::Ranges;
+use super::say;
 use crate::chunk::{Block, BlockMeta, ChunkError, Encoding, Symbols};
 use crate::fs::Map;
 use crate::model::LogEntry;
@@ -163,6 +164,29 @@ pub fn read_block(record: &RecordScan, file: &[u8]) -> Result<(BlockTables, Vec<
     }
     let entries = Block::from_stored(meta, Bytes::copy_from_slice(data))?.entries(&symbols)?;
     Ok((tables, entries))
+}
+
+/// A crash leaves one segment that holds something of which no record tells. With more of them behind all that are told of, another
+/// write-ahead log was used since: the server has it elsewhere, and what is read here is of the time before.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn warn_of_another_log(log: &Log, plan: &Plan) -> Result<(), InspectError> {
+    let told = plan.blocks.iter().map(|b| b.segment).chain(plan.retired_blocks.iter().copied()).max();
+    let mut untold = 0;
+    for (number, _) in log.block_files.iter().filter(|(number, _)| told.is_none_or(|told| *number > told)) {
+        untold += usize::from(!is_prepared(log, *number)?);
+    }
+    // With no record that tells of blocks, each of them counts, and is shown.
+    if untold > 1 && !plan.blocks_are_uncertain {
+        say(&format!(
+            "wal-inspect: {untold} segments in {} hold blocks that the write-ahead log in {} does not tell of: it is older than they are. If \
+             ingester.wal.dir is set, name that directory with --wal-dir",
+            log.blocks_dir.display(),
+            log.dir.display()
+        ));
+    }
+    Ok(())
 }
 
 /// Reads the segments that `plan` tells of, and lists the others. `None` if one of them vanished.

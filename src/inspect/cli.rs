@@ -200,6 +200,12 @@ pub struct SalvageArgs {
     /// A directory that is not there yet, or is empty
     #[arg(value_name = "TARGET")]
     pub target: PathBuf,
+    /// Gives labels to a stream that no definition names, such as 7='{app="web"}'; in the new directory they last
+    #[arg(long, value_name = "STREAM=LABELS")]
+    pub attach_labels: Vec<Attach>,
+    /// The tenant that these streams must have, or have if nothing tells
+    #[arg(long, value_name = "NAME", requires = "attach_labels")]
+    pub tenant: Option<String>,
 }
 
 /// Labels for a stream.

@@ -4,16 +4,15 @@
 
 use super::blocks::{BlockView, read_block};
 use super::command::{Context, Once, Streams, metadata};
+use super::entries::Wanted;
 use super::error::InspectError;
 use super::follow::Tailer;
 use super::log::{Judged, State, Step};
 use super::output::{Cell, Printer, Row, Shape, hex};
-use super::selector::Selector;
 use crate::fs::{interrupted, watch_interrupts};
 use crate::model::LogEntry;
 use crate::wal::format::{FLAG_CARRIED, Kind};
 use crate::wal::{BlockTables, BodyView, RecordScan, SeriesDef, TableRow, Tables, decode_control, decompress_body};
-use regex::bytes::Regex;
 use std::collections::HashSet;
 use std::fmt;
 use std::io::Write;
@@ -77,30 +76,15 @@ impl FromStr for Moment {
 /// What `dump` shows.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DumpArgs {
-    /// Only this tenant
-    #[arg(long, value_name = "NAME")]
-    pub tenant: Option<String>,
-    /// Only streams that satisfy a selector, such as '{app="web", env=~"prod|test"}'
-    #[arg(short = 'm', long = "match", value_name = "SELECTOR")]
-    pub selector: Option<Selector>,
-    /// Only this stream id
-    #[arg(long, value_name = "ID")]
-    pub stream: Option<u64>,
+    /// Which lines.
+    #[command(flatten)]
+    pub wanted: Wanted,
     /// First position, SEGMENT:OFFSET
     #[arg(long, value_name = "POSITION")]
     pub from: Option<Position>,
     /// End position, itself not shown
     #[arg(long, value_name = "POSITION")]
     pub to: Option<Position>,
-    /// Only entries at or after: RFC 3339, nanoseconds, or a duration ago such as 15m
-    #[arg(long, value_name = "TIME")]
-    pub since: Option<Moment>,
-    /// Only entries before
-    #[arg(long, value_name = "TIME")]
-    pub until: Option<Moment>,
-    /// Only entries whose line matches a regular expression
-    #[arg(short, long, value_name = "REGEX")]
-    pub grep: Option<Regex>,
     /// Only this kind of record
     #[arg(long, value_name = "KIND", value_enum)]
     pub kind: Option<DumpKind>,
@@ -148,8 +132,7 @@ impl DumpArgs {
 
     /// Conditions on a line or its time leave no series.
     fn wants_series(&self) -> bool {
-        let entries_only = self.grep.is_some() || self.since.is_some() || self.until.is_some();
-        self.kind.map_or(!entries_only, |k| k == DumpKind::Series)
+        self.kind.map_or(!self.wanted.only_entries(), |k| k == DumpKind::Series)
     }
 
     fn wants_entries(&self) -> bool {
@@ -168,16 +151,7 @@ impl DumpArgs {
     }
 
     fn wants_stream(&self, streams: &Streams, id: u64, tenant: &str) -> bool {
-        let selected = |s: &Selector| streams.get(id).is_some_and(|stream| s.matches(&stream.labels));
-        self.stream.is_none_or(|wanted| wanted == id)
-            && self.tenant.as_deref().is_none_or(|wanted| wanted == tenant)
-            && self.selector.as_ref().is_none_or(selected)
-    }
-
-    fn wants_entry(&self, timestamp: i64, line: &[u8]) -> bool {
-        self.since.is_none_or(|since| timestamp >= since.0)
-            && self.until.is_none_or(|until| timestamp < until.0)
-            && self.grep.as_ref().is_none_or(|g| g.is_match(line))
+        self.wanted.has_stream(id, tenant, streams.get(id))
     }
 }
 
@@ -382,7 +356,7 @@ impl Shown<'_> {
             return Ok(true);
         }
         let Ok((_, entries)) = read_block(record, file) else { return Ok(true) };
-        for entry in entries.into_iter().filter(|e| self.args.wants_entry(e.timestamp, &e.line)) {
+        for entry in entries.into_iter().filter(|e| self.args.wanted.has_entry(e.timestamp, &e.line)) {
             let LogEntry { timestamp, line, metadata } = entry;
             if !emit(self.entry(tables.stream, None, &tenant, timestamp, line.to_vec(), metadata))? {
                 return Ok(false);
@@ -457,7 +431,7 @@ impl Dump<'_> {
             let whole = row.first_seq..row.end_seq();
             let fresh = once.as_deref_mut().map_or_else(|| vec![whole], |once| once.seqs(row));
             for (seq, entry) in (row.first_seq..).zip(part.map_while(Result::ok)) {
-                if !fresh.iter().any(|r| r.contains(&seq)) || !self.args.wants_entry(entry.timestamp, entry.line) {
+                if !fresh.iter().any(|r| r.contains(&seq)) || !self.args.wanted.has_entry(entry.timestamp, entry.line) {
                     continue;
                 }
                 let (line, pairs) = (entry.line.to_vec(), metadata(&entry, &body));

@@ -15,9 +15,9 @@ use crate::wal::{BlockTables, BodyView, RecordScan, TableRow, Tables, decompress
 use regex::bytes::Regex;
 use std::collections::HashSet;
 
-/// Which lines are wanted.
+/// Which lines are wanted, wherever they lie.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct Filter {
+pub struct Wanted {
     /// Only this tenant
     #[arg(long, value_name = "NAME")]
     pub tenant: Option<String>,
@@ -27,12 +27,6 @@ pub struct Filter {
     /// Only this stream id
     #[arg(long, value_name = "ID")]
     pub stream: Option<u64>,
-    /// First position in the write-ahead log, SEGMENT:OFFSET; then lines of blocks are left out
-    #[arg(long, value_name = "POSITION")]
-    pub from: Option<Position>,
-    /// End position in the write-ahead log, itself left out
-    #[arg(long, value_name = "POSITION")]
-    pub end: Option<Position>,
     /// Only entries at or after: RFC 3339, nanoseconds, or a duration ago such as 15m
     #[arg(long, value_name = "TIME")]
     pub since: Option<Moment>,
@@ -42,6 +36,42 @@ pub struct Filter {
     /// Only entries whose line matches a regular expression
     #[arg(short, long, value_name = "REGEX")]
     pub grep: Option<Regex>,
+}
+
+impl Wanted {
+    /// Are there conditions that only a line can satisfy?
+    pub fn only_entries(&self) -> bool {
+        self.grep.is_some() || self.since.is_some() || self.until.is_some()
+    }
+
+    /// Are lines of this stream wanted?
+    pub fn has_stream(&self, id: u64, tenant: &str, stream: Option<&Stream>) -> bool {
+        let selected = |s: &Selector| stream.is_some_and(|stream| s.matches(&stream.labels));
+        self.stream.is_none_or(|wanted| wanted == id)
+            && self.tenant.as_deref().is_none_or(|wanted| wanted == tenant)
+            && self.selector.as_ref().is_none_or(selected)
+    }
+
+    /// Is this line wanted?
+    pub fn has_entry(&self, timestamp: i64, line: &[u8]) -> bool {
+        self.since.is_none_or(|since| timestamp >= since.0)
+            && self.until.is_none_or(|until| timestamp < until.0)
+            && self.grep.as_ref().is_none_or(|g| g.is_match(line))
+    }
+}
+
+/// Which lines are wanted, and from where.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Filter {
+    /// Which.
+    #[command(flatten)]
+    pub wanted: Wanted,
+    /// First position in the write-ahead log, SEGMENT:OFFSET; then lines of blocks are left out
+    #[arg(long, value_name = "POSITION")]
+    pub from: Option<Position>,
+    /// End position in the write-ahead log, itself left out
+    #[arg(long, value_name = "POSITION")]
+    pub end: Option<Position>,
 }
 
 impl Filter {
@@ -58,20 +88,6 @@ impl Filter {
 
     fn wants_position(&self, at: Position) -> bool {
         self.from.is_none_or(|from| at >= from) && self.end.is_none_or(|to| at < to)
-    }
-
-    /// Are lines of this stream wanted?
-    pub fn wants_stream(&self, id: u64, tenant: &str, stream: Option<&Stream>) -> bool {
-        let selected = |s: &Selector| stream.is_some_and(|stream| s.matches(&stream.labels));
-        self.stream.is_none_or(|wanted| wanted == id)
-            && self.tenant.as_deref().is_none_or(|wanted| wanted == tenant)
-            && self.selector.as_ref().is_none_or(selected)
-    }
-
-    fn wants_entry(&self, timestamp: i64, line: &[u8]) -> bool {
-        self.since.is_none_or(|since| timestamp >= since.0)
-            && self.until.is_none_or(|until| timestamp < until.0)
-            && self.grep.as_ref().is_none_or(|g| g.is_match(line))
     }
 }
 
@@ -175,12 +191,12 @@ impl Walk<'_> {
         let Ok(tables) = BlockTables::decode(record.head.tables(file, record.offset)) else { return Ok(true) };
         let (id, stream) = (tables.stream, self.streams.get(tables.stream));
         let tenant = stream.map_or("", |s| &s.tenant);
-        if !self.filter.wants_stream(id, tenant, stream) {
+        if !self.filter.wanted.has_stream(id, tenant, stream) {
             return Ok(true);
         }
         // A block that does not decode is damage, which the judgement has told.
         let Ok((_, entries)) = read_block(record, file) else { return Ok(true) };
-        for (index, e) in (0..).zip(&entries).filter(|(_, e)| self.filter.wants_entry(e.timestamp, &e.line)) {
+        for (index, e) in (0..).zip(&entries).filter(|(_, e)| self.filter.wanted.has_entry(e.timestamp, &e.line)) {
             let place = EntryPlace { wal: false, segment, offset: record.offset, index };
             let (line, metadata) = (&*e.line, &*e.metadata);
             if !visit(&Line { place, id, tenant, stream, timestamp: e.timestamp, line, metadata })? {
@@ -216,7 +232,8 @@ impl Walk<'_> {
     ) -> Result<bool, InspectError> {
         let head = &record.head;
         let Ok(tables) = Tables::decode(head.tables(view.file, record.offset)) else { return Ok(true) };
-        let wants = |row: &TableRow| self.filter.wants_stream(row.stream, tables.tenant, self.streams.get(row.stream));
+        let wants =
+            |row: &TableRow| self.filter.wanted.has_stream(row.stream, tables.tenant, self.streams.get(row.stream));
         if !tables.rows.iter().any(wants) {
             return Ok(true);
         }
@@ -234,7 +251,8 @@ impl Walk<'_> {
             let fresh = once.seqs(row);
             for (n, entry) in (0..).zip(part.map_while(Result::ok)) {
                 let seq = row.first_seq + n;
-                if !fresh.iter().any(|r| r.contains(&seq)) || !self.filter.wants_entry(entry.timestamp, entry.line) {
+                if !fresh.iter().any(|r| r.contains(&seq)) || !self.filter.wanted.has_entry(entry.timestamp, entry.line)
+                {
                     continue;
                 }
                 let place = EntryPlace { wal: true, segment: view.number, offset: record.offset, index: index + n };

@@ -113,7 +113,7 @@ impl Counts {
 
 /// A push is of one tenant.
 fn one_tenant(filter: &Filter, streams: &Streams) -> Result<(), InspectError> {
-    let wanted = streams.all().filter(|(id, s)| filter.wants_stream(*id, &s.tenant, Some(s)));
+    let wanted = streams.all().filter(|(id, s)| filter.wanted.has_stream(*id, &s.tenant, Some(s)));
     let tenants: BTreeSet<&str> = wanted.map(|(_, s)| s.tenant.as_str()).collect();
     if tenants.len() <= 1 {
         return Ok(());

@@ -389,6 +389,9 @@ pub fn judge(dirs: &Dirs, progress: &mut Progress) -> Result<Judged, InspectErro
         judged.plan.loss.missing_segments.retain(|number| !listed.contains(number));
         if judged.is_sound() || attempt > 1 || !judged.log.changed()? {
             progress.clear();
+            if dirs.wal_dir.is_none() {
+                blocks::warn_of_another_log(&judged.log, &judged.plan)?;
+            }
             return Ok(judged);
         }
     }

@@ -44,10 +44,13 @@ impl Seqs {
     /// `from_zero` says that nothing before the first record was ever retired.
     pub fn new(from_zero: bool, gaps: &[Gap]) -> Self {
         let mut out = Self { from_zero, unseen: false, streams: BTreeMap::new() };
-        for (stream, first, end) in gaps.iter().flat_map(|g| &g.seqs) {
-            out.stream(*stream).settled.insert(*first..*end);
-        }
+        gaps.iter().flat_map(|g| &g.seqs).for_each(|(stream, first, end)| out.settled(*stream, *first..*end));
         out
+    }
+
+    /// A Gap settles the loss of these.
+    pub fn settled(&mut self, stream: u64, seqs: Range<u64>) {
+        self.stream(stream).settled.insert(seqs);
     }
 
     fn stream(&mut self, stream: u64) -> &mut Known {

@@ -23,6 +23,8 @@ use std::ops::Range;
 struct Check<'a> {
     seqs: Seqs,
     survivors: Survivors,
+    /// What Gaps have settled without its seqs: nothing was left of the records but their LSNs.
+    settled: Survivors,
     once: Once<'a>,
     problems: Vec<Problem>,
     known: HashSet<(bool, u64, u64)>,
@@ -95,6 +97,7 @@ pub fn check(judged: &Judged, progress: &mut Progress) -> Result<Findings, Inspe
     let mut check = Check {
         seqs: Seqs::new(judged.plan.first_lsn == 0, &judged.plan.gaps),
         survivors: Survivors::new(&judged.plan),
+        settled: Survivors::of_settled(&judged.plan),
         once: Once::new(judged),
         known: judged.damage().iter().map(Problem::place).collect(),
         problems: judged.damage(),
@@ -129,10 +132,11 @@ pub fn check(judged: &Judged, progress: &mut Progress) -> Result<Findings, Inspe
 
 impl Check<'_> {
     fn segment(&mut self, view: &SegmentView<'_>) {
-        for (_, record, state) in view.records() {
+        for (group, record, state) in view.records() {
             self.records += 1;
             self.bytes += u64::from(record.head.len);
-            let decoded = self.record(view, record, state);
+            let end = group.header.map_or(record.head.lsn, |h| h.end_lsn());
+            let decoded = self.record(view, record, end, state);
             if let (Err(error), State::Durable) = (decoded, state) {
                 let what = format!("{} record: {error}", record.head.known_kind().map_or("unknown", Kind::name));
                 self.problem(LogKind::Wal, view.number, record.offset, record.head.len.into(), what);
@@ -206,7 +210,8 @@ impl Check<'_> {
         }
     }
 
-    fn record(&mut self, view: &SegmentView<'_>, record: &RecordScan, state: State) -> Result<(), BodyError> {
+    /// `end` is the LSN behind those of its group.
+    fn record(&mut self, view: &SegmentView<'_>, record: &RecordScan, end: u64, state: State) -> Result<(), BodyError> {
         let (head, at) = (&record.head, record.offset);
         match head.known_kind() {
             Some(Kind::Entries) => self.entries(view, record, state),
@@ -216,6 +221,7 @@ impl Check<'_> {
                 for d in definitions.iter().filter(|_| state == State::Durable) {
                     self.seqs.defined(d.id, d.next_seq, d.settled_seq);
                     self.survivors.defined(head.lsn, d.id, d.next_seq, d.settled_seq);
+                    self.settled.defined_in_group(head.lsn, end, d.id, d.next_seq);
                 }
                 Ok(())
             }
@@ -242,7 +248,9 @@ impl Check<'_> {
             let seqs = row.first_seq..row.end_seq();
             if sound {
                 self.lines += self.once.lines(row);
-                self.survivors.entries(head.lsn, head.flags & FLAG_CARRIED != 0, row);
+                for survivors in [&mut self.survivors, &mut self.settled] {
+                    survivors.entries(head.lsn, head.flags & FLAG_CARRIED != 0, row);
+                }
             }
             if head.flags & FLAG_CARRIED != 0 {
                 self.seqs.carried(row.stream, seqs, sound);
@@ -273,6 +281,7 @@ impl Check<'_> {
     fn findings(mut self, judged: &Judged) -> Findings {
         let plan = &judged.plan;
         self.problems.sort_by_key(Problem::place);
+        self.settled.gone().for_each(|(stream, seqs)| self.seqs.settled(stream, seqs.clone()));
         let mut missing = self.seqs.missing(&judged.blocks);
         let segments =
             judged.blocks.unseen.then(|| self.survivors.lost_segments(plan, &judged.blocks.seqs(), &missing));

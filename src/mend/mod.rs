@@ -7,11 +7,12 @@ mod salvage;
 
 use crate::fs::{Fs, read_full_at};
 use crate::ingester::{DataDirError, Dirs};
-use crate::inspect::cli::{Command, Dirs as Asked};
+use crate::inspect::cli::{Attach, Command, Dirs as Asked};
 use crate::inspect::{InspectError, Progress, Report, next};
 use crate::wal::format::FIRST_GROUP;
 use crate::wal::{
-    BlockLogOptions, LogKind, RecoverError, SegmentHeader, SyncMode, WalMetrics, WalOptions, file_number,
+    BlockLogOptions, LogKind, RecoverError, SegmentHeader, SeriesDef, SyncMode, Unattributed, WalMetrics, WalOptions,
+    file_number,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -75,6 +76,42 @@ fn usual_segment_size(fs: &dyn Fs, dirs: &Dirs) -> Result<u64, InspectError> {
     // Of equally many, the smaller.
     let most = sizes.into_iter().rev().max_by_key(|(_, count)| *count);
     Ok(most.map_or(SEGMENT_SIZE, |(size, _)| size))
+}
+
+/// The definitions of streams whose labels were given.
+fn define(
+    given: &[Attach],
+    tenant: Option<&str>,
+    unattributed: &[Unattributed],
+    asked: &Asked,
+) -> Result<Vec<SeriesDef>, InspectError> {
+    let wrong = |what: String| refused(what, 2, next("repair", asked) + ", which lists the streams without labels");
+    let mut out: Vec<SeriesDef> = Vec::new();
+    for Attach { stream, labels } in given {
+        let Some(found) = unattributed.iter().find(|u| u.stream == *stream) else {
+            return Err(wrong(format!("no line without labels is of stream {stream}")));
+        };
+        // Blocks do not tell.
+        let told = Some(&*found.tenant).filter(|told| !told.is_empty());
+        let Some(of) = told.or(tenant) else {
+            return Err(wrong(format!("nothing tells whose stream {stream} is: say so with --tenant NAME")));
+        };
+        if let Some(tenant) = tenant.filter(|tenant| *tenant != of) {
+            return Err(wrong(format!("stream {stream} is of tenant {of}, not of {tenant}")));
+        }
+        if out.iter().any(|d| d.id == *stream) {
+            return Err(wrong(format!("stream {stream} is given labels twice")));
+        }
+        out.push(SeriesDef {
+            id: *stream,
+            tenant: of.to_string(),
+            labels: labels.pairs().iter().map(|(n, v)| (n.to_string(), v.to_string())).collect(),
+            fingerprint: labels.hash(),
+            next_seq: found.end_seq,
+            settled_seq: 0,
+        });
+    }
+    Ok(out)
 }
 
 fn refused(what: impl ToString, code: u8, next: impl Into<String>) -> InspectError {

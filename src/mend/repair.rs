@@ -5,9 +5,10 @@
 //! crash at any moment leaves what was there in the directory or in its copy, and a directory that the next start, or the next
 //! `repair`, finishes: recovery can be cut anywhere.
 
-use super::{not_recovered, not_taken, options, refused, usual_segment_size};
+use super::{define, not_recovered, not_taken, options, refused, usual_segment_size};
 use crate::fs::{Before, Change, DirEntry, Fs, OverlayFs, RealFs, TracedFs, copy_durably};
 use crate::ingester::{DataDir, Dirs};
+use crate::inspect::blocks::warn_of_another_log;
 use crate::inspect::cli::Dirs as Asked;
 use crate::inspect::cli::{Attach, RepairArgs};
 use crate::inspect::log::Log;
@@ -52,6 +53,9 @@ pub fn run(args: &RepairArgs, asked: &Asked, mut progress: Progress) -> Result<R
     });
     progress.clear();
     let recovered = read.map_err(|e| not_recovered(&e, asked))?;
+    if asked.wal_dir.is_none() {
+        warn_of_another_log(&Log::open(asked)?, &recovered.plan)?;
+    }
     let unattributed = recovered.unattributed().map_err(|e| not_recovered(&e, asked))?;
     let attached = attach(&args.attach_labels, args.tenant.as_deref(), &unattributed, asked)?;
     let reports = recovered.damage_reports();
@@ -163,41 +167,25 @@ fn files(fs: &dyn Fs, dirs: &Dirs) -> Result<BTreeMap<PathBuf, u64>, InspectErro
     Ok(out)
 }
 
-/// The definitions of streams whose labels were given.
+/// The definitions of streams whose labels were given. In the write-ahead log a definition goes with its segment.
 fn attach(
     given: &[Attach],
     tenant: Option<&str>,
     unattributed: &[Unattributed],
     asked: &Asked,
 ) -> Result<Vec<SeriesDef>, InspectError> {
-    let wrong = |what: String| refused(what, 2, next("repair", asked) + ", which lists the streams without labels");
-    let mut out: Vec<SeriesDef> = Vec::new();
-    for Attach { stream, labels } in given {
-        let Some(found) = unattributed.iter().find(|u| u.stream == *stream) else {
-            return Err(wrong(format!("no line without labels is of stream {stream}")));
-        };
-        if found.block_lines > 0 {
-            // A definition in the write-ahead log goes with its segment; blocks stay.
-            return Err(wrong(format!(
-                "stream {stream} has blocks: labels can be attached to lines in the write-ahead log only"
-            )));
-        }
-        if let Some(tenant) = tenant.filter(|t| *t != found.tenant) {
-            return Err(wrong(format!("stream {stream} is of tenant {}, not of {tenant}", found.tenant)));
-        }
-        if out.iter().any(|d| d.id == *stream) {
-            return Err(wrong(format!("stream {stream} is given labels twice")));
-        }
-        out.push(SeriesDef {
-            id: *stream,
-            tenant: found.tenant.clone(),
-            labels: labels.pairs().iter().map(|(n, v)| (n.to_string(), v.to_string())).collect(),
-            fingerprint: labels.hash(),
-            next_seq: found.end_seq,
-            settled_seq: 0,
-        });
+    let blocks = |g: &&Attach| unattributed.iter().any(|u| u.stream == g.stream && u.block_lines > 0);
+    if let Some(Attach { stream, .. }) = given.iter().find(blocks) {
+        let what = format!(
+            "stream {stream} has blocks, which would be without labels again when the write-ahead log gives up the segment with the definition"
+        );
+        return Err(refused(
+            what,
+            2,
+            "wal-inspect salvage SOURCE TARGET with the same --attach-labels: in a new directory they last",
+        ));
     }
-    Ok(out)
+    define(given, tenant, unattributed, asked)
 }
 
 /// What segments are, in a word, by extension and number.

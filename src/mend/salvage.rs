@@ -4,7 +4,7 @@
 //! id, its lines, their order and its duplicates as before. A Gap says of the seqs that are nowhere that they are not missed. The new
 //! directory gets its identity last: until then no server starts on it.
 
-use super::{options, refused, usual_segment_size};
+use super::{define, options, refused, usual_segment_size};
 use crate::fs::{Fs, RealFs};
 use crate::ingester::{Dirs, Identity};
 use crate::inspect::blocks::{KnownBlock, read_block};
@@ -19,7 +19,7 @@ use crate::wal::format::{FLAG_CARRIED, Kind};
 use crate::wal::ranges::Ranges;
 use crate::wal::{
     Applied, BlockAppend, BlockLog, BlockPlace, BlockSink, BodyView, Codec, Decision, EntriesBuilder, Gap, Hold,
-    RecordScan, Sink, StreamLog, Tables, Unavailable, Wal, decompress_body, recover,
+    RecordScan, Sink, StreamLog, Tables, Unattributed, Unavailable, Wal, decompress_body, recover,
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashSet};
@@ -45,6 +45,11 @@ pub fn run(args: &SalvageArgs, asked: &Asked, mut progress: Progress) -> Result<
     let source = Asked { dir: from.clone(), ..asked.clone() };
     check_target(from, to)?;
     let mut judged = log::judge(&source, &mut progress)?;
+    if !args.attach_labels.is_empty() {
+        let nameless = unattributed(&judged, &mut progress)?;
+        let attached = define(&args.attach_labels, args.tenant.as_deref(), &nameless, &source)?;
+        judged.plan.definitions.extend(attached.into_iter().map(|d| (d.id, d)));
+    }
     let findings = verify::check(&judged, &mut progress)?;
     let mut salvage = Salvage::new(&judged, to)?;
     let copied = salvage.copy(&mut judged, &mut progress);
@@ -85,6 +90,30 @@ pub fn run(args: &SalvageArgs, asked: &Asked, mut progress: Progress) -> Result<
     ];
     let found = (!complete).then(|| Finding { what: "not everything could be read", next: next("verify", &source) });
     Ok(Report { sections, found })
+}
+
+/// The streams that no definition names, and their tenants where a record tells.
+fn unattributed(judged: &Judged, progress: &mut Progress) -> Result<Vec<Unattributed>, InspectError> {
+    let is_unknown = |id: u64| !judged.plan.definitions.contains_key(&id);
+    let mut found: BTreeMap<u64, Unattributed> = BTreeMap::new();
+    for block in judged.blocks.counting().filter(|b| is_unknown(b.stream)) {
+        found.entry(block.stream).or_default().block_lines += block.lines;
+    }
+    judged.walk(
+        |_| true,
+        progress,
+        |step| {
+            let Step::Segment(view) = step else { return Err(judged.changing()) };
+            let entries = view.records().filter(|(_, r, _)| r.head.known_kind() == Some(Kind::Entries));
+            for tables in entries.filter_map(|(_, r, _)| Tables::decode(r.head.tables(view.file, r.offset)).ok()) {
+                for row in tables.rows.iter().filter(|row| is_unknown(row.stream)) {
+                    found.entry(row.stream).or_default().tenant = tables.tenant.to_string();
+                }
+            }
+            Ok(true)
+        },
+    )?;
+    Ok(found.into_iter().map(|(stream, u)| Unattributed { stream, ..u }).collect())
 }
 
 /// The target must be a new directory, or one without anything in it, and not in the source.

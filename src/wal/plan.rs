@@ -22,6 +22,9 @@ use std::sync::Arc;
 /// After damage, stream ids go on this far ahead: ids of lost records are never given again.
 const ID_SKIP: u64 = 1 << 20;
 
+/// As many LSNs may be missing in the tail: more than a write that was cut ever held. Each takes a Gap.
+const MAX_UNRESOLVED: u64 = 1 << 20;
+
 /// What the plan needs to know of one segment; small, so that a long log fits memory.
 #[derive(Clone, Debug)]
 pub struct Summary {
@@ -472,7 +475,7 @@ pub struct Plan {
     /// LSNs above the durable one with no sound record, below the end of what was found. A write that was cut before its ack, or damage
     /// to the very last group within 50 ms of its ack: the log cannot tell.
     pub unresolved: Vec<Range<u64>>,
-    /// LSN and rows of unresolved records whose table survives.
+    /// LSN and rows of unresolved records whose table survives, by LSN.
     pub unresolved_rows: Vec<(u64, TableRow)>,
     /// The LSN of the next record.
     pub next_lsn: u64,
@@ -760,6 +763,9 @@ fn find_tail(live: &[Live<'_>], out: &mut Plan) {
         }
         broken.extend(l.summary.broken.iter().filter(|(lsn, _)| above(*lsn)).map(|(lsn, rows)| (*lsn, &rows[..])));
     }
+    let beyond = tail.keys().zip(0u64..).find(|(lsn, n)| **lsn - durable - n > MAX_UNRESOLVED).map(|(lsn, _)| *lsn);
+    let beyond = beyond.map(|lsn| tail.split_off(&lsn)).unwrap_or_default();
+    broken.extend(beyond.into_iter().map(|(lsn, (_, rows))| (lsn, rows)));
     let told_end = live.iter().flat_map(|l| l.groups().map(move |g| g.end_lsn.min(l.lsn_end))).max().unwrap_or(durable);
     let kept_end = tail.last_key_value().map_or(durable, |(lsn, _)| lsn.saturating_add(1));
     let seen_end = kept_end.max(told_end).max(broken.last_key_value().map_or(0, |(lsn, _)| lsn.saturating_add(1)));

@@ -23,7 +23,8 @@ pub const QUARANTINE_BUDGET: u64 = 1 << 30;
 const ACKNOWLEDGED: &str = ".acknowledged.json";
 /// Largest report that is read back.
 const MAX_REPORT: u64 = 16 << 20;
-/// How a place ends that a running server has found.
+/// How a place ends that a running server has found, by a read of a block or by its scrubber.
+const BY_A_SCRUB: &str = ", found by a scrub";
 const BY_A_READ: &str = ", found by a read";
 /// What a report says of blocks that a running server has found damaged.
 const FOUND_BY_A_READ: &str = "queries answer without the lines of these blocks, and say so; the next start makes them again from the \
@@ -194,6 +195,15 @@ impl Quarantine {
             .collect()
     }
 
+    /// Did a scrub find all of these places before?
+    pub fn has_scrubbed(&self, found: &[DamageReport]) -> bool {
+        let known = self.known();
+        let was_found = |r: &DamageReport, p: &String| {
+            known.contains(&(r.log.as_str(), r.segment, r.salt, &*format!("{p}{BY_A_SCRUB}")))
+        };
+        found.iter().all(|r| r.places.iter().all(|p| was_found(r, p)))
+    }
+
     /// The places of these reports that no report in the quarantine names.
     pub fn news(&self, found: Vec<DamageReport>) -> Vec<DamageReport> {
         let known = self.known();
@@ -217,7 +227,7 @@ impl Quarantine {
 pub fn keep_report(fs: &dyn Fs, dir: &Path, report: DamageReport, segment: &Path) -> io::Result<Vec<String>> {
     let kept = Quarantine::read(fs, dir)?;
     // Under another name than a start gives it: that still has to judge and to count it.
-    let scrubbed = |place: &String| format!("{place}, found by a scrub");
+    let scrubbed = |place: &String| format!("{place}{BY_A_SCRUB}");
     let known = kept.known();
     let is_new = |p: &&String| {
         [(*p).clone(), scrubbed(p)].iter().all(|p| !known.contains(&(&*report.log, report.segment, report.salt, &**p)))

@@ -505,7 +505,9 @@ fn effects(r: &RecordRef, file: &[u8]) -> Result<(Vec<TableRow>, Vec<Hold>), Bod
 }
 
 fn lost(lsn: u64, plan: &Plan) -> TailRecord {
-    let rows = plan.unresolved_rows.iter().filter(|(of, _)| *of == lsn);
+    let rows =
+        plan.unresolved_rows.get(plan.unresolved_rows.partition_point(|(of, _)| *of < lsn)..).unwrap_or_default();
+    let rows = rows.iter().take_while(|(of, _)| *of == lsn);
     let seqs = rows.map(|(_, r)| (r.stream, r.first_seq, r.first_seq.saturating_add(u64::from(r.count)))).collect();
     let (bytes, head): (Vec<u8>, RecordHead) =
         encode_control(Kind::Gap, &Gap { lsns: vec![(lsn, lsn + 1)], seqs, lines: 0 });

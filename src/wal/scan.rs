@@ -282,8 +282,7 @@ impl<'a> Scan<'a> {
         let mut group =
             GroupScan { offset, end: header.next_group(offset), header: Some(header), crc, ..Default::default() };
         self.records(offset + GROUP_HEADER_LEN as u64, end, &mut group);
-        let padding = self.slice(end..group.end);
-        group.dirty_padding += padding.iter().filter(|b| **b != 0).count() as u64;
+        group.dirty_padding += self.dirty(end..group.end);
         group
     }
 
@@ -299,8 +298,7 @@ impl<'a> Scan<'a> {
                     }
                     group.records.push(RecordScan { offset: at, head, body_is_sound });
                     let next = head.next_record(at);
-                    group.dirty_padding +=
-                        self.slice(record_end..next.min(end)).iter().filter(|b| **b != 0).count() as u64;
+                    group.dirty_padding += self.dirty(record_end..next.min(end));
                     at = next;
                 }
                 None => {
@@ -358,6 +356,14 @@ impl<'a> Scan<'a> {
         let from = self.from(bytes.start);
         let len = (bytes.end.saturating_sub(bytes.start) as usize).min(from.len());
         from.get(..len).unwrap_or_default()
+    }
+
+    /// Bytes that should be zero and are not.
+    fn dirty(&self, bytes: Range<u64>) -> u64 {
+        if self.is_zero(bytes.clone()) {
+            return 0;
+        }
+        self.slice(bytes).iter().filter(|b| **b != 0).count() as u64
     }
 
     fn is_zero(&self, bytes: Range<u64>) -> bool {

@@ -102,8 +102,19 @@ pub struct LostBlock {
 impl Survivors {
     /// Nothing is seen yet of the log that this plan is about.
     pub fn new(plan: &Plan) -> Self {
+        Self::around(plan.loss.lsns.clone(), plan)
+    }
+
+    /// As [`Survivors::new`], for the losses that Gaps have settled.
+    pub fn of_settled(plan: &Plan) -> Self {
+        let mut settled = Ranges::default();
+        plan.gaps.iter().flat_map(|g| &g.lsns).for_each(|(first, end)| settled.insert(*first..*end));
+        Self::around(settled.iter().cloned().collect(), plan)
+    }
+
+    fn around(holes: Vec<Range<u64>>, plan: &Plan) -> Self {
         Self {
-            holes: plan.loss.lsns.clone(),
+            holes,
             from_zero: plan.first_lsn == 0,
             logged: AHashMap::new(),
             last: AHashMap::new(),
@@ -122,9 +133,15 @@ impl Survivors {
     /// A definition before the record with this LSN: the stream's next seq was `next_seq`, and all below `settled_seq` were in
     /// blocks or in the object store.
     pub fn defined(&mut self, lsn: u64, stream: u64, next_seq: u64, settled_seq: u64) {
-        self.given(stream, lsn..lsn, next_seq..next_seq);
+        self.given(stream, lsn, lsn, next_seq..next_seq);
         let settled = self.settled.entry(stream).or_default();
         *settled = settled_seq.max(*settled);
+    }
+
+    /// A definition in a group with LSNs from `lsn` to `end`. In one that recovery wrote, the first seq that is left may lie behind a
+    /// Gap of the same group.
+    pub fn defined_in_group(&mut self, lsn: u64, end: u64, stream: u64, next_seq: u64) {
+        self.given(stream, end, lsn, next_seq..next_seq);
     }
 
     /// A sound Entries record has this row.
@@ -137,20 +154,26 @@ impl Survivors {
             self.carried.entry(row.stream).or_default().insert(first..seqs.end);
         } else {
             // Carried seqs are older than their LSN.
-            self.given(row.stream, lsn..lsn.saturating_add(1), seqs);
+            self.given(row.stream, lsn, lsn.saturating_add(1), seqs);
         }
     }
 
-    fn given(&mut self, stream: u64, lsns: Range<u64>, seqs: Range<u64>) {
+    /// The seqs that the lost records had, where the records before and behind them tell: stream and range.
+    pub fn gone(&self) -> impl Iterator<Item = (u64, &Range<u64>)> {
+        self.gone.iter().flat_map(|(stream, seqs)| seqs.iter().map(|r| (*stream, r)))
+    }
+
+    /// Something before the LSN `before`, and seen up to `end`, has these seqs.
+    fn given(&mut self, stream: u64, before: u64, end: u64, seqs: Range<u64>) {
         let known = self.last.get(&stream).copied().or(self.from_zero.then_some((0, 0)));
         if let Some((from, next)) = known
             && seqs.start > next
-            && self.has_hole(from, lsns.start)
+            && self.has_hole(from, before)
         {
             self.gone.entry(stream).or_default().insert(next..seqs.start);
         }
         let (from, next) = self.last.entry(stream).or_default();
-        (*from, *next) = (lsns.end.max(*from), seqs.end.max(*next));
+        (*from, *next) = (end.max(*from), seqs.end.max(*next));
     }
 
     /// Everything of one segment that counts.

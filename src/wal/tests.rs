@@ -158,3 +158,37 @@ fn records_above_the_durable_lsn_are_written_again_once() {
         recovered.open(Collect(Arc::default(), tx), NoBlocks).unwrap().0.stop();
     }
 }
+
+/// Writes a group with one push behind all others of the first segment, with checksums that hold.
+fn forge(dir: &Path, first_lsn: u64) {
+    let path = dir.join(segment_name(1));
+    let mut file = std::fs::read(&path).unwrap();
+    let scan = scan_segment(&file).unwrap();
+    let end = scan.groups.last().unwrap().end as usize;
+    let mut group = group::GroupBuilder::new(Vec::new(), scan.header, end as u64, first_lsn);
+    group.entries(&append(&[stream(1)], "forged", 1, 0).record);
+    let bytes = group.finish(0, 0).bytes;
+    file[end..end + bytes.len()].copy_from_slice(&bytes);
+    std::fs::write(path, file).unwrap();
+}
+
+#[test]
+fn a_record_with_an_lsn_that_nobody_gave_is_no_tail() {
+    for (beyond, kept) in [(1 << 20, 1), ((1 << 20) + 1, 0), (1 << 60, 0)] {
+        let tmp = tempfile::tempdir().unwrap();
+        let (tx, rx) = mpsc::channel();
+        let wal = recover(options(tmp.path()), &mut |_, _| {}).unwrap().open(Collect(Arc::default(), tx), NoBlocks);
+        let wal = wal.unwrap().0;
+        assert!(wal.append(append(&[stream(1)], "line", 1, 7)).is_ok());
+        assert_eq!(rx.recv().unwrap(), Ok(7));
+        wal.stop();
+        forge(tmp.path(), 1 + beyond);
+        let recovered = recover(options(tmp.path()), &mut |_, _| {}).unwrap();
+        assert_eq!(recovered.plan.tail.len(), kept, "{beyond} LSNs are missing");
+        if kept == 0 {
+            recovered.settle(Vec::new()).unwrap();
+            let again = recover(options(tmp.path()), &mut |_, _| {}).unwrap();
+            assert_eq!((again.plan.durable_lsn, replayed(&again).len()), (1, 1));
+        }
+    }
+}

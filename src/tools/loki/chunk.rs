@@ -25,8 +25,8 @@ pub enum ChunkError {
     #[error("a head of format {0}, which is not known")]
     HeadFormat(u8),
     /// The compression of its blocks.
-    #[error("compressed with {0}, which is not supported here (none, gzip, snappy, flate and zstd are)")]
-    Codec(String),
+    #[error("compressed with codec {0}, which is not supported here (none, gzip, lz4, snappy, flate and zstd are)")]
+    Codec(u8),
     /// A checksum.
     #[error("the checksum does not match")]
     Checksum,
@@ -84,7 +84,7 @@ impl<'a> Chunk<'a> {
 
     /// Are its blocks compressed in a way that is not read here?
     pub fn is_unsupported(&self) -> bool {
-        !matches!(self.codec, 0 | 1 | 4 | 8 | 9)
+        !matches!(self.codec, 0 | 1 | 3..=9)
     }
 
     /// Hands the entries of a block on.
@@ -93,7 +93,7 @@ impl<'a> Chunk<'a> {
     /// The block is damaged: the entries before the damage were handed on. Or `each` failed.
     pub fn block<E: From<ChunkError>>(&self, meta: BlockMeta, each: &mut Each<'_, E>) -> Result<(), E> {
         let stored = section(self.bytes, meta.offset, meta.len)?;
-        let payload = decompress(self.codec, stored)?;
+        let payload = decompress(self.codec, stored, MAX_BLOCK)?;
         let mut cursor = Cursor::new(&payload);
         for _ in 0..meta.entries {
             let (timestamp, line) = line(&mut cursor)?;
@@ -199,25 +199,27 @@ fn block_metas(part: &[u8], format: u8) -> Result<Vec<BlockMeta>, ChunkError> {
     Ok(out)
 }
 
-fn decompress(codec: u8, stored: &[u8]) -> Result<Vec<u8>, ChunkError> {
+/// All of the bytes, but never more than `limit`.
+pub(super) fn decompress(codec: u8, stored: &[u8], limit: u64) -> Result<Vec<u8>, ChunkError> {
     let failed = |e: io::Error| ChunkError::Compression(e.to_string());
     let mut out = Vec::new();
-    let bound = MAX_BLOCK + 1;
+    let bound = limit + 1;
     match codec {
         0 => stored.take(bound).read_to_end(&mut out),
         1 => flate2::read::MultiGzDecoder::new(stored).take(bound).read_to_end(&mut out),
+        // Loki's 64k, 256k, 1M and 4M: the frame says which.
+        3 | 5..=7 => lz4_flex::frame::FrameDecoder::new(stored).take(bound).read_to_end(&mut out),
         4 => snap::read::FrameDecoder::new(stored).take(bound).read_to_end(&mut out),
         8 => flate2::read::DeflateDecoder::new(stored).take(bound).read_to_end(&mut out),
         9 => {
             let decoder = zstd::stream::read::Decoder::with_buffer(stored).map_err(failed)?;
             decoder.take(bound).read_to_end(&mut out)
         }
-        3 | 5 | 6 | 7 => return Err(ChunkError::Codec("lz4".to_string())),
-        other => return Err(ChunkError::Codec(format!("codec {other}"))),
+        other => return Err(ChunkError::Codec(other)),
     }
     .map_err(failed)?;
-    if out.len() as u64 > MAX_BLOCK {
-        return Err(ChunkError::Compression(format!("more than {MAX_BLOCK} bytes")));
+    if out.len() as u64 > limit {
+        return Err(ChunkError::Compression(format!("more than {limit} bytes")));
     }
     Ok(out)
 }
