@@ -11,6 +11,7 @@ use super::record::{
 use super::retention::{Contents, Hold};
 use super::scan::{Bytes, Damage, GroupScan, RecordScan, SegmentScan};
 use super::verdict::{Finding, Part, Place, Verdict, verdict};
+use crate::codec::align_up;
 use crate::planted::{Bug, is};
 use ahash::AHashMap;
 use parking_lot::Mutex;
@@ -40,6 +41,8 @@ pub struct Summary {
     /// Records that use an LSN and whose head holds but not the body.
     broken: Vec<(u64, Vec<TableRow>)>,
     groups: Vec<GroupSummary>,
+    /// Sound records where no group header holds: where such bytes end, and the first LSN in them.
+    remains: Vec<(u64, u64)>,
     /// Sound records above the largest durable LSN that the segment itself tells.
     tail: Vec<(RecordRef, Vec<TableRow>)>,
     /// Definitions of streams; a reader of many segments may drop those that it has seen.
@@ -164,6 +167,7 @@ impl Summary {
             lsns: Vec::new(),
             broken: Vec::new(),
             groups: Vec::new(),
+            remains: Vec::new(),
             tail: Vec::new(),
             definitions: Vec::new(),
             gaps: Vec::new(),
@@ -324,6 +328,9 @@ impl<'a> Summing<'a> {
                     range.map_or(lsn..lsn.saturating_add(1), |r| r.start.min(lsn)..r.end.max(lsn.saturating_add(1))),
                 );
             }
+        }
+        if let (Some(range), None) = (&range, group.header) {
+            self.out.remains.push((align_up(group.end, GROUP_ALIGN), range.start));
         }
         if let Some(range) = range {
             self.out.lines.push((range, lines));
@@ -690,6 +697,16 @@ impl Live<'_> {
         }
     }
 
+    /// Where its durable content ends, if it has any. Without a header that holds, records tell: left out here, they would be
+    /// void at the next start.
+    fn ends_at(&self, durable: u64) -> Option<Previous> {
+        let groups = || self.groups().filter(|g| g.end_lsn <= durable);
+        let remains = self.summary.remains.iter().filter(|(end, first)| *end <= self.byte_end && *first < durable);
+        let end_offset = groups().map(|g| g.end).chain(remains.map(|(end, _)| *end)).max()?;
+        let digest = groups().fold(0, |digest, g| chain_digest(digest, g.crc));
+        Some(Previous { segment: self.summary.number, end_offset, end_lsn: durable.min(self.lsn_end), digest })
+    }
+
     fn groups(&self) -> impl Iterator<Item = &GroupSummary> {
         self.summary.groups.iter().filter(|g| g.end <= self.byte_end)
     }
@@ -888,16 +905,7 @@ fn settle_ends(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
         out.skip_ids();
     }
     let durable = out.durable_lsn;
-    out.previous = live.iter().rev().find_map(|l| {
-        let groups = l.groups().filter(|g| g.end_lsn <= durable);
-        let mut previous: Option<Previous> = None;
-        for g in groups {
-            let digest = chain_digest(previous.map_or(0, |p| p.digest), g.crc);
-            let end_lsn = durable.min(l.lsn_end);
-            previous = Some(Previous { segment: l.summary.number, end_offset: g.end, end_lsn, digest });
-        }
-        previous
-    });
+    out.previous = live.iter().rev().find_map(|l| l.ends_at(durable));
 }
 
 /// The parts of `whole` that none of the ranges, sorted by start, covers.

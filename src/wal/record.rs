@@ -380,16 +380,18 @@ pub fn decode_control<T: bincode::Decode<()>>(head: &RecordHead, stored: &[u8]) 
 }
 
 /// A list says how long it is before its elements come, and memory for all of them is taken at once. A number of one byte takes eight,
-/// and nothing takes much more than that for each of its bytes: so what a body may take follows from its length.
+/// and nothing takes much more than that for each of its bytes: so what a body may take follows from its length, in steps of two.
 fn decode_limited<T: bincode::Decode<()>>(raw: &[u8]) -> Result<(T, usize), bincode::error::DecodeError> {
     let config = bincode::config::standard;
-    match raw.len() {
-        0..=0x1000 => bincode::decode_from_slice(raw, config().with_limit::<0x1_0000>()),
-        0x1001..=0x4000 => bincode::decode_from_slice(raw, config().with_limit::<0x4_0000>()),
-        0x4001..=0x1_0000 => bincode::decode_from_slice(raw, config().with_limit::<0x10_0000>()),
-        0x1_0001..=0x10_0000 => bincode::decode_from_slice(raw, config().with_limit::<0x100_0000>()),
-        _ => bincode::decode_from_slice(raw, config().with_limit::<{ 16 * MAX_RECORD_LEN as usize }>()),
+    macro_rules! in_steps {
+        ($($bits:literal)*) => {
+            match raw.len() {
+                $(len if len <= 1 << $bits => bincode::decode_from_slice(raw, config().with_limit::<{ 12 << $bits }>()),)*
+                _ => bincode::decode_from_slice(raw, config().with_limit::<{ 12 * MAX_RECORD_LEN as usize }>()),
+            }
+        };
     }
+    in_steps!(12 13 14 15 16 17 18 19 20 21 22 23 24)
 }
 
 fn only_value<T>(

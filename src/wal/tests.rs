@@ -159,6 +159,34 @@ fn records_above_the_durable_lsn_are_written_again_once() {
     }
 }
 
+/// All that is in the newest segment is to be written again, and no group before it has its header.
+#[test]
+fn durable_records_without_their_header_stay_at_every_start() {
+    let (tmp, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let streams = vec![stream(1)];
+    let (tx, rx) = mpsc::channel();
+    let sink = CopyThen(tmp.path().into(), copy.path().into(), tx);
+    let wal = recover(options(tmp.path()), &mut |_, _| {}).unwrap().open(sink, NoBlocks).unwrap().0;
+    let line = "x".repeat(400_000);
+    for i in 0..3 {
+        assert!(wal.append(append(&streams, &line, 1, i)).is_ok());
+        rx.recv().unwrap();
+    }
+    wal.stop();
+    let path = copy.path().join(segment_name(1));
+    let mut file = std::fs::read(&path).unwrap();
+    let groups = scan_segment(&file).unwrap().groups;
+    assert_eq!(groups.last().unwrap().records.last().unwrap().head.lsn, 1);
+    groups.iter().for_each(|group| file[group.offset as usize] ^= 1);
+    std::fs::write(path, file).unwrap();
+    for start in 0..3 {
+        let recovered = recover(options(copy.path()), &mut |_, _| {}).unwrap();
+        assert_eq!(replayed(&recovered).iter().map(|(lsn, _)| *lsn).collect::<Vec<_>>(), [0, 1, 2], "start {start}");
+        let (tx, _rx) = mpsc::channel();
+        recovered.open(Collect(Arc::default(), tx), NoBlocks).unwrap().0.stop();
+    }
+}
+
 /// Writes a group with one push behind all others of the first segment, with checksums that hold.
 fn forge(dir: &Path, first_lsn: u64) {
     let path = dir.join(segment_name(1));

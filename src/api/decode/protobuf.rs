@@ -98,10 +98,10 @@ impl Timestamp {
     }
 
     fn nanoseconds(self) -> Result<i64, PushError> {
-        let nanos = i64::from(self.nanos);
-        let total = self.seconds.checked_mul(NANOS_PER_SECOND).and_then(|s| s.checked_add(nanos));
-        match total {
-            Some(total) if (0..NANOS_PER_SECOND).contains(&nanos) => Ok(total),
+        // Of the first second that nanoseconds can tell, the end alone fits: it is put together in more bits.
+        let total = i128::from(self.seconds) * i128::from(NANOS_PER_SECOND) + i128::from(self.nanos);
+        match i64::try_from(total) {
+            Ok(total) if (0..NANOS_PER_SECOND).contains(&i64::from(self.nanos)) => Ok(total),
             _ => Err(PushError::bad_request(format!(
                 "timestamp: seconds:{} nanos:{}: nanos not in [0, 1000000000) or out of the range of int64 nanoseconds",
                 self.seconds, self.nanos
