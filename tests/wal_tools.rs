@@ -605,8 +605,12 @@ mod follow {
         // A document is ended properly.
         let mut child = command(&data, &["dump", "--follow", "-o", "json"]).spawn().unwrap();
         let mut out = child.stdout.take().unwrap();
-        let mut text = vec![0; 10];
-        out.read_exact(&mut text).unwrap();
+        let mut text = Vec::new();
+        while !String::from_utf8_lossy(&text).contains("\"one\"") {
+            let mut byte = [0];
+            out.read_exact(&mut byte).unwrap();
+            text.extend(byte);
+        }
         interrupt(&child);
         out.read_to_end(&mut text).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(0));

@@ -1,5 +1,6 @@
 //! Work of a start that is spread over the processors.
 
+use super::writer::spawn_critical;
 use parking_lot::Mutex;
 use std::sync::mpsc::channel;
 
@@ -59,8 +60,7 @@ pub(super) fn spread<T: Send, S, R: Send>(
 
 /// Drops what is made of hundreds of thousands of pieces, while the caller goes on.
 pub(super) fn drop_aside<T: Send + 'static>(value: T) {
-    // Without a thread it is dropped here.
-    let _ = std::thread::Builder::new().name("drop".into()).spawn(move || drop(value));
+    drop(spawn_critical("drop", move || drop(value)));
 }
 
 #[cfg(test)]
