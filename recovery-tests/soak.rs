@@ -19,7 +19,7 @@
 //! - an answer that fits no fault, a stop that does not end with 0, an end that nobody asked for, damage told by a start, a panic;
 //! - pushes that are not taken again in time after a fault, or a start that takes too long (on a machine that has other work to do,
 //!   `--busy 4` makes these limits four times as long, and the report says so);
-//! - resident memory above the budget and what bodies take, its growth (judged in runs of two hours and more);
+//! - resident memory above the budget and what bodies take, its growth: by 1 % an hour in runs of two hours and more, by a quarter in shorter ones;
 //! - file descriptors that are not given back after a fault;
 //! - more bytes to disk (`write_bytes` of /proc/PID/io, summed over all processes) than a multiple of the acknowledged lines;
 //! - a line of level error in the server's own log.
