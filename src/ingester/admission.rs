@@ -228,11 +228,13 @@ impl Ingester<Live> {
             taken.push(a.taken);
         }
         let append = Append { record, streams: logs, payload: Payload { instance, streams, taken, ack, room } };
+        #[cfg(feature = "planted-bugs")]
+        if is(Bug::AckBeforeWrite) {
+            super::planted::write_later(self.log.wal.clone(), append);
+            return Ok(());
+        }
         if let Err((why, append)) = self.log.wal.append(append) {
             append.payload.fail(&why);
-        }
-        if is(Bug::AckBeforeWrite) {
-            return Ok(());
         }
         answer.await.unwrap_or_else(|_| Err(refusal(&Unavailable::Stopped)))
     }

@@ -1,8 +1,8 @@
 //! Bugs on purpose: the crash tests must find them.
 
-use super::{State, Stream};
+use super::{Payload, State, Stream};
 use crate::planted::{Bug, is};
-use crate::wal::{BodyView, EntriesRecord};
+use crate::wal::{Append, BodyView, EntriesRecord, Wal};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,4 +28,14 @@ pub(super) fn memory_before_log(state: &State, record: &mut EntriesRecord, strea
 pub(super) fn was_sent_before(body: &[u8]) -> bool {
     static SENT: Mutex<BTreeSet<Vec<u8>>> = Mutex::new(BTreeSet::new());
     is(Bug::DuplicateAckedEarly) && !SENT.lock().insert(body.to_vec())
+}
+
+/// What is answered before it is written: the log gets it from a task of its own, always after the answer.
+pub(super) fn write_later(wal: Arc<Wal<Payload>>, append: Append<Payload>) {
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        if let Err((why, append)) = wal.append(append) {
+            append.payload.fail(&why);
+        }
+    });
 }
