@@ -195,6 +195,22 @@ fn what_keeps_a_start_from_succeeding_is_an_error_that_says_what_to_do() {
         assert_eq!(finding(&page, check)["level"], "warning", "{page:#}");
     }
 
+    let place = Place::new(SMALL_BUDGETS);
+    let file = |name: &str| format!("{}/testdata/tls/{name}", env!("CARGO_MANIFEST_DIR"));
+    let certificate = format!("-server.http-tls-cert-path={}", file("server.crt"));
+    for (key, code) in [("server.key", 0), ("client.key", 1), ("absent.key", 1)] {
+        let key = format!("-server.http-tls-key-path={}", file(key));
+        let output = place.run(&["-check.format=json", &certificate, &key]);
+        let page: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{key}: {page:#}");
+        let told = page["checks"].as_array().unwrap().iter().find(|c| c["check"] == "TLS");
+        assert_eq!(told.is_some(), code == 1, "{page:#}");
+        if let Some(told) = told {
+            let text = told["text"].as_str().unwrap();
+            assert!(text.contains("server.http_tls_config: ") && told["next"].is_string(), "{page:#}");
+        }
+    }
+
     // Wrong usage is told apart from what was found.
     for args in [&["-check.format=xml"][..], &["-no-such-flag"], &["-check.strict=maybe"]] {
         assert_eq!(place.run(args).status.code(), Some(2), "{args:?}");

@@ -15,6 +15,7 @@ mod metrics;
 mod pages;
 mod raw_targets;
 mod tenancy;
+mod told_refusals;
 
 #[cfg(test)]
 mod fakes;

@@ -3,6 +3,7 @@
 use super::ApiMetrics;
 use super::connection::{ActiveBody, Activity, TimedStream, Timeouts};
 use super::raw_targets::RawTargets;
+use super::told_refusals::ToldRefusals;
 use crate::model::RateLimited;
 use axum::Router;
 use axum::http::{Request, Response, Version};
@@ -24,9 +25,9 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 /// Most headers of a request; with more it is answered 431.
-const MAX_HEADERS: usize = 100;
+pub(super) const MAX_HEADERS: usize = 100;
 /// Largest head of a request in bytes; above it is answered 431. Also the size of the read buffer.
-const MAX_HEAD: usize = 64 << 10;
+pub(super) const MAX_HEAD: usize = 64 << 10;
 /// Requests of one HTTP/2 connection at a time.
 const MAX_STREAMS: u32 = 256;
 /// What an HTTP/2 peer may send before anybody reads it, in bytes: of one request, and of all of a connection.
@@ -255,7 +256,7 @@ impl Server {
         let activity = Arc::new(Activity::default());
         // The limits of time see every byte, also of a line that is held back.
         let stream = TimedStream::new(stream, self.config.timeouts(), Arc::clone(&activity));
-        let stream = TokioIo::new(RawTargets::new(stream));
+        let stream = TokioIo::new(ToldRefusals::new(RawTargets::new(stream)));
         let service = hyper::service::service_fn(|request: Request<Incoming>| {
             let active = activity.begin(request.version() == Version::HTTP_2);
             let answer = self.router.clone().oneshot(request);

@@ -29,9 +29,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 use uuid::Uuid;
 
-/// Records are decompressed and applied in batches of about this many stored bytes: what was decompressed is still cached
-/// when it is applied.
-const BATCH: usize = 2 << 20;
+/// Records are decompressed and applied in batches of about this many stored bytes: what was decompressed is mostly still cached
+/// when it is applied, and the threads seldom wait for each other.
+const BATCH: usize = 8 << 20;
 /// Blocks that are touched at a time: less than what a processor's own cache holds.
 const TOUCHED: usize = 256;
 /// Fewer blocks are not worth a thread.
@@ -168,10 +168,12 @@ impl Ingester<NilRecord> {
             progress.done.fetch_add(share as u64, Ordering::Relaxed);
             state.metrics.replay_bytes.add(share as i64);
         };
-        let restored: Vec<Arc<Stream>> = replay.streams.values().filter(|s| s.is_visible()).cloned().collect();
+        let restored: Vec<Arc<Stream>> =
+            replay.streams.values().map(|k| &k.stream).filter(|s| s.is_visible()).cloned().collect();
         std::thread::scope(|scope| {
             let show = scope.spawn(|| state.show_all(&restored));
-            let applied = replay.apply_all(&recovered, &done);
+            // Within the pool: its threads stay awake from one step to the next.
+            let applied = rayon::scope(|_| replay.apply_all(&recovered, &done));
             // A panic while replaying must not pass as a shorter log.
             show.join().unwrap_or_else(|_| std::process::abort());
             applied
@@ -292,11 +294,29 @@ pub fn forecast(config: &IngesterConfig) -> Result<Option<Forecast>, StartError>
 struct Replay<'a> {
     state: &'a Arc<State>,
     plan: &'a Plan,
-    streams: AHashMap<u64, Arc<Stream>>,
+    streams: AHashMap<u64, Known>,
     /// Those of them of which nothing was known but a definition.
     made: Vec<u64>,
     spare: Vec<Slot>,
     report: RecoveryReport,
+}
+
+/// A stream, with what most records are asked for beside it: the streams lie far from each other.
+struct Known {
+    stream: Arc<Stream>,
+    /// Smaller seqs are in blocks, or flushed.
+    settled: u64,
+}
+
+impl Known {
+    fn new(stream: Arc<Stream>) -> Self {
+        Self { settled: stream.next_seq(), stream }
+    }
+
+    /// Are there seqs below this one that are neither in a block nor applied?
+    fn needs(&self, end_seq: u64) -> bool {
+        self.settled < end_seq && self.stream.next_seq() < end_seq
+    }
 }
 
 /// Buffers for a run of records; their memory is used again.
@@ -617,7 +637,7 @@ impl Replay<'_> {
             self.report.block_lines += shard.lines;
             self.report.unattributed_lines += shard.unnamed_lines;
             for stream in shard.streams {
-                self.streams.insert(stream.id(), stream);
+                self.streams.insert(stream.id(), Known::new(stream));
             }
         }
     }
@@ -631,25 +651,28 @@ impl Replay<'_> {
         let of_one = ends.chunk_by(|a, b| a.0 == b.0).filter_map(|of_one| of_one.last());
         let ends: Vec<(u64, u64)> = of_one.copied().collect();
         let make = |(id, end): (u64, u64)| {
-            let known = self.streams.get(&id);
-            known.inspect(|stream| stream.expect(end));
-            let definition = if known.is_none() { self.plan.definitions.get(&id) } else { None };
-            let made = stream_of(self.state, definition?)?;
+            if let Some(known) = self.streams.get(&id) {
+                if known.settled < end {
+                    known.stream.expect(end);
+                }
+                return None;
+            }
+            let made = stream_of(self.state, self.plan.definitions.get(&id)?)?;
             made.expect(end);
-            Some((id, made))
+            Some((id, Known { stream: made, settled: 0 }))
         };
-        let made: Vec<(u64, Arc<Stream>)> = ends.into_par_iter().filter_map(make).collect();
+        let made: Vec<(u64, Known)> = ends.into_par_iter().filter_map(make).collect();
         self.made = made.iter().map(|(id, _)| *id).collect();
         self.streams.extend(made);
     }
 
     /// Is there an entry in a segment that is not in a block or applied? If not, it is not even read.
     fn needs(&self, contents: &Contents) -> bool {
-        contents.streams.iter().any(|(id, end)| self.streams.get(id).is_none_or(|s| s.next_seq() < *end))
+        contents.streams.iter().any(|(id, end)| self.streams.get(id).is_none_or(|k| k.needs(*end)))
     }
 
     /// Applies what is needed of the log. `done` gets the bytes of each segment.
-    fn apply_all(&mut self, recovered: &Recovered, done: &dyn Fn(u64)) -> Result<(), RecoverError> {
+    fn apply_all(&mut self, recovered: &Recovered, done: &(dyn Fn(u64) + Sync)) -> Result<(), RecoverError> {
         self.make_streams();
         // Entries that were carried to a newer segment come first: those behind them have smaller LSNs.
         recovered.carried().try_for_each(|segment| self.segment(&segment?))?;
@@ -736,8 +759,8 @@ impl Replay<'_> {
         for row in all {
             let len = row.part_len as usize;
             match self.streams.get(&row.stream) {
-                Some(stream) if stream.next_seq() >= row.end_seq() && !is(Bug::AppliedTwice) => {}
-                Some(stream) => rows.push((row, stream, start)),
+                Some(known) if !known.needs(row.end_seq()) && !is(Bug::AppliedTwice) => {}
+                Some(known) => rows.push((row, &known.stream, start)),
                 None => unattributed += u64::from(row.count),
             }
             start += len;
@@ -749,7 +772,7 @@ impl Replay<'_> {
     /// stream's end may have been used by lost records, and its labels go on under a new id.
     fn finish(&mut self, admits: impl Fn(u64) -> bool + Sync) {
         // Their records were damaged, or lie behind the log's end.
-        let empty = self.made.iter().filter(|id| self.streams.get(id).is_some_and(|s| s.next_seq() == 0));
+        let empty = self.made.iter().filter(|id| self.streams.get(id).is_some_and(|k| k.stream.next_seq() == 0));
         let empty: Vec<u64> = empty.copied().collect();
         empty.iter().for_each(|id| drop(self.streams.remove(id)));
         self.report.streams = self.streams.len() as u64;
@@ -758,14 +781,14 @@ impl Replay<'_> {
             let known = lost.entry(*id).or_default();
             *known = (*end).max(*known);
         }
-        let streams: Vec<(&u64, &Arc<Stream>)> = self.streams.iter().collect();
-        streams.into_par_iter().for_each(|(id, stream)| {
+        let streams: Vec<(&u64, &Known)> = self.streams.iter().collect();
+        streams.into_par_iter().for_each(|(id, Known { stream, .. })| {
             let defined = self.plan.definitions.get(id).map_or(0, |d| d.next_seq);
             stream.replayed(defined.max(lost.get(id).copied().unwrap_or(0)));
             stream.log.resume_at(stream.next_seq());
         });
         let mut by_tenant: BTreeMap<&Tenant, Vec<&Arc<Stream>>> = BTreeMap::new();
-        for (id, stream) in &self.streams {
+        for (id, Known { stream, .. }) in &self.streams {
             let of_tenant = by_tenant.entry(&stream.log.tenant).or_default();
             of_tenant.extend(admits(*id).then_some(stream));
         }
@@ -798,7 +821,10 @@ fn apply_shard(state: &State, runs: &[Run<'_>], shard: usize, threads: usize) ->
         runs.iter().flat_map(|run| run.parts.iter().filter_map(|part| Some((part, run.slot.bodies.get(part.body)?))));
     for (part, body) in parts {
         let Some(Ok(view)) = body.sound.then(|| BodyView::new(&body.raw)) else { continue };
-        for (row, stream, start) in part.rows.iter().filter(|(row, _, _)| shard_of(row.stream, threads) == shard) {
+        let ours = || part.rows.iter().filter(|(row, _, _)| shard_of(row.stream, threads) == shard);
+        // As with blocks: the streams lie far from each other, and the processor fetches all of them at once.
+        std::hint::black_box(ours().fold(false, |any, (_, stream, _)| any ^ stream.touch()));
+        for (row, stream, start) in ours() {
             if let Ok(outcome) = state.apply(stream, row, &view, start.saturating_sub(body.shift)) {
                 totals.lines += outcome.lines;
                 totals.bytes += outcome.bytes;

@@ -197,6 +197,11 @@ impl Stream {
         self.shelf.get_or_init(|| Shelf::new(store.clone(), metadata, &self.share))
     }
 
+    /// Reads a little of it, so that the processor has it when it is wanted.
+    pub(super) fn touch(&self) -> bool {
+        self.content.is_locked() ^ self.is_visible()
+    }
+
     pub(super) fn admit(&self) {
         self.admitted.fetch_add(1, Ordering::AcqRel);
     }

@@ -129,15 +129,22 @@ async fn a_head_that_drips_ends_with_the_header_timeout() {
 }
 
 #[tokio::test]
-async fn endless_or_many_headers_are_431() {
+async fn what_is_no_request_is_refused_with_a_sentence() {
     let server = start(None, |_| ()).await;
-    for head in [
-        format!("GET /ready HTTP/1.1\r\nx: {}", "y".repeat(100 << 10)),
-        format!("GET /ready HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(101)),
+    let limits = "more than 100 headers or 65536 bytes";
+    for (head, status, reason) in [
+        (format!("GET /ready HTTP/1.1\r\nx: {}", "y".repeat(100 << 10)), "431", limits),
+        (format!("GET /ready HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(101)), "431", limits),
+        (format!("GET /{} HTTP/1.1\r\n\r\n", "y".repeat(65_535)), "414", "longer than 65534 bytes"),
+        ("GET /ready HTTP/1.1\r\nno header\r\n\r\n".into(), "400", "does not follow the syntax"),
+        ("PUT /\u{e9} HTTP/1.1\r\n\r\n".into(), "400", "does not follow the syntax"),
     ] {
         let mut stream = server.connect().await;
         stream.write_all(head.as_bytes()).await.unwrap();
-        assert!(rest(&mut stream).await.starts_with("HTTP/1.1 431"));
+        let answer = rest(&mut stream).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("\r\ncontent-length: {}", body.len())) && body.contains(reason), "{answer}");
     }
 }
 
