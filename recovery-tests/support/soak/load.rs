@@ -128,11 +128,15 @@ impl Field {
             while self.send(&mut sender, &push) != Some(204) && again && !self.stop.load(Ordering::Relaxed) {
                 std::thread::sleep(PAUSE);
             }
-            // No burst after a fault: who was kept waiting goes on from now.
-            next = (next + PACE).max(Instant::now() - PACE);
-            if !self.hurry.load(Ordering::Relaxed) {
-                std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            let now = Instant::now();
+            if self.hurry.load(Ordering::Relaxed) {
+                // What was pushed in a hurry is not rested for later.
+                next = now;
+                continue;
             }
+            // No burst after a fault: who was kept waiting goes on from now.
+            next = (next + PACE).max(now - PACE);
+            std::thread::sleep(next.saturating_duration_since(now));
         }
     }
 }
