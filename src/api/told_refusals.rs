@@ -41,7 +41,6 @@ fn told(head: &[u8]) -> Option<BytesMut> {
              in a URL have to be percent-encoded\n"
                 .to_string()
         }
-        b"414" => "the URL is longer than 65534 bytes: send the parameters as a form in the body of a POST\n".to_string(),
         b"431" => format!(
             "the head of the request has more than {MAX_HEADERS} headers or {MAX_HEAD} bytes: send fewer or shorter headers, and \
              long parameters as a form in the body of a POST\n"
