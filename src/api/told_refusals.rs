@@ -37,8 +37,8 @@ fn told(head: &[u8]) -> Option<BytesMut> {
     }
     let text = match head.get(9..12)? {
         b"400" => {
-            "this is no request of HTTP/1.1: its first line or a header does not follow the syntax; quotes, braces and bytes above 127 \
-             in a URL have to be percent-encoded\n"
+            "this is no request of HTTP/1.1: its first line or a header does not follow the syntax; spaces, quotes, braces and the like \
+             have to be percent-encoded in a URL\n"
                 .to_string()
         }
         b"431" => format!(

@@ -2,7 +2,7 @@
 
 use super::{Payload, State, Stream};
 use crate::planted::{Bug, is};
-use crate::wal::{Append, BodyView, EntriesRecord, Wal};
+use crate::wal::{Append, BodyView, EntriesRecord, Wal, spawn_critical};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,10 +30,10 @@ pub(super) fn was_sent_before(body: &[u8]) -> bool {
     is(Bug::DuplicateAckedEarly) && !SENT.lock().insert(body.to_vec())
 }
 
-/// What is answered before it is written: the log gets it from a task of its own, always after the answer.
+/// What is answered before it is written: the log gets it from a thread of its own, well after the answer.
 pub(super) fn write_later(wal: Arc<Wal<Payload>>, append: Append<Payload>) {
-    tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(2)).await;
+    spawn_critical("late", move || {
+        std::thread::sleep(Duration::from_millis(5));
         if let Err((why, append)) = wal.append(append) {
             append.payload.fail(&why);
         }

@@ -137,7 +137,7 @@ async fn what_is_no_request_is_refused_with_a_sentence() {
         (format!("GET /ready HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(101)), "431", limits),
         (format!("GET /{} HTTP/1.1\r\n\r\n", "y".repeat(65_535)), "431", limits),
         ("GET /ready HTTP/1.1\r\nno header\r\n\r\n".into(), "400", "does not follow the syntax"),
-        ("PUT /\u{e9} HTTP/1.1\r\n\r\n".into(), "400", "does not follow the syntax"),
+        ("GET /a b HTTP/1.1\r\n\r\n".into(), "400", "does not follow the syntax"),
     ] {
         let mut stream = server.connect().await;
         stream.write_all(head.as_bytes()).await.unwrap();
