@@ -366,6 +366,44 @@ fn a_flip_in_a_sealed_block_of_a_running_server_is_found_and_told() {
     assert_eq!(server.terminate(), Some(0));
 }
 
+/// While there is no descriptor left the scrubber waits: that it could not open a segment says nothing about the disk.
+#[test]
+fn a_scrubber_without_descriptors_waits_for_them() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let tmp = tempfile::tempdir().unwrap();
+    let config = "ingester: {chunk_block_size: 16KB, chunk_encoding: none, wal: {segment_size: 1MB}, scrub: {rate: 1GB, interval: 1s}}\n";
+    let server = Server::start(tmp.path(), config, &[]);
+    let mut http = server.http();
+    let lines: Vec<String> = (0..200).map(|n| format!("line {n} {}", "marked ".repeat(40))).collect();
+    for part in lines.chunks(20) {
+        assert_eq!(http.push("s", TIME, part).unwrap(), 204);
+    }
+    let mut scrub = || {
+        let body = String::from_utf8(http.get("/api/v1/status").unwrap().1).unwrap();
+        serde_json::from_str::<serde_json::Value>(&body).unwrap()["scrub"].clone()
+    };
+    let reads = |scrub: &serde_json::Value| scrub["pass_bytes"].as_u64().unwrap() > 0;
+    wait_until("it reads a segment", || reads(&scrub()));
+    let pid = Pid::from_raw(server.pid() as i32).unwrap();
+    let usual = getrlimit(Resource::Nofile);
+    let limit = |current: Option<u64>| prlimit(Some(pid), Resource::Nofile, Rlimit { current, ..usual }).unwrap();
+    limit(Some(3));
+    let log = || std::fs::read_to_string(tmp.path().join("server.log")).unwrap();
+    wait_until("it waits", || log().contains("the scrubber waits"));
+    std::thread::sleep(Duration::from_secs(2));
+    let before = scrub()["passes"].as_u64().unwrap();
+    limit(usual.current);
+    wait_until("it goes on", || scrub()["passes"].as_u64().unwrap() > before + 1);
+    assert_eq!(
+        (scrub()["damaged_places"].as_u64(), log().matches("the scrubber waits").count()),
+        (Some(0), 1),
+        "{}",
+        log()
+    );
+    assert!(!log().contains("cannot be read"), "{}", log());
+    assert_eq!(server.terminate(), Some(0));
+}
+
 /// Reports in quarantine that nobody has acknowledged.
 fn unread(data: &Path) -> Vec<PathBuf> {
     let name = |p: &PathBuf| p.to_string_lossy().into_owned();

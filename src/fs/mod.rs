@@ -329,9 +329,18 @@ pub fn temporary_name(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Are descriptors or memory short, of the process or of the system? Then the error says nothing about the disk, and ends by itself.
+pub fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    is_one_of(error, &[Errno::MFILE, Errno::NFILE, Errno::NOMEM])
+}
+
 /// Is this error the disk being full, a quota, a file size limit or a read-only mount? Such a state ends by itself.
 pub fn is_no_space(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    let codes = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG, Errno::ROFS];
+    is_one_of(error, &[Errno::NOSPC, Errno::DQUOT, Errno::FBIG, Errno::ROFS])
+}
+
+fn is_one_of(error: &io::Error, codes: &[rustix::io::Errno]) -> bool {
     error.raw_os_error().is_some_and(|code| codes.iter().any(|e| e.raw_os_error() == code))
 }

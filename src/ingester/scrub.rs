@@ -9,6 +9,7 @@ use super::sealed::Sealing;
 use super::stream::Unsettled;
 use super::worker::{Signal, Worker};
 use super::{State, Stream};
+use crate::fs::is_shortage;
 use crate::wal::{
     BlockLog, BlockPlace, Damage, DamageReport, LogKind, Scrub, Scrubbed, Sealed, SyncMode, Wal, file_name, keep_report,
 };
@@ -163,13 +164,27 @@ impl Work {
         let state = self.state.upgrade()?;
         let path = self.path(&state, log, number);
         let sealed = Sealed { path: &path, log, number, volume: self.volume, end };
-        let mut scrub = std::mem::take(&mut self.scrub);
-        let read = scrub.run(&*state.config.fs, &sealed, &mut |bytes| self.pace(&state, bytes));
-        self.scrub = scrub;
-        if self.signal.is_stopping() {
-            return None;
+        let mut waits = false;
+        loop {
+            let mut scrub = std::mem::take(&mut self.scrub);
+            let read = scrub.run(&*state.config.fs, &sealed, &mut |bytes| self.pace(&state, bytes));
+            self.scrub = scrub;
+            if self.signal.is_stopping() {
+                return None;
+            }
+            match read {
+                Err(error) if is_shortage(&error) => {
+                    if !std::mem::replace(&mut waits, true) {
+                        let segment = file_name(log, number);
+                        warn!(segment, %error, "the scrubber waits: are there too few descriptors (ulimit -n), or too little memory?");
+                    }
+                    if !self.signal.pause(RETRY) {
+                        return None;
+                    }
+                }
+                read => return Some(read.transpose()),
+            }
         }
-        Some(read.transpose())
     }
 
     /// Keeps the rate, and waits while pushes need the disk; returns whether to go on.
