@@ -90,13 +90,12 @@ fn mutants(values: &[Value]) {
 
 fn fuzz(values: &[Value]) {
     println!(
-        "Figures of libFuzzer, from a campaign of `fuzz/run` over commits 8c57e09 to 071ec99 (`fuzz/figures.json`): two processes at a time, most with \
-         `TIMBERLINE_FUZZ_FAST`, a target several times. It found that lines which no group header was left of were void at the second start, that a \
-         list could take more memory than its bytes explain, and that a legacy push could have a time that a protobuf push could not. Regressions are \
-         inputs that broke a property once, and are run in every `cargo test`.\n\n| target | executions | seconds | inputs with new coverage | peak memory, MB | regressions |\n|---|---|---|---|---|---|"
+        "Figures of libFuzzer, from campaigns of `fuzz/run` (`fuzz/figures.json`). A target may have run several times. Regressions are inputs \
+         that broke a property once, and are run in every `cargo test`.\n\n| target | executions | seconds | inputs with new coverage | peak memory, MB | regressions |\n|---|---|---|---|---|---|"
     );
     let mut by_target: BTreeMap<String, Vec<&Value>> = BTreeMap::new();
-    values.iter().for_each(|v| by_target.entry(field(v, "target")).or_default().push(v));
+    let (notes, runs): (Vec<&Value>, Vec<&Value>) = values.iter().partition(|v| v["note"].is_string());
+    runs.into_iter().for_each(|v| by_target.entry(field(v, "target")).or_default().push(v));
     for (target, runs) in by_target {
         let sum = |name: &str| runs.iter().filter_map(|v| v[name].as_u64()).sum::<u64>();
         let peak = runs.iter().filter_map(|v| v["peak_rss_mb"].as_u64()).max().unwrap_or(0);
@@ -108,6 +107,7 @@ fn fuzz(values: &[Value]) {
             sum("inputs with new coverage")
         );
     }
+    notes.into_iter().for_each(|v| println!("\n{}", field(v, "note")));
 }
 
 fn figures_of(value: &Value) {
