@@ -142,4 +142,29 @@ mod tests {
         assert!(head.ends_with(&format!("\r\ncontent-length: {}\r\ndate: now", body.len())), "{head}");
         assert!(body.contains("percent-encoded"), "{body}");
     }
+
+    /// A client that reads slowly takes an answer in pieces; it gets all of it once, and then what follows.
+    #[tokio::test]
+    async fn a_told_answer_goes_out_in_pieces() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let refusal = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let (mut client, server) = tokio::io::duplex(16);
+        let mut server = ToldRefusals::new(server);
+        let write = async move {
+            server.write_all(refusal).await.unwrap();
+            server.flush().await.unwrap();
+            server.write_all(refusal).await.unwrap();
+            server.write_all(b"next").await.unwrap();
+            server.shutdown().await.unwrap();
+        };
+        let read = async {
+            let mut got = Vec::new();
+            client.read_to_end(&mut got).await.unwrap();
+            got
+        };
+        let ((), got) = tokio::join!(write, read);
+        let answer = told(refusal).unwrap();
+        let expected = [&answer[..], &answer[..], b"next"].concat();
+        assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(&expected));
+    }
 }

@@ -659,7 +659,7 @@ impl Replay<'_> {
             }
             let made = stream_of(self.state, self.plan.definitions.get(&id)?)?;
             made.expect(end);
-            Some((id, Known { stream: made, settled: 0 }))
+            Some((id, Known::new(made)))
         };
         let made: Vec<(u64, Known)> = ends.into_par_iter().filter_map(make).collect();
         self.made = made.iter().map(|(id, _)| *id).collect();

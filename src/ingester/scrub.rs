@@ -11,7 +11,8 @@ use super::worker::{Signal, Worker};
 use super::{State, Stream};
 use crate::fs::is_shortage;
 use crate::wal::{
-    BlockLog, BlockPlace, Damage, DamageReport, LogKind, Scrub, Scrubbed, Sealed, SyncMode, Wal, file_name, keep_report,
+    BlockError, BlockLog, BlockPlace, BlockStore, Damage, DamageReport, LogKind, Scrub, Scrubbed, Sealed, SyncMode,
+    Wal, file_name, keep_report,
 };
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -238,7 +239,7 @@ impl Work {
             .collect();
         // Blocks are told as if a query had met them: the store remembers those that a read finds damaged.
         for place in live.iter().filter(|place| damage.iter().any(|d| overlaps(d, place))) {
-            if !store.is_known_damaged(*place) && store.read(*place).is_err() {
+            if !store.is_known_damaged(*place) && self.is_damaged(&store, *place)? {
                 self.status.lock().damaged_places += 1;
             }
         }
@@ -247,6 +248,18 @@ impl Work {
             self.tell(&state, LogKind::Blocks, number, Scrubbed { salt, damage }, NO_LINES);
         }
         Some(())
+    }
+
+    /// Reads a block, when there are descriptors for it; `None` to stop. One that is gone is not damaged.
+    fn is_damaged(&self, store: &BlockStore, place: BlockPlace) -> Option<bool> {
+        loop {
+            match store.read(place) {
+                Err(BlockError::Io(_, error)) if is_shortage(&error) => self.signal.pause(RETRY).then_some(())?,
+                Err(BlockError::Io(_, error)) => return Some(error.kind() != io::ErrorKind::NotFound),
+                Err(BlockError::Damaged(_)) => return Some(true),
+                Ok(_) => return Some(false),
+            }
+        }
     }
 
     fn wal_segment(&mut self, number: u64, end: u64) -> Option<()> {
