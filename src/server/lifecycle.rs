@@ -554,7 +554,7 @@ pub fn ingester_config(config: &Config) -> Result<IngesterConfig> {
         },
         // What is in heads only is what the log is kept for.
         metadata_budget: usize::try_from(config.memory_budget() / 2).unwrap_or(usize::MAX),
-        heads_budget: usize::try_from((config.memory_budget() / 4).min(wal_max_size / 2)).unwrap_or(usize::MAX),
+        heads_budget: usize::try_from((config.memory_budget() / 4).min(wal_max_size / 4)).unwrap_or(usize::MAX),
         cluster: Cluster { ingesters: members, replication_factor: config.common.replication_factor },
         threads: cores.min(8),
     })
