@@ -856,12 +856,12 @@ fn both_by_the_crate(dir: &Path) -> Printed {
             settled.push((f.stream, f.first_seq..f.end_seq));
         }
     }
-    let mut blocks: BTreeMap<(u64, u64), &FoundBlock> = BTreeMap::new();
-    for found in recovered.blocks().blocks.iter().filter(|b| !flushed.contains(&(b.tables.stream, b.tables.chunk))) {
+    let mut blocks: BTreeMap<(u64, u64), FoundBlock<'_>> = BTreeMap::new();
+    for found in recovered.blocks().iter().filter(|b| !flushed.contains(&(b.tables.stream, b.tables.chunk))) {
         blocks.insert((found.tables.stream, found.tables.first_seq), found);
     }
     for FoundBlock { place, tables } in blocks.into_values() {
-        let Ok(data) = recovered.block_store().read(*place) else { continue };
+        let Ok(data) = recovered.block_store().read(place) else { continue };
         let Some((tenant, labels)) = labels(tables.stream) else { continue };
         let meta = BlockMeta {
             encoding: Encoding::from_code(tables.encoding).unwrap(),
@@ -938,7 +938,7 @@ fn the_golden_log_with_blocks_holds_what_it_should() {
     let recovered = timberline::wal::recover(options_in(dir.path()), &mut |_, _| {}).unwrap();
     let (plan, found) = (&recovered.plan, recovered.blocks());
     assert!(plan.loss.is_empty() && found.damage.is_empty(), "{:?} {:?}", plan.loss, found.damage);
-    let encodings: BTreeSet<u8> = found.blocks.iter().map(|b| b.tables.encoding).collect();
+    let encodings: BTreeSet<u8> = found.iter().map(|b| b.tables.encoding).collect();
     assert_eq!(encodings, BTreeSet::from([1, 4]));
     assert!(plan.blocks.iter().any(|b| b.footer > 0) && plan.blocks.iter().any(|b| b.footer == 0), "{:?}", plan.blocks);
     assert_eq!(plan.carried.len(), 1);
@@ -1026,7 +1026,7 @@ fn stream_log(id: u64, next_seq: u64) -> std::sync::Arc<timberline::wal::StreamL
 fn wait_for_blocks(dir: &Path, count: usize) {
     for _ in 0..500 {
         let recovered = timberline::wal::recover(options_in(dir), &mut |_, _| {}).unwrap();
-        if recovered.blocks().blocks.len() >= count {
+        if recovered.blocks().len() >= count {
             return;
         }
         std::thread::sleep(std::time::Duration::from_millis(20));

@@ -344,7 +344,7 @@ pub fn check_log(data: &Path, torn: Option<&mut u64>) -> Vec<String> {
     );
     // Stream → ranges of seqs, and whether they were pushed so, carried, or sealed.
     let mut ranges: HashMap<u64, Vec<(u64, u64, &str)>> = HashMap::new();
-    for block in &recovered.blocks().blocks {
+    for block in recovered.blocks().iter() {
         let t = &block.tables;
         ranges.entry(t.stream).or_default().push((t.first_seq, t.end_seq, "block"));
     }

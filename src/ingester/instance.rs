@@ -5,6 +5,7 @@ use crate::model::{LabelSet, Matcher, Tenant};
 use crate::wal::StreamLog;
 use ahash::AHashMap;
 use parking_lot::RwLock;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -71,13 +72,14 @@ impl Instance {
     }
 
     /// Takes in streams that the log defines: new entries of their labels go to them, to the newest of equal ones.
-    pub fn recovered(&self, recovered: Vec<&Arc<Stream>>) {
+    pub fn recovered(&self, recovered: Vec<(Box<str>, Arc<Stream>)>) {
         let mut streams = self.streams.write();
         streams.reserve(recovered.len());
-        for stream in recovered {
-            let newer = streams.get(stream.labels().text()).is_some_and(|s| s.log.id > stream.log.id);
-            if !newer {
-                streams.insert(stream.labels().text().into(), stream.clone());
+        for (text, stream) in recovered {
+            match streams.entry(text) {
+                Entry::Occupied(known) if known.get().log.id > stream.log.id => {}
+                Entry::Occupied(mut known) => drop(known.insert(stream)),
+                Entry::Vacant(new) => drop(new.insert(stream)),
             }
         }
     }

@@ -15,9 +15,9 @@ use crate::model::{LabelSet, Overrides, Tenant};
 use crate::planted::{Bug, is};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
-    BlockLogOptions, BlockPlace, BlockStore, BodyView, Contents, Cut, DamageReport, FoundBlock, Hold, Plan, Quarantine,
-    RecordHead, RecoverError, Recovered, ReplaySegment, SeriesDef, Side, StreamLog, TableRow, Tables, WalMetrics,
-    WalOptions, decompress_body_into, recover_doubting,
+    BlockLogOptions, BlockPlace, BlockStore, BodyView, Contents, Cut, DamageReport, FoundBlock, Hold, ListedBlock,
+    Plan, Quarantine, RecordHead, RecoverError, Recovered, ReplaySegment, SeriesDef, Side, StreamLog, TableRow, Tables,
+    WalMetrics, WalOptions, decompress_body_into, recover_doubting,
 };
 use ahash::AHashMap;
 use rayon::prelude::*;
@@ -361,7 +361,7 @@ struct Decided {
 /// Gives a stream its chunks from the blocks that were found; returns the lines in them.
 fn restore_stream(
     stream: &Stream,
-    mut blocks: Vec<&FoundBlock>,
+    blocks: &mut Vec<FoundBlock<'_>>,
     decided: &Decided,
     settled_seq: u64,
     store: &Arc<BlockStore>,
@@ -369,7 +369,7 @@ fn restore_stream(
 ) -> u64 {
     // Of equal blocks, one is a copy that was made for cleaning: the newer place stays.
     blocks.sort_by_key(|b| (b.tables.first_seq, Reverse((b.place.segment, b.place.offset))));
-    take_replaced(&mut blocks).into_iter().for_each(|place| store.free(place));
+    take_replaced(blocks).into_iter().for_each(|place| store.free(place));
     let mut chunks: BTreeMap<u64, (ChunkState, BTreeMap<u32, &[u8]>)> = BTreeMap::new();
     let mut settled: Vec<Range<u64>> = decided.flushed.values().cloned().collect();
     settled.extend((settled_seq > 0).then_some(0..settled_seq));
@@ -380,7 +380,7 @@ fn restore_stream(
     }
     let mut last_of: Vec<(u64, (i64, u128))> = Vec::with_capacity(blocks.len());
     let shelf = stream.shelf(store, metadata);
-    for FoundBlock { place, tables } in blocks {
+    for FoundBlock { place, tables } in &*blocks {
         newest_chunk = newest_chunk.max(Some(tables.chunk));
         stream.note_newest(tables.newest_timestamp);
         last_of.push((tables.end_seq, (tables.last_timestamp, tables.last_hash)));
@@ -421,8 +421,8 @@ fn restore_stream(
 /// Takes out damaged blocks in whose place an earlier start has made others, of what the log still had of their lines: also
 /// when nobody tells any more that they are damaged. No others overlap but in the whole. `blocks` are sorted by their first
 /// seq, the newest of equal ones first.
-fn take_replaced(blocks: &mut Vec<&FoundBlock>) -> Vec<BlockPlace> {
-    let place = |b: &FoundBlock| (b.place.segment, b.place.offset);
+fn take_replaced(blocks: &mut Vec<FoundBlock<'_>>) -> Vec<BlockPlace> {
+    let place = |b: &FoundBlock<'_>| (b.place.segment, b.place.offset);
     let mut out = Vec::new();
     let mut at = 1;
     while let Some([before, block]) = blocks.get(at - 1..=at) {
@@ -468,73 +468,76 @@ struct Restored {
     unnamed_lines: u64,
 }
 
-impl Restored {
-    fn unnamed(&mut self, blocks: &[&FoundBlock]) {
-        self.unnamed_lines += blocks.iter().map(|b| u64::from(b.tables.entries)).sum::<u64>();
+/// The blocks of some streams, with those of each beside each other, in the order of the log.
+struct ByStream<'a> {
+    blocks: Vec<ListedBlock<'a>>,
+    /// Where those of each stream end.
+    ends: Vec<usize>,
+    /// Lines in blocks of none of the streams.
+    unnamed_lines: u64,
+}
+
+impl<'a> ByStream<'a> {
+    /// `ours` gives the same blocks twice. Counting them first spares sorting them.
+    fn new<B: Iterator<Item = ListedBlock<'a>>>(definitions: &[&SeriesDef], ours: impl Fn() -> B) -> Self {
+        let at: AHashMap<u64, usize> = definitions.iter().enumerate().map(|(at, d)| (d.id, at)).collect();
+        let lines = |b: ListedBlock<'_>| b.read().map_or(0, |b| u64::from(b.tables.entries));
+        let (mut counts, mut unnamed_lines) = (vec![0; definitions.len()], 0);
+        for block in ours() {
+            match at.get(&block.stream).and_then(|at| counts.get_mut(*at)) {
+                Some(count) => *count += 1,
+                None => unnamed_lines += lines(block),
+            }
+        }
+        // Where the next one of each goes: behind the last, where its stream's blocks end.
+        let mut next = 0;
+        let begin = |count: usize| {
+            next += count;
+            next - count
+        };
+        let mut ends: Vec<usize> = counts.into_iter().map(begin).collect();
+        let mut blocks = vec![ListedBlock::default(); next];
+        for block in ours() {
+            let Some(end) = at.get(&block.stream).and_then(|at| ends.get_mut(*at)) else { continue };
+            if let Some(slot) = blocks.get_mut(*end) {
+                *slot = block;
+            }
+            *end += 1;
+        }
+        Self { blocks, ends, unnamed_lines }
     }
-}
-
-/// The stream of these blocks, which are of one.
-fn stream_id(blocks: &[&FoundBlock]) -> u64 {
-    blocks.first().map_or(u64::MAX, |b| b.tables.stream)
-}
-
-/// Those of these streams, by stream and seq. The keys are sorted apart: the blocks lie far from each other.
-fn in_order(all: &[FoundBlock], is_ours: impl Fn(u64) -> bool) -> Vec<&FoundBlock> {
-    let ours = all.iter().filter(|b| is_ours(b.tables.stream));
-    let mut keyed: Vec<(u64, u64, &FoundBlock)> = ours.map(|b| (b.tables.stream, b.tables.first_seq, b)).collect();
-    keyed.sort_unstable_by_key(|(stream, first_seq, _)| (*stream, *first_seq));
-    keyed.into_iter().map(|(_, _, block)| block).collect()
-}
-
-/// Reads a little of each block that comes next: in a loop that does nothing else, the processor waits for all of them at once.
-fn touch(blocks: &[&FoundBlock]) {
-    let a_little = |b: &&FoundBlock| {
-        let symbol = b.tables.symbols.iter().next().map_or(0, |(id, _)| id);
-        b.place.offset ^ b.tables.chunk ^ b.tables.uncompressed_size ^ u64::from(symbol)
-    };
-    std::hint::black_box(blocks.iter().map(a_little).fold(0, |sum, one| sum ^ one));
 }
 
 impl Restoring<'_> {
     fn shard(&self, shard: usize, shards: usize) -> Restored {
-        // Both in the order of stream ids: faster than maps of a hundred thousand streams.
         let is_ours = |id: u64| shard_of(id, shards) == shard;
-        let blocks = in_order(&self.recovered.blocks().blocks, is_ours);
-        let mut ahead = blocks.chunks(TOUCHED);
-        let (mut taken, mut touched) = (0, 0);
-        let by_stream = blocks.chunk_by(|a, b| a.tables.stream == b.tables.stream).inspect(|of_one| {
-            taken += of_one.len();
-            while touched < taken + TOUCHED
-                && let Some(next) = ahead.next()
-            {
-                touch(next);
+        let definitions: Vec<&SeriesDef> = self.plan.definitions.values().filter(|d| is_ours(d.id)).collect();
+        let ours = || self.recovered.blocks().listed().filter(|b| is_ours(b.stream));
+        let ByStream { blocks, ends, unnamed_lines } = ByStream::new(&definitions, ours);
+        let mut out = Restored { unnamed_lines, ..Restored::default() };
+        let nothing = Decided::default();
+        let (mut at, mut touched, mut read) = (0, 0, Vec::new());
+        for (definition, end) in definitions.into_iter().zip(ends) {
+            while touched < end.max(at + TOUCHED).min(blocks.len()) {
+                let next = blocks.get(touched..).unwrap_or_default();
+                let next = next.get(..TOUCHED).unwrap_or(next);
+                std::hint::black_box(next.iter().fold(0, |sum, block| sum ^ block.touch()));
                 touched += next.len();
             }
-        });
-        let mut by_stream = by_stream.peekable();
-        let mut definitions: Vec<(&u64, &SeriesDef)> =
-            self.plan.definitions.iter().filter(|(id, _)| is_ours(**id)).collect();
-        definitions.sort_unstable_by_key(|(id, _)| **id);
-        let mut out = Restored::default();
-        let nothing = Decided::default();
-        for (id, definition) in definitions {
-            while let Some(unnamed) = by_stream.next_if(|b| stream_id(b) < *id) {
-                out.unnamed(unnamed);
-            }
+            read.clear();
+            read.extend(blocks.get(at..end).unwrap_or_default().iter().filter_map(ListedBlock::read));
+            at = end;
             let settled_seq = if self.sound { definition.settled_seq } else { 0 };
-            let blocks = by_stream.next_if(|b| stream_id(b) == *id).unwrap_or_default().to_vec();
-            let decided = self.decided.get(id).unwrap_or(&nothing);
-            if blocks.is_empty() && decided.flushed.is_empty() && settled_seq == 0 {
+            let decided = self.decided.get(&definition.id).unwrap_or(&nothing);
+            if read.is_empty() && decided.flushed.is_empty() && settled_seq == 0 {
                 continue;
             }
             if let Some(stream) = stream_of(self.state, definition) {
                 let store = self.recovered.block_store();
-                out.lines += restore_stream(&stream, blocks, decided, settled_seq, store, &self.state.metadata);
+                out.lines += restore_stream(&stream, &mut read, decided, settled_seq, store, &self.state.metadata);
                 out.streams.push(stream);
             }
         }
-        by_stream.for_each(|b| out.unnamed(b));
         out
     }
 }
@@ -626,7 +629,7 @@ impl Replay<'_> {
             // while the write-ahead log still has their lines; what is flushed, ChunkFlushed records say as long as it matters.
             sound: recovered.blocks().damage.is_empty() && self.plan.loss.is_empty() && self.plan.gaps.is_empty(),
         };
-        let threads = if recovered.blocks().blocks.len() < FEW_BLOCKS { 1 } else { self.state.config.threads.max(1) };
+        let threads = if recovered.blocks().len() < FEW_BLOCKS { 1 } else { self.state.config.threads.max(1) };
         let restored: Vec<Restored> = std::thread::scope(|scope| {
             let restoring = &restoring;
             let running: Vec<_> = (0..threads).map(|n| scope.spawn(move || restoring.shard(n, threads))).collect();
@@ -787,13 +790,17 @@ impl Replay<'_> {
             stream.replayed(defined.max(lost.get(id).copied().unwrap_or(0)));
             stream.log.resume_at(stream.next_seq());
         });
-        let mut by_tenant: BTreeMap<&Tenant, Vec<&Arc<Stream>>> = BTreeMap::new();
-        for (id, Known { stream, .. }) in &self.streams {
-            let of_tenant = by_tenant.entry(&stream.log.tenant).or_default();
-            of_tenant.extend(admits(*id).then_some(stream));
+        let by_text = |(id, Known { stream, .. }): (&u64, &Known)| {
+            let text: Box<str> = stream.labels().text().into();
+            (stream.log.tenant.clone(), admits(*id).then(|| (text, stream.clone())))
+        };
+        let streams: Vec<_> = self.streams.par_iter().map(by_text).collect();
+        let mut by_tenant: AHashMap<Tenant, Vec<(Box<str>, Arc<Stream>)>> = AHashMap::new();
+        for (tenant, stream) in streams {
+            by_tenant.entry(tenant).or_default().extend(stream);
         }
         for (tenant, streams) in by_tenant {
-            self.state.instance(tenant).recovered(streams);
+            self.state.instance(&tenant).recovered(streams);
         }
     }
 }
@@ -885,16 +892,19 @@ impl IngesterMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wal::BlockTables;
+    use crate::wal::{BlockSymbolsRef, BlockTables};
 
     /// Blocks by place: first and end seq. What is left of them, in the order of their seqs.
     fn left(blocks: &[(u64, u64)]) -> (Vec<(u64, u64)>, Vec<u64>) {
         let block = |(offset, (first_seq, end_seq)): (u64, &(u64, u64))| FoundBlock {
             place: BlockPlace { segment: 1, offset, len: 1 },
-            tables: BlockTables { first_seq: *first_seq, end_seq: *end_seq, ..BlockTables::default() },
+            tables: BlockTables::<BlockSymbolsRef<'_>> {
+                first_seq: *first_seq,
+                end_seq: *end_seq,
+                ..Default::default()
+            },
         };
-        let found: Vec<FoundBlock> = (0..).zip(blocks).map(block).collect();
-        let mut blocks: Vec<&FoundBlock> = found.iter().collect();
+        let mut blocks: Vec<FoundBlock<'_>> = (0..).zip(blocks).map(block).collect();
         blocks.sort_by_key(|b| (b.tables.first_seq, Reverse(b.place.offset)));
         let taken = take_replaced(&mut blocks).iter().map(|p| p.offset).collect();
         (blocks.iter().map(|b| (b.tables.first_seq, b.tables.end_seq)).collect(), taken)

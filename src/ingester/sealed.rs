@@ -40,7 +40,12 @@ impl SealedBlock {
     ///
     /// # Errors
     /// The encoding is unknown.
-    pub fn of(tables: &BlockTables, place: BlockPlace, data_len: u32, shelf: &Arc<Shelf>) -> Result<Self, ChunkError> {
+    pub fn of<S>(
+        tables: &BlockTables<S>,
+        place: BlockPlace,
+        data_len: u32,
+        shelf: &Arc<Shelf>,
+    ) -> Result<Self, ChunkError> {
         let meta = BlockMeta {
             encoding: Encoding::from_code(tables.encoding)?,
             entries: tables.entries,

@@ -10,7 +10,8 @@ use super::format::{
 use super::group::GroupBuilder;
 use super::plan::Plan;
 use super::record::{
-    BlockTables, BlocksSynced, ChunkClosed, Footer, FooterRef, SeriesDef, decode_control, decompress_body,
+    BlockSymbolsRef, BlockTables, BlocksSynced, BodyError, ChunkClosed, Footer, FooterRef, SeriesDef, decode_control,
+    decompress_body,
 };
 use super::repair::WIDE;
 use super::scan::Damage;
@@ -57,7 +58,7 @@ pub struct BlockLogOptions {
 }
 
 /// Where a block lies in the block log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct BlockPlace {
     /// Number of the segment.
     pub segment: u64,
@@ -690,11 +691,72 @@ impl BlockStore {
 
 /// A block that recovery found.
 #[derive(Clone, Debug)]
-pub struct FoundBlock {
+pub struct FoundBlock<'a> {
     /// Where it lies.
     pub place: BlockPlace,
     /// What is known of it.
-    pub tables: BlockTables,
+    pub tables: BlockTables<BlockSymbolsRef<'a>>,
+}
+
+/// A block that recovery found, with its tables as they lie in its record: there are millions, and most are looked at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ListedBlock<'a> {
+    /// Where it lies.
+    pub place: BlockPlace,
+    /// Its stream's id.
+    pub stream: u64,
+    tables: &'a [u8],
+}
+
+impl<'a> ListedBlock<'a> {
+    /// What is known of it; `None` never, because it was decoded when it was listed.
+    pub fn read(&self) -> Option<FoundBlock<'a>> {
+        BlockTables::view(self.tables).ok().map(|tables| FoundBlock { place: self.place, tables })
+    }
+
+    /// Reads a little of it: in a loop that does nothing else, the processor waits for the memory of many at once.
+    pub fn touch(&self) -> u8 {
+        self.tables.iter().step_by(64).fold(0, |sum, byte| sum ^ byte)
+    }
+}
+
+/// The sound blocks of one segment.
+#[derive(Default)]
+struct SegmentBlocks {
+    number: u64,
+    blocks: Vec<Listed>,
+    /// Their tables, one after the other.
+    tables: Vec<u8>,
+}
+
+struct Listed {
+    offset: u64,
+    stream: u64,
+    /// Where its tables begin.
+    at: usize,
+    tables_len: u32,
+    len: u32,
+}
+
+impl SegmentBlocks {
+    fn push(&mut self, offset: u64, len: u32, tables: &[u8]) -> Result<(), BodyError> {
+        let stream = BlockTables::view(tables)?.stream;
+        let (at, tables_len) = (self.tables.len(), u32::try_from(tables.len()).unwrap_or(u32::MAX));
+        self.tables.extend_from_slice(tables);
+        self.blocks.push(Listed { offset, stream, at, tables_len, len });
+        Ok(())
+    }
+
+    fn listed(&self, block: &Listed) -> ListedBlock<'_> {
+        let Listed { offset, stream, at, tables_len, len } = *block;
+        let tables = self.tables.get(at..at + tables_len as usize).unwrap_or_default();
+        ListedBlock { place: BlockPlace { segment: self.number, offset, len }, stream, tables }
+    }
+
+    /// Where the last one ends.
+    fn end(&self) -> Option<u64> {
+        self.blocks.iter().map(|b| b.offset + u64::from(b.len)).max()
+    }
 }
 
 /// A block that a read has found damaged.
@@ -709,8 +771,8 @@ pub struct Suspect {
 /// What recovery found of the block log.
 #[derive(Default)]
 pub struct FoundBlocks {
-    /// Sound blocks, in the order of the log.
-    pub blocks: Vec<FoundBlock>,
+    /// Sound blocks by segment, in the order of the log.
+    blocks: Vec<SegmentBlocks>,
     /// Damage, by segment.
     pub damage: Vec<(u64, Damage)>,
     /// Blocks whose bytes are damaged: segment, place, and what they held, unless it is in another place.
@@ -721,6 +783,42 @@ pub struct FoundBlocks {
     pub bytes: u64,
     /// Definitions of streams.
     pub definitions: Vec<SeriesDef>,
+}
+
+impl FoundBlocks {
+    /// Sound blocks, in the order of the log.
+    pub fn listed(&self) -> impl Iterator<Item = ListedBlock<'_>> {
+        self.blocks.iter().flat_map(|segment| segment.blocks.iter().map(|block| segment.listed(block)))
+    }
+
+    /// As [`FoundBlocks::listed`], with what is known of each.
+    pub fn iter(&self) -> impl Iterator<Item = FoundBlock<'_>> {
+        self.listed().filter_map(|block| block.read())
+    }
+
+    /// Number of sound blocks.
+    pub fn len(&self) -> usize {
+        self.blocks.iter().map(|segment| segment.blocks.len()).sum()
+    }
+
+    /// Is there no sound block?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes out those for which `is_damaged` holds.
+    fn extract(&mut self, is_damaged: impl Fn(&ListedBlock<'_>) -> bool) -> Vec<(BlockPlace, BlockTables)> {
+        let mut out = Vec::new();
+        for segment in &mut self.blocks {
+            let all = std::mem::take(&mut segment.blocks);
+            let (damaged, sound) = all.into_iter().partition(|block| is_damaged(&segment.listed(block)));
+            segment.blocks = sound;
+            let damaged: Vec<Listed> = damaged;
+            let tables = damaged.iter().map(|block| segment.listed(block));
+            out.extend(tables.filter_map(|b| Some((b.place, BlockTables::decode(b.tables).ok()?))));
+        }
+        out
+    }
 }
 
 /// The block log as recovery found it; nothing is changed on disk yet.
@@ -779,7 +877,6 @@ impl RecoveredBlocks {
         let to_read = plan.blocks_to_read().zip(live).map(|(read, told)| (read, told.end)).collect();
         let readings: Vec<Reading<'_>> =
             spread(to_read, total >= WIDE, || (), work, |_| read()).into_iter().collect::<io::Result<_>>()?;
-        out.found.blocks.reserve(readings.iter().map(|r| r.found.blocks.len()).sum());
         readings.into_iter().for_each(|reading| out.take(reading));
         for number in files.into_iter().filter(|n| !live.iter().any(|b| b.segment == *n)) {
             if plan.blocks_are_uncertain && !plan.retired_blocks.contains(&number) {
@@ -787,7 +884,7 @@ impl RecoveredBlocks {
                 let whole = BlocksSynced { segment: number, end: u64::MAX, footer: 0 };
                 let mut reading = Reading::new(&store, known, whole, 0);
                 reading.run(false)?;
-                let holds_nothing = reading.found.blocks.is_empty();
+                let holds_nothing = reading.found.is_empty();
                 out.take(reading);
                 // Without its header nothing can be proved, not even that it holds nothing.
                 if holds_nothing && out.store.holds(number) {
@@ -807,10 +904,10 @@ impl RecoveredBlocks {
         if suspected.is_empty() {
             return;
         }
-        let is_damaged = |b: &mut FoundBlock| {
+        let is_damaged = |b: &ListedBlock<'_>| {
             suspected.contains(&b.place) && matches!(self.store.read(b.place), Err(BlockError::Damaged(_)))
         };
-        for FoundBlock { place, tables } in self.found.blocks.extract_if(.., is_damaged) {
+        for (place, tables) in self.found.extract(is_damaged) {
             let bytes = place.offset..place.offset + u64::from(place.len);
             let part = Part::Record(Kind::Block);
             self.found.damage.push((place.segment, Damage { bytes: bytes.clone(), part }));
@@ -821,7 +918,7 @@ impl RecoveredBlocks {
 
     fn take(&mut self, reading: Reading<'_>) {
         let Reading { synced, told, found, opened, .. } = reading;
-        let block_end = found.blocks.iter().map(|b| b.place.offset + u64::from(b.place.len)).max();
+        let block_end = found.blocks.iter().filter_map(SegmentBlocks::end).max();
         let mut synced_end = told;
         if let Some(end) = block_end.filter(|end| *end > told) {
             let end = align_up(end, GROUP_ALIGN);
@@ -993,17 +1090,15 @@ impl<'a> Reading<'a> {
     /// Takes blocks by their tables; returns the bytes of their records.
     fn blocks<'b>(&mut self, header: &SegmentHeader, blocks: impl Iterator<Item = (u64, u32, &'b [u8])>) -> u64 {
         let mut used = 0;
+        let mut sound = SegmentBlocks { number: header.number, ..SegmentBlocks::default() };
         for (offset, len, tables) in blocks {
-            let place = BlockPlace { segment: header.number, offset, len };
-            match BlockTables::decode(tables) {
-                Ok(tables) => self.found.blocks.push(FoundBlock { place, tables }),
-                Err(_) => {
-                    self.judge(Part::Record(Kind::Block), offset..offset + u64::from(len), false);
-                    self.found.unseen.push(header.number);
-                }
+            if sound.push(offset, len, tables).is_err() {
+                self.judge(Part::Record(Kind::Block), offset..offset + u64::from(len), false);
+                self.found.unseen.push(header.number);
             }
             used += u64::from(len);
         }
+        self.found.blocks.push(sound);
         used
     }
 

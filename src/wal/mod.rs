@@ -29,7 +29,7 @@ mod writer;
 
 pub use blocks::{
     BlockAppend, BlockError, BlockLog, BlockLogOptions, BlockPlace, BlockSink, BlockStore, Decide, FoundBlock,
-    FoundBlocks, Suspect,
+    FoundBlocks, ListedBlock, Suspect,
 };
 pub use cut::{Cut, SMALL_PART, Side};
 pub use format::{GroupHeader, Kind, LogKind, RecordHead, SegmentHeader};
@@ -37,9 +37,9 @@ pub use metrics::WalMetrics;
 pub use plan::{Loss, Plan, RecordRef, Summary, plan};
 pub use quarantine::{DamageReport, QUARANTINE_BUDGET, Quarantine, keep_report};
 pub use record::{
-    Beginning, BlockSymbols, BlockTables, BlocksSynced, BodyError, BodyView, ChunkClosed, ChunkFlushed, Codec,
-    EntriesBuilder, EntriesRecord, EntryView, Footer, Gap, Open, PartIter, Previous, Retiring, SeriesDef, TableRow,
-    Tables, decode_control, decompress_body, decompress_body_into,
+    Beginning, BlockSymbols, BlockSymbolsRef, BlockTables, BlocksSynced, BodyError, BodyView, ChunkClosed,
+    ChunkFlushed, Codec, EntriesBuilder, EntriesRecord, EntryView, Footer, Gap, Open, PartIter, Previous, Retiring,
+    SeriesDef, TableRow, Tables, decode_control, decompress_body, decompress_body_into,
 };
 pub use repair::{RecoverError, Recovered, Unattributed, recover, recover_doubting};
 pub use replay::ReplaySegment;

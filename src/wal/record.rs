@@ -799,9 +799,9 @@ fn nothing_left(c: &Cursor<'_>) -> Result<(), BodyError> {
     if c.remaining() == 0 { Ok(()) } else { Err(BodyError::Inconsistent("bytes are left over")) }
 }
 
-/// The tables of a Block record: everything that is known of a block without its bytes.
+/// The tables of a Block record: everything that is known of a block without its bytes. They own their symbols, or borrow them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BlockTables {
+pub struct BlockTables<S = BlockSymbols> {
     /// Stream id.
     pub stream: u64,
     /// Number of the chunk in its stream.
@@ -829,16 +829,27 @@ pub struct BlockTables {
     /// CRC-32C of the block's bytes, as Loki's chunk has it.
     pub crc: u32,
     /// Ids and texts of the chunk's symbols that the block uses.
-    pub symbols: BlockSymbols,
+    pub symbols: S,
 }
 
 /// Ids and texts of symbols, as a record holds them: a log has many blocks with two or three short symbols each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockSymbols(Box<[u8]>);
 
+/// [`BlockSymbols`] where they lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockSymbolsRef<'a>(&'a [u8]);
+
 impl BlockSymbols {
+    /// Each id with its text.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        BlockSymbolsRef(&self.0).iter()
+    }
+}
+
+impl<'a> BlockSymbolsRef<'a> {
     /// Takes the bytes that `count` symbols make up.
-    fn decode(count: u32, bytes: &[u8]) -> Result<Self, BodyError> {
+    fn decode(count: u32, bytes: &'a [u8]) -> Result<Self, BodyError> {
         let mut c = Cursor::new(bytes);
         for _ in 0..count {
             let (_id, len) = (c.u32()?, c.u32()?);
@@ -847,12 +858,12 @@ impl BlockSymbols {
         if c.remaining() > 0 {
             return Err(BodyError::Inconsistent("the block's tables have bytes left over"));
         }
-        Ok(Self(bytes.into()))
+        Ok(Self(bytes))
     }
 
     /// Each id with its text.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &[u8])> {
-        let mut c = Cursor::new(&self.0);
+    pub fn iter(self) -> impl Iterator<Item = (u32, &'a [u8])> {
+        let mut c = Cursor::new(self.0);
         // The bytes were decoded once, or made here.
         std::iter::from_fn(move || {
             let (id, len) = (c.u32().ok()?, c.u32().ok()?);
@@ -873,17 +884,13 @@ impl<'a> FromIterator<(u32, &'a [u8])> for BlockSymbols {
     }
 }
 
+/// Bytes of [`BlockTables`] before their symbols.
+const BLOCK_TABLES_LEN: usize = 104;
+
 impl BlockTables {
-    const FIXED_LEN: usize = 104;
-
-    /// Bytes of the tables.
-    pub fn encoded_len(&self) -> usize {
-        Self::FIXED_LEN + self.symbols.0.len()
-    }
-
     /// The bytes of the tables.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.encoded_len());
+        let mut out = Vec::with_capacity(BLOCK_TABLES_LEN + self.symbols.0.len());
         for v in [self.stream, self.chunk, self.first_seq, self.end_seq] {
             out.extend_from_slice(&v.to_le_bytes());
         }
@@ -900,8 +907,18 @@ impl BlockTables {
     }
 
     /// # Errors
-    /// The tables are cut or hold more than they say, or a range is empty.
+    /// As those of [`BlockTables::view`].
     pub fn decode(bytes: &[u8]) -> Result<Self, BodyError> {
+        BlockTables::view(bytes).map(BlockTables::into_owned)
+    }
+}
+
+impl<'a> BlockTables<BlockSymbolsRef<'a>> {
+    /// The tables without copies.
+    ///
+    /// # Errors
+    /// The tables are cut or hold more than they say, or a range is empty.
+    pub fn view(bytes: &'a [u8]) -> Result<Self, BodyError> {
         let mut c = Cursor::new(bytes);
         let mut out = Self {
             stream: c.u64()?,
@@ -918,14 +935,38 @@ impl BlockTables {
             crc: c.u32()?,
             encoding: u8::try_from(c.u32()?)
                 .map_err(|_| BodyError::Inconsistent("the encoding is not a number of one byte"))?,
-            symbols: BlockSymbols::default(),
+            symbols: BlockSymbolsRef::default(),
         };
         let count = c.u32()?;
-        out.symbols = BlockSymbols::decode(count, c.bytes(c.remaining())?)?;
+        out.symbols = BlockSymbolsRef::decode(count, c.bytes(c.remaining())?)?;
         if out.first_seq >= out.end_seq {
             return Err(BodyError::Inconsistent("the block holds no seq"));
         }
         Ok(out)
+    }
+
+    /// Bytes of the tables.
+    pub fn encoded_len(&self) -> usize {
+        BLOCK_TABLES_LEN + self.symbols.0.len()
+    }
+
+    fn into_owned(self) -> BlockTables {
+        BlockTables {
+            stream: self.stream,
+            chunk: self.chunk,
+            first_seq: self.first_seq,
+            end_seq: self.end_seq,
+            entries: self.entries,
+            min_timestamp: self.min_timestamp,
+            max_timestamp: self.max_timestamp,
+            newest_timestamp: self.newest_timestamp,
+            last_timestamp: self.last_timestamp,
+            last_hash: self.last_hash,
+            encoding: self.encoding,
+            uncompressed_size: self.uncompressed_size,
+            crc: self.crc,
+            symbols: BlockSymbols(self.symbols.0.into()),
+        }
     }
 }
 

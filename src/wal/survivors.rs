@@ -364,14 +364,14 @@ impl Known {
 
 /// The blocks that were found, as evidence.
 pub(super) fn block_seqs(found: &FoundBlocks) -> Vec<BlockSeqs> {
-    let tables = found.blocks.iter().map(|b| &b.tables);
+    let tables = found.iter().map(|b| b.tables);
     tables.map(|t| BlockSeqs { stream: t.stream, chunk: t.chunk, seqs: t.first_seq..t.end_seq }).collect()
 }
 
 /// Seqs by stream in blocks that were found, and in chunks that are in the object store.
 pub(super) fn held_by(plan: &Plan, found: &FoundBlocks) -> AHashMap<u64, Ranges> {
     let mut held: AHashMap<u64, Ranges> = AHashMap::new();
-    for t in found.blocks.iter().map(|b| &b.tables) {
+    for t in found.iter().map(|b| b.tables) {
         held.entry(t.stream).or_default().insert(t.first_seq..t.end_seq);
     }
     for hold in plan.contents.iter().flat_map(|c| &c.holds) {

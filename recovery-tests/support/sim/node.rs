@@ -524,7 +524,7 @@ pub fn below(image: &Image) -> Result<Below, String> {
     wrong?;
     let mut places = HashMap::new();
     let defined: BTreeSet<u64> = recovered.blocks().definitions.iter().map(|d| d.id).collect();
-    for b in &recovered.blocks().blocks {
+    for b in recovered.blocks().iter() {
         if !defined.contains(&b.tables.stream) {
             return Err(format!("the block log does not say what stream {} is", b.tables.stream));
         }
@@ -582,7 +582,7 @@ impl Names {
         Ok(())
     }
 
-    fn block(&mut self, tables: &BlockTables, data: bytes::Bytes) -> Result<(), String> {
+    fn block<S>(&mut self, tables: &BlockTables<S>, data: bytes::Bytes) -> Result<(), String> {
         let meta = BlockMeta {
             encoding: Encoding::from_code(tables.encoding).map_err(|e| e.to_string())?,
             entries: tables.entries,
