@@ -780,9 +780,12 @@ impl Replay<'_> {
         empty.iter().for_each(|id| drop(self.streams.remove(id)));
         self.report.streams = self.streams.len() as u64;
         let mut lost: AHashMap<u64, u64> = AHashMap::new();
-        for (id, _, end) in self.plan.gaps.iter().flat_map(|g| &g.seqs) {
-            let known = lost.entry(*id).or_default();
-            *known = (*end).max(*known);
+        let told = self.plan.gaps.iter().flat_map(|g| &g.seqs).map(|(id, _, end)| (*id, *end));
+        // What is found lost now is told by the next Gap. Nothing of it comes any more, so no segment waits for it.
+        let found = self.plan.loss.streams.iter().map(|row| (row.stream, row.end_seq()));
+        for (id, end) in told.chain(found) {
+            let known = lost.entry(id).or_default();
+            *known = end.max(*known);
         }
         let streams: Vec<(&u64, &Known)> = self.streams.iter().collect();
         streams.into_par_iter().for_each(|(id, Known { stream, .. })| {

@@ -338,6 +338,51 @@ async fn a_log_that_does_not_get_smaller_is_left_alone_for_a_while() {
     ingester.stop();
 }
 
+/// The last record of a log is damaged in its body: before it was synced, when it does not count, or afterwards, when it is a loss.
+/// Its stream never gets a line again. The segment goes all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_never_applied_keeps_no_segment() {
+    for synced in [false, true] {
+        let tmp = tempfile::tempdir().unwrap();
+        let (ingester, _) = start(small(tmp.path()), Overrides::default());
+        for n in 0..3 {
+            store(&ingester, &[(&[("app", "once")], &[(n, "a line")])]).await.unwrap();
+        }
+        ingester.stop();
+        drop(ingester);
+        damage_last_entries(&tmp.path().join("wal"), synced);
+        let (ingester, report) = start(small(tmp.path()), Overrides::default());
+        assert_eq!((report.lines, report.lost_lines), (2, u64::from(synced)), "{report:?}");
+        let (first, _) = ingester.log.wal.retention().bounds().unwrap();
+        let loaded = tokio::time::timeout(Duration::from_secs(60), load(&ingester, 0, 10_000)).await;
+        assert!(loaded.is_ok(), "synced {synced}: the log stays full: {:?}", ingester.log.wal.retention().bounds());
+        assert!(ingester.log.wal.retention().bounds().unwrap().0 > first);
+        assert_eq!(read(&ingester)["{app=\"once\"}"].len(), 2);
+        ingester.stop();
+    }
+}
+
+/// Changes the last byte of the last Entries record; if it is not synced, nothing is behind its group.
+fn damage_last_entries(dir: &Path, synced: bool) {
+    let mut paths: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    paths.sort();
+    for path in paths.into_iter().rev() {
+        let mut file = std::fs::read(&path).unwrap();
+        let Ok(scan) = scan_segment(&file) else { continue };
+        let is_entries = |r: &&RecordScan| r.head.known_kind() == Some(Kind::Entries);
+        let last = scan.groups.iter().rev().find_map(|g| Some((g.end, g.records.iter().rev().find(is_entries)?)));
+        let Some((group_end, record)) = last else { continue };
+        let end = record.offset as usize + record.head.len as usize;
+        file[end - 1] ^= 1;
+        if !synced {
+            file[group_end as usize..].fill(0);
+        }
+        std::fs::write(&path, file).unwrap();
+        return;
+    }
+    panic!("no record");
+}
+
 /// A crash may leave copies of a decision in several segments. They must not be written again from each of them for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_of_decisions_come_to_an_end() {

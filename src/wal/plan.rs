@@ -50,8 +50,10 @@ pub struct Summary {
     gaps: Vec<Gap>,
     blocks: Vec<BlocksSynced>,
     retiring: Vec<Retiring>,
-    /// Stream id → the seq after the highest in the segment.
+    /// Stream id → the seq after the highest in records that a header of the segment tells are durable.
     streams: AHashMap<u64, u64>,
+    /// The same of the other records: whether they count is known when the whole log is.
+    undecided: Vec<RowEnd>,
     /// Sound Entries records in LSN order.
     entries: Arc<[Extent]>,
     holds: Vec<Hold>,
@@ -174,6 +176,7 @@ impl Summary {
             blocks: Vec::new(),
             retiring: Vec::new(),
             streams: AHashMap::new(),
+            undecided: Vec::new(),
             entries: Arc::default(),
             holds: Vec::new(),
             carried: Vec::new(),
@@ -241,11 +244,19 @@ impl Summary {
     }
 }
 
+/// Where the lines of a stream in a record end.
+#[derive(Clone, Copy, Debug)]
+struct RowEnd {
+    lsn: u64,
+    stream: u64,
+    end_seq: u64,
+}
+
 /// A summary while its segment is read.
 pub(super) struct Summing<'a> {
     out: Summary,
     known: &'a KnownSeries,
-    /// A pair for each row: stream id, and the seq after its last.
+    /// A pair for each row of a durable record: stream id, and the seq after its last.
     ends: Vec<(u64, u64)>,
     /// Sound Entries records, with their LSNs.
     entries: Vec<(u64, Extent)>,
@@ -304,6 +315,8 @@ impl<'a> Summing<'a> {
         }
         self.something |= group.header.is_some() || !group.records.is_empty();
         self.durable = group.header.map_or(0, |h| h.durable_lsn).max(self.durable);
+        let durable = self.out.undecided.extract_if(.., |row| row.lsn < self.durable);
+        self.ends.extend(durable.map(|row| (row.stream, row.end_seq)));
         // Most of it is behind the durable end only until the next group.
         self.out.tail.retain(|(r, _)| r.head.lsn >= self.durable);
     }
@@ -363,7 +376,8 @@ impl<'a> Summing<'a> {
         if kind == Kind::Entries {
             rows = Tables::decode(head.tables(bytes, 0)).ok()?.rows;
             self.out.max_stream_id = rows.iter().map(|r| r.stream).fold(self.out.max_stream_id, u64::max);
-            self.ends.extend(rows.iter().map(|row| (row.stream, row.end_seq())));
+            let end = |row: &TableRow| RowEnd { lsn: head.lsn, stream: row.stream, end_seq: row.end_seq() };
+            self.out.undecided.extend(rows.iter().map(end));
         }
         if !body_is_sound {
             if kind.has_lsn() {
@@ -661,7 +675,7 @@ fn find_decisions(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
             begins,
             file_len: s.header.map_or(0, |h| h.file_len),
             end: l.proved_end(out.durable_lsn),
-            streams: s.streams.clone(),
+            streams: l.streams(out),
             holds: s.holds.clone(),
         });
         let counts = |r: &&RecordRef| r.head.lsn < l.lsn_end.min(out.durable_lsn) || out.tail.contains(r);
@@ -684,6 +698,20 @@ impl Live<'_> {
     fn proved_end(&self, durable: u64) -> u64 {
         let proved = self.groups().filter(|g| g.first_lsn <= durable);
         proved.map(|g| if g.end_lsn <= durable { g.end } else { g.start }).max().unwrap_or(0)
+    }
+
+    /// The streams of its records that count. With the others, which are never applied, the segment would be needed for ever.
+    fn streams(&self, plan: &Plan) -> AHashMap<u64, u64> {
+        let mut streams = self.summary.streams.clone();
+        let end = self.lsn_end.min(plan.durable_lsn);
+        let tail = plan.tail.iter().filter(|r| r.segment == self.summary.number);
+        let tail: HashSet<u64> = tail.map(|r| r.head.lsn).collect();
+        let counts = |row: &&RowEnd| row.lsn < end || tail.contains(&row.lsn);
+        for row in self.summary.undecided.iter().filter(counts) {
+            let known = streams.entry(row.stream).or_default();
+            *known = row.end_seq.max(*known);
+        }
+        streams
     }
 
     /// Where these bytes lie, in the words of the decision table.
