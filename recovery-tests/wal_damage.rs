@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use support::disk::{MemDisk, Unsynced};
@@ -81,6 +81,24 @@ fn read<'a>(plan: &Plan, file: impl Fn(u64) -> Option<&'a [u8]>) -> Lines {
     out
 }
 
+/// Segments are needed for lines that a start applies, or tells as lost. One that is needed for others never goes, nor do those
+/// behind it, and the log gets full.
+fn no_segment_stays(plan: &Plan, lines: &Lines) {
+    let mut comes: BTreeMap<u64, u64> = BTreeMap::new();
+    let applied = lines.keys().map(|(stream, seq)| (*stream, seq + 1));
+    for (stream, end) in applied.chain(plan.loss.streams.iter().map(|row| (row.stream, row.end_seq()))) {
+        let known = comes.entry(stream).or_default();
+        *known = end.max(*known);
+    }
+    for (stream, end) in plan.contents.iter().flat_map(|c| &c.streams) {
+        let come = comes.get(stream).copied().unwrap_or(0);
+        assert!(
+            come >= *end,
+            "a segment is needed for seqs of stream {stream} below {end}, and only those below {come} come"
+        );
+    }
+}
+
 /// What a start finds.
 struct Found {
     plan: Plan,
@@ -143,6 +161,7 @@ impl Fixture {
         for (key, line) in lines {
             assert_eq!(self.lines.get(key), Some(line), "a wrong line");
         }
+        no_segment_stays(&plan, lines);
         let lost = self.lines.keys().filter(|k| !lines.contains_key(k)).copied().collect();
         Found { plan, lost }
     }
