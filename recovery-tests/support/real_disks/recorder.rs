@@ -13,7 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 const FILE: u64 = 2;
 const SECTOR: usize = 512;
@@ -48,6 +48,8 @@ struct Platter {
     events: Option<Vec<Event>>,
     failure: Option<Failure>,
     failed: u64,
+    /// Writes and flushes.
+    asked: u64,
 }
 
 /// Does a group begin in these bytes?
@@ -61,6 +63,7 @@ fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
 
 impl Platter {
     fn write(&mut self, at: usize, bytes: &[u8]) -> Result<(), Errno> {
+        self.asked += 1;
         if at + bytes.len() > self.bytes.len() {
             return Err(Errno::ENOSPC);
         }
@@ -77,6 +80,7 @@ impl Platter {
     }
 
     fn flush(&mut self) -> Result<(), Errno> {
+        self.asked += 1;
         if self.failure == Some(Failure::Flush) && self.in_flight.iter().any(|(_, b)| is_group(b)) {
             (self.failure, self.failed) = (None, self.failed + 1);
             self.in_flight.retain(|(_, b)| !is_group(b));
@@ -126,6 +130,21 @@ impl Disk {
 
     pub fn unmount(&mut self) {
         drop(self.mounted.take());
+    }
+
+    /// Waits until nobody asks for anything: the next flush is that of the next push then. One of the file system's own journal, or of
+    /// a segment that is being made, could take a group with it whose own sync succeeds.
+    pub fn wait_until_quiet(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut since = (self.platter().asked, Instant::now());
+        while since.1.elapsed() < Duration::from_millis(300) {
+            assert!(Instant::now() < deadline, "the disk is never left alone");
+            std::thread::sleep(Duration::from_millis(5));
+            let asked = self.platter().asked;
+            if asked != since.0 {
+                since = (asked, Instant::now());
+            }
+        }
     }
 
     /// Something fails soon, once.
