@@ -428,9 +428,10 @@ fn judge(site: &Site, ran: &Ran) -> Result<Outcome, String> {
                 _ => Err(format!("it did not start, exit {:?} {:?}", code, ran.status.signal())),
             };
         };
-        let log = |c: &&Call| matches!(c.role, Role::Wal | Role::Blk) && c.at > serving;
-        let fails_for_good = |c: &&Call| c.name == "fdatasync" || (c.name == "pwrite64" && errno == "EIO");
-        let fatal = ran.calls.iter().filter(|c| c.injected).filter(log).find(fails_for_good);
+        let is_log = |c: &&Call| matches!(c.role, Role::Wal | Role::Blk) && c.name == "pwrite64" && errno == "EIO";
+        let is_sync = |c: &&Call| c.name == "fdatasync" || c.name == "fsync";
+        let fails_for_good = |c: &&Call| c.at > serving && (is_sync(c) || is_log(c));
+        let fatal = ran.calls.iter().filter(|c| c.injected).find(fails_for_good);
         let Some(fatal) = fatal else {
             return match code {
                 Some(0) => Ok(Outcome::Survived),

@@ -88,7 +88,7 @@ fn hunters(bug: Bug) -> &'static [Hunter] {
         | Bug::FlushedForgotten
         | Bug::FlushedAsPrefix
         | Bug::FlushedBeforeClosed => &[SEALING, RETIRING],
-        Bug::MemoryBeforeLog | Bug::PanicInApply | Bug::PanicInSeal => &[],
+        Bug::MemoryBeforeLog | Bug::SyncBesideIgnored | Bug::PanicInApply | Bug::PanicInSeal => &[],
     }
 }
 
@@ -96,6 +96,7 @@ fn hunters(bug: Bug) -> &'static [Hunter] {
 fn elsewhere(bug: Bug) -> Option<&'static str> {
     match bug {
         Bug::MemoryBeforeLog => Some("kill9.rs"),
+        Bug::SyncBesideIgnored => Some("real_disks.rs"),
         Bug::PanicInApply | Bug::PanicInSeal => Some("panics.rs"),
         _ => None,
     }

@@ -451,27 +451,62 @@ fn every_acknowledged_line_is_in_every_image_of_a_disk() {
 enum Way {
     /// A flush fails, and what was in flight is lost.
     Flush,
+    /// The same, of a flush that the block log asks for.
+    BesideBlocks,
+    /// The same, of a flush that is asked for by who makes segments.
+    BesideSegment,
     /// A write past the page cache fails.
     Write,
     /// A write fails that the page cache makes for a sync.
     WriteBack,
 }
 
-/// From now on the log's thread cannot have `O_DIRECT`: it is told that it has, and writes into the page cache.
-fn without_direct_writes(server: &Server) -> Child {
+/// `strace` on one thread of a server, with these arguments.
+fn trace(server: &Server, thread: &str, arguments: &[&str]) -> Child {
     let tasks = format!("/proc/{}/task", server.pid());
-    let is_log = |task: &Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|c| c.trim() == "wal");
-    let log = std::fs::read_dir(tasks).unwrap().map(|t| t.unwrap().path()).find(|t| is_log(t)).unwrap();
-    let id = log.file_name().unwrap().to_str().unwrap().to_string();
-    let inject = ["-e", "trace=fcntl", "-e", "inject=fcntl:retval=0", "-o", "/dev/null"];
-    let strace = Command::new("strace").args(["-q", "-p", &id]).args(inject).stderr(Stdio::null()).spawn().unwrap();
+    let is_it = |task: &Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|c| c.trim() == thread);
+    let task = std::fs::read_dir(tasks).unwrap().map(|t| t.unwrap().path()).find(|t| is_it(t)).unwrap();
+    let id = task.file_name().unwrap().to_str().unwrap().to_string();
+    let mut strace = Command::new("strace");
+    let strace = strace.args(["-q", "-p", &id]).args(arguments).stderr(Stdio::null()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
-    let traced = || std::fs::read_to_string(log.join("status")).is_ok_and(|s| !s.contains("TracerPid:\t0"));
+    let traced = || std::fs::read_to_string(task.join("status")).is_ok_and(|s| !s.contains("TracerPid:\t0"));
     while !traced() {
-        assert!(Instant::now() < deadline, "strace does not trace the log's thread");
+        assert!(Instant::now() < deadline, "strace does not trace {thread}");
         std::thread::sleep(Duration::from_millis(2));
     }
     strace
+}
+
+/// From now on the log's thread cannot have `O_DIRECT`: it is told that it has, and writes into the page cache.
+fn without_direct_writes(server: &Server) -> Child {
+    trace(server, "wal", &["-e", "trace=fcntl", "-e", "inject=fcntl:retval=0", "-o", "/dev/null"])
+}
+
+/// From now on the log's thread asks for a sync 200 ms after it has written, so that another's sync comes first.
+fn with_late_syncs(server: &Server) -> Child {
+    let inject = ["-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=200000", "-o", "/dev/null"];
+    trace(server, "wal", &inject)
+}
+
+impl Way {
+    fn failure(self) -> Failure {
+        match self {
+            Self::Flush => Failure::Flush,
+            Self::BesideBlocks => Failure::FlushOfBoth,
+            Self::BesideSegment => Failure::FlushOfSegment,
+            Self::Write | Self::WriteBack => Failure::Write,
+        }
+    }
+
+    /// The thread that meets the failure in the place of the log's.
+    fn other(self) -> Option<&'static str> {
+        match self {
+            Self::BesideBlocks => Some("blocks"),
+            Self::BesideSegment => Some("wal-prepare"),
+            Self::Flush | Self::Write | Self::WriteBack => None,
+        }
+    }
 }
 
 /// One failure under a server, the next start on the same mount, and a power cut after that. Returns what is wrong.
@@ -492,21 +527,43 @@ fn disk_error(way: Way, env: &[(&str, &str)]) -> Option<Vec<String>> {
     for _ in 0..20 {
         assert_eq!(client.push(&mut http, 3000), Some(204));
     }
-    let strace = (way == Way::WriteBack).then(|| without_direct_writes(&server));
+    let mut traces = Vec::new();
+    if way == Way::WriteBack {
+        traces.push(without_direct_writes(&server));
+    }
     for _ in 0..20 {
         assert_eq!(client.push(&mut http, 3000), Some(204));
     }
     disk.wait_until_quiet();
     let before = disk.failed();
-    disk.fail(if way == Way::Flush { Failure::Flush } else { Failure::Write });
-    let answers: Vec<_> = (0..3).map(|_| client.push(&mut http, 3000)).collect();
+    let asked = tmp.path().join("asked");
+    if let Some(other) = way.other() {
+        traces.push(with_late_syncs(&server));
+        traces.push(trace(&server, other, &["-e", "trace=fdatasync,fsync", "-o", asked.to_str().unwrap()]));
+    }
+    disk.fail(way.failure());
+    // Large ones fill blocks and segments.
+    let (size, most) = if way.other().is_some() { (200_000, 100) } else { (3000, 3) };
+    let mut answers = Vec::new();
+    while answers.len() < 3 || (disk.failed() == before && answers.len() < most) {
+        answers.push(client.push(&mut http, size));
+    }
     match end_of(&mut server, Duration::from_secs(2)) {
         Some(ended) if ended.code() == Some(IO_ERROR) => {}
         ended => wrong.push(format!("after a failed {way:?} the process: {ended:?}, answers {answers:?}")),
     }
     assert_eq!(disk.failed(), before + 1, "{way:?} did not fail");
     server.kill();
-    strace.into_iter().for_each(|mut s| drop((s.kill(), s.wait())));
+    traces.into_iter().for_each(|mut t| drop((t.kill(), t.wait())));
+    if let Some(other) = way.other() {
+        let asked = std::fs::read_to_string(asked).unwrap();
+        assert!(asked.contains(" = -1 E"), "it was not {other} that asked for the flush: {asked}");
+    }
+    if way.other().is_some() {
+        // If it was for metadata, the file system has given up its journal, and takes nothing any more.
+        disk.unmount();
+        disk.mount("data=ordered").unwrap();
+    }
     // The kernel's cache is as the failure has left it.
     let server = Server::start(tmp.path(), CONFIG, &[]);
     let shown = server.http().all_lines();
@@ -568,9 +625,9 @@ fn the_second_sync_succeeds(disk: &Disk, at: &Path) {
 fn ways() -> Vec<Way> {
     let mut ways = vec![Way::Flush, Way::Write];
     if has("strace") {
-        ways.push(Way::WriteBack);
+        ways.extend([Way::WriteBack, Way::BesideBlocks, Way::BesideSegment]);
     } else {
-        skip("strace is not installed: a failing write-back is not tried");
+        skip("strace is not installed: a failing write-back, and a flush that fails another, are not tried");
     }
     ways
 }
@@ -622,12 +679,22 @@ fn an_ack_before_the_sync_is_found_in_images() {
     run.into_iter().for_each(|run| found(WITHOUT_SYNC, "images of a disk", started, &lost(&run.wrong)));
 }
 
+/// Hunts one bug with a disk that fails below ext4 in these ways.
+fn found_by_disk_errors(bug: &str, ways: impl Iterator<Item = Way>) {
+    for way in ways.filter(|_| can_plant()) {
+        let started = Instant::now();
+        let Some(wrong) = disk_error(way, &[(PLANTED, bug)]) else { return };
+        found(bug, &format!("a disk that fails below ext4 ({way:?})"), started, &lost(&wrong));
+    }
+}
+
 #[test]
 fn a_sync_that_is_tried_again_is_found() {
-    const RETRIED: &str = "sync-retried";
-    for way in ways().into_iter().filter(|way| *way != Way::Write && can_plant()) {
-        let started = Instant::now();
-        let Some(wrong) = disk_error(way, &[(PLANTED, RETRIED)]) else { return };
-        found(RETRIED, &format!("a disk that fails below ext4 ({way:?})"), started, &lost(&wrong));
-    }
+    let own = |way: &Way| way.other().is_none() && *way != Way::Write;
+    found_by_disk_errors("sync-retried", ways().into_iter().filter(own));
+}
+
+#[test]
+fn a_failed_sync_of_another_file_that_is_ignored_is_found() {
+    found_by_disk_errors("sync-beside-ignored", ways().into_iter().filter(|way| way.other().is_some()));
 }

@@ -321,15 +321,12 @@ fn a_sync_that_fails_with_enospc_ends_the_process_too() {
 #[test]
 fn a_failed_sync_of_a_watermark_ends_the_process() {
     let tmp = tempfile::tempdir().unwrap();
-    let inject = ["-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=2"];
+    // The thread that made the segment has synced it under another name.
+    let segment = tmp.path().join("data/wal/00000000000000000001.wal");
+    let inject = ["-P", segment.to_str().unwrap(), "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=2"];
     let Some((server, _)) = start_traced(&inject, tmp.path(), CONFIG, &[]) else { return };
     let (mut ledger, mut http) = (Ledger::default(), server.http());
-    let deadline = Instant::now() + Duration::from_secs(10);
-    // The thread that prepares segments meets the error too, and tries again.
-    while ledger.push(&mut http, "s", 1_700_000_000_000_000_000, "one") != Some(204) {
-        assert!(Instant::now() < deadline, "no push was taken; log: {}", server.log_tail());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    assert_eq!(ledger.push(&mut http, "s", 1_700_000_000_000_000_000, "one"), Some(204));
     assert_eq!(server.wait(Duration::from_secs(10)), Some(74));
     ledger.check(&mut Server::start(tmp.path(), CONFIG, &[]).http());
 }
@@ -380,26 +377,24 @@ fn a_write_over_quota_or_to_a_read_only_mount_too() {
     failed_write_is_answered("EROFS");
 }
 
-/// A segment whose directory entry may not be durable is not used; the next one is.
+/// What a failed sync has lost may be anybody's: also one of a directory, for a segment that nobody uses yet, ends the process.
 #[test]
-fn a_failed_sync_of_the_directory_costs_no_ack() {
+fn a_failed_sync_of_the_directory_ends_the_process() {
     let tmp = tempfile::tempdir().unwrap();
-    // The threads of the start make fewer of these calls, the one that prepares segments meets the failures.
-    let inject = ["-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=8..9"];
+    // The threads of the start make fewer of these calls, the one that prepares segments meets the failure.
+    let inject = ["-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=8"];
     let Some((server, _)) = start_traced(&inject, tmp.path(), CONFIG, &[]) else { return };
     let (mut ledger, mut http) = (Ledger::default(), server.http());
     for n in 0..80 {
         let line = format!("line {n} {}", "x".repeat(100_000));
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while ledger.push(&mut http, "s", 1_700_000_000_000_000_000 + n, &line) != Some(204) {
-            assert!(Instant::now() < deadline, "line {n} is not taken; log: {}", server.log_tail());
-            std::thread::sleep(Duration::from_millis(20));
+        if ledger.push(&mut http, "s", 1_700_000_000_000_000_000 + n, &line) != Some(204) {
+            break;
         }
     }
-    server.kill();
+    assert_eq!(server.wait(Duration::from_secs(10)), Some(74));
+    assert!((1..80).contains(&ledger.acked.len()), "{} pushes were taken", ledger.acked.len());
     let server = Server::start(tmp.path(), CONFIG, &[]);
     ledger.check(&mut server.http());
-    assert_eq!(ledger.acked.len(), 80);
     assert_eq!(server.terminate(), Some(0));
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use support::disk::{Call, EIO, ENOSPC, Fault, MemDisk, Unsynced};
 use support::{Lines, Log, Outcome, Push, SEGMENT, dir, large_push, lines_of, note, options, push};
+use timberline::fs::FailClosedFs;
 use timberline::wal::*;
 
 fn durable(outcome: Outcome) -> (u64, Vec<TableRow>) {
@@ -512,7 +513,7 @@ fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Whatever fails while a block segment is made, nothing that counts depends on it: the log goes on, blocks wait.
+/// Whatever fails while a block segment is made, but for a sync: nothing that counts depends on it, the log goes on, blocks wait.
 #[test]
 fn a_failed_preparation_of_a_block_segment_is_tried_again_and_does_not_poison() {
     const EMFILE: i32 = 24;
@@ -521,11 +522,11 @@ fn a_failed_preparation_of_a_block_segment_is_tried_again_and_does_not_poison() 
         (Call::Create, EMFILE),
         (Call::Create, ENOSPC),
         (Call::Write, EIO),
-        (Call::Sync, EIO),
+        (Call::Sync, ENOSPC),
         (Call::Rename, EIO),
     ] {
         let disk = MemDisk::default();
-        let (log, _) = Log::mem(&disk, SyncMode::Always);
+        let (log, _) = Log::open(closed(&disk), None).unwrap();
         let mut acked = Lines::new();
         log.acked(0, &push(0, &[1], 1), &mut acked);
         disk.fail(Fault { name: ".blk.tmp".into(), times: 2, ..Fault::new(call, 0, errno) });
@@ -540,6 +541,37 @@ fn a_failed_preparation_of_a_block_segment_is_tried_again_and_does_not_poison() 
         log.blocks.stop();
         log.wal.stop();
         assert_eq!(restart(&disk.crash(Unsynced::Lost)).0, acked);
+    }
+}
+
+/// As the server opens the log.
+fn closed(disk: &MemDisk) -> WalOptions {
+    options(Arc::new(FailClosedFs::new(Arc::new(disk.clone()))), &dir(), SyncMode::Always)
+}
+
+/// A flush that the disk could not do may have taken anybody's bytes: also the sync of a segment that nobody uses yet.
+#[test]
+fn a_failed_sync_of_a_segment_in_the_making_poisons() {
+    for (call, name) in [(Call::Sync, ".wal.tmp"), (Call::Sync, ".blk.tmp"), (Call::SyncDir, "")] {
+        let disk = MemDisk::default();
+        let (log, _) = Log::open(closed(&disk), None).unwrap();
+        let mut acked = Lines::new();
+        log.acked(0, &push(0, &[1], 1), &mut acked);
+        std::thread::sleep(Duration::from_millis(120));
+        disk.fail(Fault { name: name.into(), ..Fault::new(call, 0, EIO) });
+        log.send_block(0, 1, 1_000, false);
+        // Larger than a segment: the next is made.
+        match log.push(1, &large_push(1, 2, 200_000)) {
+            Outcome::Durable { rows, .. } => note(&large_push(1, 2, 200_000), &rows, &mut acked),
+            Outcome::Failed(Unavailable::Poisoned(_)) => {}
+            Outcome::Failed(why) => panic!("{why}"),
+        }
+        within(Duration::from_secs(1), "it does not poison", || log.poisoned().is_some());
+        assert!(log.poisoned().unwrap().contains("os error 5"), "{:?}", log.poisoned());
+        assert!(matches!(log.push(2, &push(2, &[1], 1)), Outcome::Failed(Unavailable::Poisoned(_))));
+        log.kill();
+        let lines = restart(&disk.crash(Unsynced::Lost)).0;
+        assert!(acked.iter().all(|(k, v)| lines.get(k) == Some(v)));
     }
 }
 

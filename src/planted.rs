@@ -34,6 +34,8 @@ bugs! {
     AckBeforeSync = "ack-before-sync",
     /// A failed sync is tried again, and the second success believed.
     SyncRetried = "sync-retried",
+    /// A failed sync of another file is none of the log's.
+    SyncBesideIgnored = "sync-beside-ignored",
     /// A failed sync is no reason to stop.
     SyncErrorSwallowed = "sync-error-swallowed",
     /// A full disk is no reason not to answer (Loki).

@@ -344,7 +344,7 @@ impl Ledger {
     /// Pushes one line and notes the answer, which must be 204, 503 or none; returns the status.
     pub fn push(&mut self, http: &mut Http, stream: &str, timestamp: i64, line: &str) -> Option<u16> {
         let status = http.push(stream, timestamp, &[line.to_string()]).ok();
-        assert!(matches!(status, Some(204 | 503) | None), "{line} got {status:?}");
+        assert!(matches!(status, Some(204 | 503) | None), "{:.60} got {status:?}", line);
         let noted = if status == Some(204) { &mut self.acked } else { &mut self.unknown };
         noted.insert(line.to_string());
         status

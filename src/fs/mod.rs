@@ -1,6 +1,7 @@
 //! The only door to the disk. Everything durable goes through [`Fs`] and [`File`], so that tests can stand in for the
 //! disk, count its syncs and break them.
 
+mod fail_closed;
 mod interrupt;
 mod map;
 mod mount;
@@ -9,6 +10,7 @@ mod place;
 mod real;
 mod traced;
 
+pub use fail_closed::FailClosedFs;
 pub use interrupt::{interrupted, watch_interrupts};
 pub use map::{Map, exit_on_map_fault};
 pub use mount::{Mount, are_on_one_file_system};
@@ -176,6 +178,10 @@ pub trait Fs: Send + Sync {
     /// # Errors
     /// [`LockError::Held`] if another process has it.
     fn lock(&self, path: &Path, about: &str) -> Result<Box<dyn Lock>, LockError>;
+
+    /// Calls this once, when any sync has failed so that others may have lost something; at once if one has. Only
+    /// [`FailClosedFs`] looks after that.
+    fn on_failed_sync(&self, _tell: Box<dyn Fn(io::Error) + Send>) {}
 
     /// A number that no file made before has seen: salts and the volume's identity are made of them.
     fn random(&self) -> u64;

@@ -13,7 +13,7 @@ use crate::api::serve::{GRPC_ALPN, HTTP_ALPN, ListenerConfig, Protocol, serve};
 use crate::api::{Api, ApiConfig, Backends, grpc, http, tls};
 use crate::chunk::Encoding;
 use crate::distributor::{ClientPool, Distributor, DistributorConfig, IngesterClient, PoolConfig, Pusher, Route};
-use crate::fs::{Fs, Mount, RealFs, Space, are_on_one_file_system};
+use crate::fs::{FailClosedFs, Fs, Mount, RealFs, Space, are_on_one_file_system};
 use crate::ingester::{
     Cluster, Ingester, IngesterConfig, IngesterMetrics, Live, NilRecord, OnPoisoned, Progress, RecoveryReport,
     ScrubOptions,
@@ -509,7 +509,7 @@ fn static_ring(config: &Config, registry: &Registry) -> Result<Option<(Arc<Clien
 /// # Errors
 /// The disk cannot be asked for its space.
 pub fn ingester_config(config: &Config) -> Result<IngesterConfig> {
-    let fs: Arc<dyn Fs> = Arc::new(RealFs);
+    let fs: Arc<dyn Fs> = Arc::new(FailClosedFs::new(Arc::new(RealFs)));
     let (ingester, wal) = (&config.ingester, &config.ingester.wal);
     let (wal_dir, blocks_dir) = (config.wal_dir(), config.blocks_dir());
     let segment_size = segment_size(&*fs, config)?;

@@ -295,6 +295,13 @@ struct QueueState<P> {
     poisoned: Option<String>,
 }
 
+impl<P> Queue<P> {
+    fn fail(&self, error: io::Error) {
+        self.state.lock().failure.get_or_insert(error);
+        self.wake.notify_one();
+    }
+}
+
 impl<P: Send + 'static> Wal<P> {
     pub(super) fn start(writer: Writer, sink: impl Sink<P>, queue_bytes: usize) -> Self {
         let state = QueueState {
@@ -309,6 +316,8 @@ impl<P: Send + 'static> Wal<P> {
         let queue = Arc::new(Queue { state: Mutex::new(state), wake: Condvar::new(), limit: queue_bytes });
         let supply = writer.supply.clone();
         let (retention, syncs) = (writer.retention.clone(), writer.syncs.clone());
+        let failed = queue.clone();
+        writer.options.fs.on_failed_sync(Box::new(move |error| failed.fail(error)));
         let run = Run { queue: queue.clone(), writer, sink };
         let thread = spawn_critical("wal", move || run.run());
         Self { queue, supply, retention, syncs, thread: Mutex::new(Some(thread)) }
@@ -377,8 +386,7 @@ impl<P: Send + 'static> Wal<P> {
     /// Poisons the log because something that acknowledged lines depend on has failed for good, such as a sync of the
     /// block log.
     pub fn poison(&self, error: io::Error) {
-        self.queue.state.lock().failure.get_or_insert(error);
-        self.queue.wake.notify_one();
+        self.queue.fail(error);
     }
 
     /// What is in the log, and what may go.

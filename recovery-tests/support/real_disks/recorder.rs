@@ -20,6 +20,8 @@ const SECTOR: usize = 512;
 const TTL: Duration = Duration::from_secs(3600);
 /// A group of the log begins so, at a block of its own.
 const GROUP: &[u8] = b"TGRP";
+/// And so a segment.
+const SEGMENT: &[u8] = b"TMBRWAL1";
 const BLOCK: usize = 4096;
 
 /// What the disk was asked for.
@@ -36,6 +38,10 @@ pub enum Failure {
     /// A flush with a group of the log in flight, which is lost. What the file system wrote for itself is kept, so that
     /// what is tried is the log.
     Flush,
+    /// The same, with a group of each log in flight. Neither log writes a second one before its first is synced.
+    FlushOfBoth,
+    /// The same, with a group in flight and the header of a segment that is being made.
+    FlushOfSegment,
 }
 
 #[derive(Default)]
@@ -52,9 +58,13 @@ struct Platter {
     asked: u64,
 }
 
+fn has_block(bytes: &[u8], begins: &[u8]) -> bool {
+    bytes.chunks(BLOCK).any(|b| b.starts_with(begins))
+}
+
 /// Does a group begin in these bytes?
 fn is_group(bytes: &[u8]) -> bool {
-    bytes.chunks(BLOCK).any(|b| b.starts_with(GROUP))
+    has_block(bytes, GROUP)
 }
 
 fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
@@ -79,9 +89,19 @@ impl Platter {
         Ok(())
     }
 
+    fn fails_now(&self) -> bool {
+        let in_flight = |begins: &[u8]| self.in_flight.iter().filter(|(_, b)| has_block(b, begins)).count();
+        match self.failure {
+            Some(Failure::Flush) => in_flight(GROUP) > 0,
+            Some(Failure::FlushOfBoth) => in_flight(GROUP) > 1,
+            Some(Failure::FlushOfSegment) => in_flight(GROUP) > 0 && in_flight(SEGMENT) > 0,
+            Some(Failure::Write) | None => false,
+        }
+    }
+
     fn flush(&mut self) -> Result<(), Errno> {
         self.asked += 1;
-        if self.failure == Some(Failure::Flush) && self.in_flight.iter().any(|(_, b)| is_group(b)) {
+        if self.fails_now() {
             (self.failure, self.failed) = (None, self.failed + 1);
             self.in_flight.retain(|(_, b)| !is_group(b));
             self.bytes.clone_from(&self.flushed);
