@@ -429,7 +429,12 @@ fn judge(site: &Site, ran: &Ran) -> Result<Outcome, String> {
             };
         };
         let is_log = |c: &&Call| matches!(c.role, Role::Wal | Role::Blk) && c.name == "pwrite64" && errno == "EIO";
-        let is_sync = |c: &&Call| c.name == "fdatasync" || c.name == "fsync";
+        // A directory is opened to be synced; std lists one with `openat`.
+        let is_sync = |c: &&Call| match &*c.name {
+            "fdatasync" | "fsync" => true,
+            "open" => c.role == Role::Directory && errno == "EIO",
+            _ => false,
+        };
         let fails_for_good = |c: &&Call| c.at > serving && (is_sync(c) || is_log(c));
         let fatal = ran.calls.iter().filter(|c| c.injected).find(fails_for_good);
         let Some(fatal) = fatal else {

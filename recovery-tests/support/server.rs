@@ -34,7 +34,10 @@ pub fn binary() -> &'static Path {
     BINARY.get_or_init(|| option_env!("CARGO_BIN_EXE_timberline").map_or_else(beside, PathBuf::from))
 }
 
-/// Ports of this process alone: below those that the system gives to connections, a hundred at a time, held by a lock on a file. A
+/// So many that none comes again while a client still knows who had it before.
+const BLOCK: u16 = 1000;
+
+/// Ports of this process alone: below those that the system gives to connections, a block at a time, held by a lock on a file. A
 /// port that was only free a moment ago may be taken by another test before the server listens.
 static PORTS: LazyLock<(File, u16)> = LazyLock::new(|| {
     let dir = std::env::temp_dir().join("timberline-test-ports");
@@ -42,15 +45,15 @@ static PORTS: LazyLock<(File, u16)> = LazyLock::new(|| {
     let of = |block: u16| {
         let file = File::options().create(true).append(true).open(dir.join(block.to_string())).ok()?;
         file.try_lock().ok()?;
-        Some((file, 10_000 + 100 * block))
+        Some((file, 10_000 + BLOCK * block))
     };
-    (0..220).find_map(of).expect("a hundred free ports")
+    (0..22).find_map(of).expect("a block of free ports")
 });
 
 /// A port that nobody listens on, and that no other test gets while this one is about to.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let ports = || PORTS.1 + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
+    let ports = || PORTS.1 + NEXT.fetch_add(1, Ordering::Relaxed) % BLOCK;
     let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     std::iter::repeat_with(ports).take(10_000).find(is_free).expect("a free port")
 }
