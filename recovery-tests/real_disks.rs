@@ -679,22 +679,31 @@ fn an_ack_before_the_sync_is_found_in_images() {
     run.into_iter().for_each(|run| found(WITHOUT_SYNC, "images of a disk", started, &lost(&run.wrong)));
 }
 
-/// Hunts one bug with a disk that fails below ext4 in these ways.
-fn found_by_disk_errors(bug: &str, ways: impl Iterator<Item = Way>) {
+/// Hunts one bug with a disk that fails below ext4 in these ways, so often each.
+fn found_by_disk_errors(bug: &str, ways: impl Iterator<Item = Way>, tries: usize) {
     for way in ways.filter(|_| can_plant()) {
         let started = Instant::now();
-        let Some(wrong) = disk_error(way, &[(PLANTED, bug)]) else { return };
-        found(bug, &format!("a disk that fails below ext4 ({way:?})"), started, &lost(&wrong));
+        let mut losses = Vec::new();
+        for _ in 0..tries {
+            let Some(wrong) = disk_error(way, &[(PLANTED, bug)]) else { return };
+            losses = lost(&wrong);
+            if !losses.is_empty() {
+                break;
+            }
+        }
+        found(bug, &format!("a disk that fails below ext4 ({way:?})"), started, &losses);
     }
 }
 
 #[test]
 fn a_sync_that_is_tried_again_is_found() {
     let own = |way: &Way| way.other().is_none() && *way != Way::Write;
-    found_by_disk_errors("sync-retried", ways().into_iter().filter(own));
+    found_by_disk_errors("sync-retried", ways().into_iter().filter(own), 1);
 }
 
 #[test]
 fn a_failed_sync_of_another_file_that_is_ignored_is_found() {
-    found_by_disk_errors("sync-beside-ignored", ways().into_iter().filter(|way| way.other().is_some()));
+    // A flush for metadata as well makes ext4 give up its journal. When it notices that soon, it fails the log's own sync: always
+    // for a new segment, at times for a block.
+    found_by_disk_errors("sync-beside-ignored", ways().into_iter().filter(|way| *way == Way::BesideBlocks), 8);
 }
