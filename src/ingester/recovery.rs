@@ -511,7 +511,8 @@ impl<'a> ByStream<'a> {
 impl Restoring<'_> {
     fn shard(&self, shard: usize, shards: usize) -> Restored {
         let is_ours = |id: u64| shard_of(id, shards) == shard;
-        let definitions: Vec<&SeriesDef> = self.plan.definitions.values().filter(|d| is_ours(d.id)).collect();
+        let definitions = self.plan.definitions.values().map(|d| &**d);
+        let definitions: Vec<&SeriesDef> = definitions.filter(|d| is_ours(d.id)).collect();
         let ours = || self.recovered.blocks().listed().filter(|b| is_ours(b.stream));
         let ByStream { blocks, ends, unnamed_lines } = ByStream::new(&definitions, ours);
         let mut out = Restored { unnamed_lines, ..Restored::default() };

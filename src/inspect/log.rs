@@ -19,6 +19,7 @@ use crate::wal::{
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// Most bytes of a segment: `ingester.wal.segment_size` ends here, and no record needs more.
@@ -411,7 +412,7 @@ fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, Inspe
     };
     let mut summaries = Vec::new();
     // Streams are defined again in each segment; the newest definition is enough. That of a segment which was given up is none.
-    let mut defined: HashMap<u64, (usize, SeriesDef)> = HashMap::new();
+    let mut defined: HashMap<u64, (usize, Arc<SeriesDef>)> = HashMap::new();
     for segment in &out.log.segments {
         if segment.content == Content::Prepared {
             out.facts.push(Facts::bare(segment, "prepared"));
@@ -472,9 +473,9 @@ fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, Inspe
 
 /// Of several definitions of a stream, the one that knows the highest seq stays.
 fn define(plan: &mut Plan, definition: &SeriesDef) {
-    let known = plan.definitions.entry(definition.id).or_insert_with(|| definition.clone());
+    let known = plan.definitions.entry(definition.id).or_insert_with(|| Arc::new(definition.clone()));
     if known.next_seq < definition.next_seq {
-        *known = definition.clone();
+        *known = Arc::new(definition.clone());
     }
 }
 

@@ -48,7 +48,7 @@ pub fn run(args: &SalvageArgs, asked: &Asked, mut progress: Progress) -> Result<
     if !args.attach_labels.is_empty() {
         let nameless = unattributed(&judged, &mut progress)?;
         let attached = define(&args.attach_labels, args.tenant.as_deref(), &nameless, &source)?;
-        judged.plan.definitions.extend(attached.into_iter().map(|d| (d.id, d)));
+        judged.plan.definitions.extend(attached.into_iter().map(|d| (d.id, Arc::new(d))));
     }
     let findings = verify::check(&judged, &mut progress)?;
     let mut salvage = Salvage::new(&judged, to)?;
@@ -489,5 +489,5 @@ fn streams_of(judged: &Judged) -> BTreeMap<u64, (Arc<StreamLog>, u64)> {
         let tenant = Tenant::new(&d.tenant).ok()?;
         Some((d.id, (Arc::new(StreamLog::new(d.id, tenant, Arc::new(labels), end)), end)))
     };
-    judged.plan.definitions.values().filter_map(log).collect()
+    judged.plan.definitions.values().filter_map(|d| log(d)).collect()
 }

@@ -22,7 +22,7 @@ use super::writer::{Decision, LogError, StreamLog, Unavailable, Wal, WalOptions,
 use crate::codec::{align_up, crc32};
 use crate::fs::{File, Fs, read_full_at, write_all_at, write_all_uncached_at};
 use crate::planted::{Bug, is};
-use ahash::AHashSet;
+use ahash::{AHashMap, AHashSet};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -158,7 +158,7 @@ struct Usage {
 }
 
 impl BlockStore {
-    fn new(options: &WalOptions) -> Self {
+    pub(super) fn new(options: &WalOptions) -> Self {
         Self {
             fs: options.fs.clone(),
             volume: options.volume,
@@ -782,7 +782,7 @@ pub struct FoundBlocks {
     /// Bytes of all segments.
     pub bytes: u64,
     /// Definitions of streams.
-    pub definitions: Vec<SeriesDef>,
+    pub definitions: Vec<Arc<SeriesDef>>,
 }
 
 impl FoundBlocks {
@@ -840,6 +840,7 @@ impl RecoveredBlocks {
         options: &WalOptions,
         plan: &Plan,
         known: &(dyn Fn(u64, u64) -> bool + Sync),
+        ahead: Ahead<'_>,
         read: &mut dyn FnMut(),
     ) -> io::Result<Self> {
         let live = &plan.blocks;
@@ -855,7 +856,7 @@ impl RecoveredBlocks {
         let newest = live.last().map(|b| b.segment);
         let next_segment = files.last().copied().max(newest).unwrap_or(0) + 1;
         let mut out = Self {
-            store: Arc::new(BlockStore::new(options)),
+            store: ahead.store.clone(),
             active: None,
             next_segment,
             unlisted: Vec::new(),
@@ -864,8 +865,12 @@ impl RecoveredBlocks {
             found: FoundBlocks::default(),
         };
         let total: u64 = entries.iter().map(|e| e.len).sum();
-        let store = out.store.clone();
+        let (store, ahead) = (out.store.clone(), &ahead);
         let work = |_: &mut (), (synced, told): (BlocksSynced, u64)| {
+            if let Some(mut reading) = ahead.take(synced, told) {
+                reading.found.definitions.retain(|d| !known(d.id, d.next_seq));
+                return Ok(reading);
+            }
             let mut reading = Reading::new(&store, known, synced, told);
             if files.binary_search(&synced.segment).is_ok() {
                 reading.run(Some(synced.segment) == newest).map(|()| reading)
@@ -995,6 +1000,36 @@ impl RecoveredBlocks {
     }
 }
 
+/// Footers that are read before the plan is there, while the disk leaves the processors time: those of segments that an
+/// Open says to be finished, as they stay. The plan decides which of them count.
+pub(super) struct Ahead<'a> {
+    store: &'a Arc<BlockStore>,
+    readings: Mutex<AHashMap<u64, Reading<'a>>>,
+}
+
+impl<'a> Ahead<'a> {
+    /// Reads those of them that are sound. What fails here is met again by who reads the rest.
+    pub fn read(
+        store: &'a Arc<BlockStore>,
+        known: &'a (dyn Fn(u64, u64) -> bool + Sync),
+        listed: Vec<BlocksSynced>,
+        wide: bool,
+    ) -> Self {
+        let finished = listed.into_iter().filter(|b| b.footer > 0).collect();
+        let work = |_: &mut (), synced: BlocksSynced| {
+            let mut reading = Reading::new(store, known, synced, synced.end);
+            let is_read = reading.run(false).is_ok();
+            (is_read && reading.found.damage.is_empty() && reading.opened.is_some()).then_some(reading)
+        };
+        let readings = spread(finished, wide, || (), work, |_| {}).into_iter().flatten();
+        Self { store, readings: Mutex::new(readings.map(|r| (r.synced.segment, r)).collect()) }
+    }
+
+    fn take(&self, synced: BlocksSynced, told: u64) -> Option<Reading<'a>> {
+        self.readings.lock().remove(&synced.segment).filter(|r| (r.synced, r.told) == (synced, told))
+    }
+}
+
 /// One segment of the block log on its way into [`FoundBlocks`].
 struct Reading<'a> {
     store: &'a BlockStore,
@@ -1069,7 +1104,7 @@ impl<'a> Reading<'a> {
         if synced.footer > 0 {
             let sound = read_footer(&*file, &header, synced.footer, synced.end, |footer| {
                 let fresh = footer.definitions.iter().filter(|d| !(self.known)(d.id, d.next_seq));
-                self.found.definitions.extend(fresh.filter_map(|d| d.decode().ok()));
+                self.found.definitions.extend(fresh.filter_map(|d| d.decode().ok().map(Arc::new)));
                 used = self.blocks(&header, footer.blocks.iter().copied());
             })?;
             if sound {
@@ -1080,7 +1115,7 @@ impl<'a> Reading<'a> {
         }
         let footer = self.scan(&*file, &header)?;
         used = self.blocks(&header, footer.blocks.iter().map(|(at, len, tables)| (*at, *len, &tables[..])));
-        self.found.definitions.extend(footer.definitions.iter().cloned());
+        self.found.definitions.extend(footer.definitions.iter().cloned().map(Arc::new));
         let goes_on = newest && synced.footer == 0 && synced.end < header.file_len;
         let active = goes_on.then(|| Active::again(header, file, synced.end, footer));
         self.opened = Some(Opened { header, used, active });

@@ -46,7 +46,7 @@ pub struct Summary {
     /// Sound records above the largest durable LSN that the segment itself tells.
     tail: Vec<(RecordRef, Vec<TableRow>)>,
     /// Definitions of streams; a reader of many segments may drop those that it has seen.
-    pub(crate) definitions: Vec<SeriesDef>,
+    pub(crate) definitions: Vec<Arc<SeriesDef>>,
     gaps: Vec<Gap>,
     blocks: Vec<BlocksSynced>,
     retiring: Vec<Retiring>,
@@ -124,6 +124,11 @@ pub struct RecordRef {
 pub(super) struct KnownSeries(Mutex<AHashMap<u64, (u64, u64)>>);
 
 impl KnownSeries {
+    /// Has a segment told this next seq of the stream, or a higher one?
+    pub fn tells(&self, stream: u64, next_seq: u64) -> bool {
+        self.0.lock().get(&stream).is_some_and(|(_, known)| *known >= next_seq)
+    }
+
     /// Leaves those that no newer segment has told.
     fn fresh(&self, segment: u64, definitions: &mut Vec<SeriesRef<'_>>) {
         let mut known = self.0.lock();
@@ -197,6 +202,11 @@ impl Summary {
         };
         scan.groups.iter().for_each(|group| out.group(group, Bytes::whole(file)));
         out.end(scan.missing)
+    }
+
+    /// Its Open, if that is sound.
+    pub fn open(&self) -> Option<&Open> {
+        self.open.as_ref()
     }
 
     /// Holds no group and no remains of one.
@@ -396,7 +406,7 @@ impl<'a> Summing<'a> {
                 let mut definitions = SeriesRef::all(&raw).ok()?;
                 self.out.max_stream_id = definitions.iter().map(|d| d.id).fold(self.out.max_stream_id, u64::max);
                 self.known.fresh(self.out.number, &mut definitions);
-                let decoded: Result<Vec<SeriesDef>, _> = definitions.iter().map(SeriesRef::decode).collect();
+                let decoded: Result<Vec<_>, _> = definitions.iter().map(|d| d.decode().map(Arc::new)).collect();
                 self.out.definitions.extend(decoded.ok()?);
             }
             Kind::Gap => {
@@ -507,7 +517,7 @@ pub struct Plan {
     /// The next stream id.
     pub next_stream_id: u64,
     /// Every stream that any segment defines.
-    pub definitions: AHashMap<u64, SeriesDef>,
+    pub definitions: AHashMap<u64, Arc<SeriesDef>>,
     /// Losses that were settled before.
     pub gaps: Vec<Gap>,
     /// Where the next segment's Open says that the log ended.
@@ -560,7 +570,7 @@ impl Plan {
     }
 
     /// Takes a definition in; of several, the one that knows the highest seq.
-    pub(super) fn define(&mut self, definition: &SeriesDef) {
+    pub(super) fn define(&mut self, definition: &Arc<SeriesDef>) {
         let known = self.definitions.entry(definition.id).or_insert_with(|| definition.clone());
         if known.next_seq < definition.next_seq {
             *known = definition.clone();
@@ -590,7 +600,7 @@ pub fn plan(summaries: &[Summary]) -> Plan {
 }
 
 /// As [`plan`], with definitions of streams that were found elsewhere.
-pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[SeriesDef]) -> Plan {
+pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[Arc<SeriesDef>]) -> Plan {
     let mut out = Plan { last_segment: summaries.last().map_or(0, |s| s.number), ..Plan::default() };
     out.salts = summaries.iter().filter_map(|s| Some((s.number, s.header?.salt))).collect();
     out.empty = summaries.iter().filter(|s| s.is_empty()).filter_map(|s| s.header).collect();

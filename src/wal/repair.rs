@@ -1,7 +1,7 @@
 //! Recovery: reads what the disk holds, plans, replays, writes the unsettled tail again. The only part of the log that
 //! changes what an earlier process wrote, and it only adds a segment or removes one that holds nothing that counts.
 
-use super::blocks::{BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks, Suspect};
+use super::blocks::{Ahead, BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks, Suspect};
 use super::format::{HeaderError, Kind, LogKind, RecordHead};
 use super::plan::{KnownSeries, Plan, RecordRef, Summary, Summing, plan, plan_with};
 use super::ranges::Ranges;
@@ -12,7 +12,7 @@ use super::replay::ReplaySegment;
 use super::retention::{Contents, Hold};
 use super::scan::{Window, read_groups, read_start, scan_segment};
 use super::segment::{Prepared, file_number, segment_name, segment_number};
-use super::spread::{drop_aside, spread};
+use super::spread::{beside, drop_aside, spread};
 use super::supply::Supply;
 use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
@@ -26,6 +26,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::channel;
 
 /// Why the log was not recovered. Nothing was changed on disk unless the text says so.
 #[derive(Debug, thiserror::Error)]
@@ -115,11 +116,29 @@ pub fn recover_doubting(
     let log: u64 = numbers.iter().map(|(_, len)| len).sum();
     let total = log + block_segments(&options) * FOOTER_WEIGHT;
     let mut done = 0;
-    let known = KnownSeries::default();
+    let (known, wide) = (KnownSeries::default(), log >= WIDE);
     let work = |window: &mut Window, (number, len): (u64, u64)| (len, summarize(&options, number, window, &known));
-    let read = spread(numbers, log >= WIDE, Window::default, work, |(len, _)| {
-        done += len;
-        progress(done, total);
+    let store = Arc::new(BlockStore::new(&options));
+    let is_told = |stream: u64, next_seq: u64| known.tells(stream, next_seq);
+    let (tell, told) = channel();
+    let mut tell = Some(tell);
+    // Of the block log, too, what an Open names: the first that is read.
+    let ahead = {
+        let (store, is_told) = (&store, &is_told);
+        move || Ahead::read(store, is_told, told.recv().unwrap_or_default(), wide)
+    };
+    let (ahead, read) = beside(wide, ahead, || {
+        let read = spread(numbers, wide, Window::default, work, |(len, summary)| {
+            done += len;
+            progress(done, total);
+            let open = summary.as_ref().ok().and_then(Summary::open);
+            if let Some((open, tell)) = open.and_then(|open| Some((open, tell.take()?))) {
+                // Who reads ahead waits for it.
+                let _ = tell.send(open.blocks.clone());
+            }
+        });
+        drop(tell);
+        read
     });
     let (mut bytes, mut summaries) = (0, Vec::with_capacity(read.len()));
     for (len, summary) in read {
@@ -134,14 +153,12 @@ pub fn recover_doubting(
         plan.next_stream_id = 1;
     }
     let blocks_dir = options.blocks.dir.clone();
-    // Beside each other: each footer asks for all of its streams, and the definitions lie far apart.
-    let next_seqs: AHashMap<u64, u64> = plan.definitions.iter().map(|(id, d)| (*id, d.next_seq)).collect();
-    let known = |id: u64, next_seq: u64| next_seqs.get(&id).is_some_and(|known| *known >= next_seq);
+    let known = |id: u64, next_seq: u64| plan.definitions.get(&id).is_some_and(|known| known.next_seq >= next_seq);
     let mut read = || {
         done = total.min(done + FOOTER_WEIGHT);
         progress(done, total);
     };
-    let mut blocks = RecoveredBlocks::read(&options, &plan, &known, &mut read)
+    let mut blocks = RecoveredBlocks::read(&options, &plan, &known, ahead, &mut read)
         .map_err(io_error("read the block log in", &blocks_dir))?;
     blocks.doubt(suspects);
     if plan.has_tail() && !blocks.found.definitions.is_empty() {
@@ -406,7 +423,7 @@ impl Recovered {
                 *first = row.first_seq.min(*first);
             }
             let defined = first_seqs.iter().filter_map(|(id, seq)| Some((plan.definitions.get(id)?, *seq)));
-            definitions.extend(defined.map(|(d, next_seq)| SeriesDef { next_seq, ..d.clone() }));
+            definitions.extend(defined.map(|(d, next_seq)| SeriesDef { next_seq, ..SeriesDef::clone(d) }));
             if let Err(error) = writer.rewrite_tail(definitions, &tail) {
                 writer.supply.stop();
                 return Err(RecoverError::Tail(error.to_string()));

@@ -58,6 +58,20 @@ pub(super) fn spread<T: Send, S, R: Send>(
     results.into_iter().flatten().collect()
 }
 
+/// Does two things and gives both results: the first on a thread beside the second if it is `wide`, else after it.
+pub(super) fn beside<A: Send, B>(wide: bool, aside: impl FnOnce() -> A + Send, main: impl FnOnce() -> B) -> (A, B) {
+    if !wide {
+        let main = main();
+        return (aside(), main);
+    }
+    std::thread::scope(|scope| {
+        let aside = scope.spawn(aside);
+        let main = main();
+        // A panic while recovering must not pass as a shorter log.
+        (aside.join().unwrap_or_else(|_| std::process::abort()), main)
+    })
+}
+
 /// Drops what is made of hundreds of thousands of pieces, while the caller goes on.
 pub(super) fn drop_aside<T: Send + 'static>(value: T) {
     drop(spawn_critical("drop", move || drop(value)));

@@ -459,7 +459,7 @@ mod tests {
         let definition =
             SeriesDef { id: 1, tenant: "a".into(), labels: vec![], fingerprint: 0, next_seq: 100, settled_seq: 80 };
         let contents = Contents { holds, streams: AHashMap::from_iter([(1, 100)]), ..Contents::default() };
-        let definitions = std::collections::HashMap::from_iter([(1, definition)]);
+        let definitions = std::collections::HashMap::from_iter([(1, definition.into())]);
         let plan = Plan {
             first_lsn: 10,
             next_stream_id: 2,
