@@ -867,8 +867,7 @@ impl RecoveredBlocks {
         let total: u64 = entries.iter().map(|e| e.len).sum();
         let (store, ahead) = (out.store.clone(), &ahead);
         let work = |_: &mut (), (synced, told): (BlocksSynced, u64)| {
-            if let Some(mut reading) = ahead.take(synced, told) {
-                reading.found.definitions.retain(|d| !known(d.id, d.next_seq));
+            if let Some(reading) = ahead.take(synced, told, known) {
                 return Ok(reading);
             }
             let mut reading = Reading::new(&store, known, synced, told);
@@ -1001,7 +1000,8 @@ impl RecoveredBlocks {
 }
 
 /// Footers that are read before the plan is there, while the disk leaves the processors time: those of segments that an
-/// Open says to be finished, as they stay. The plan decides which of them count.
+/// Open says to be finished, as they stay. They are read again if the plan says otherwise of a segment, or if a definition was
+/// left out that the plan does not have: what was told then may have been told by a segment that does not count.
 pub(super) struct Ahead<'a> {
     store: &'a Arc<BlockStore>,
     readings: Mutex<AHashMap<u64, Reading<'a>>>,
@@ -1025,8 +1025,11 @@ impl<'a> Ahead<'a> {
         Self { store, readings: Mutex::new(readings.map(|r| (r.synced.segment, r)).collect()) }
     }
 
-    fn take(&self, synced: BlocksSynced, told: u64) -> Option<Reading<'a>> {
-        self.readings.lock().remove(&synced.segment).filter(|r| (r.synced, r.told) == (synced, told))
+    fn take(&self, synced: BlocksSynced, told: u64, known: &(dyn Fn(u64, u64) -> bool + Sync)) -> Option<Reading<'a>> {
+        let mut reading = self.readings.lock().remove(&synced.segment)?;
+        let holds = reading.left_out.iter().all(|(stream, next_seq)| known(*stream, *next_seq));
+        reading.found.definitions.retain(|d| !known(d.id, d.next_seq));
+        (holds && (reading.synced, reading.told) == (synced, told)).then_some(reading)
     }
 }
 
@@ -1040,6 +1043,8 @@ struct Reading<'a> {
     /// Synced for certain up to here; 0 in a segment that no record names.
     told: u64,
     found: FoundBlocks,
+    /// Definitions that were known: streams and next seqs.
+    left_out: Vec<(u64, u64)>,
     /// Nothing without a sound header.
     opened: Option<Opened>,
 }
@@ -1059,7 +1064,7 @@ impl<'a> Reading<'a> {
         synced: BlocksSynced,
         told: u64,
     ) -> Self {
-        Self { store, known, synced, told, found: FoundBlocks::default(), opened: None }
+        Self { store, known, synced, told, found: FoundBlocks::default(), left_out: Vec::new(), opened: None }
     }
 
     /// Notes what does not hold, if it counts.
@@ -1103,8 +1108,13 @@ impl<'a> Reading<'a> {
         let mut used = 0;
         if synced.footer > 0 {
             let sound = read_footer(&*file, &header, synced.footer, synced.end, |footer| {
-                let fresh = footer.definitions.iter().filter(|d| !(self.known)(d.id, d.next_seq));
-                self.found.definitions.extend(fresh.filter_map(|d| d.decode().ok().map(Arc::new)));
+                for definition in &footer.definitions {
+                    if (self.known)(definition.id, definition.next_seq) {
+                        self.left_out.push((definition.id, definition.next_seq));
+                    } else {
+                        self.found.definitions.extend(definition.decode().ok().map(Arc::new));
+                    }
+                }
                 used = self.blocks(&header, footer.blocks.iter().copied());
             })?;
             if sound {

@@ -153,7 +153,9 @@ pub fn recover_doubting(
         plan.next_stream_id = 1;
     }
     let blocks_dir = options.blocks.dir.clone();
-    let known = |id: u64, next_seq: u64| plan.definitions.get(&id).is_some_and(|known| known.next_seq >= next_seq);
+    // Beside each other: each footer asks for all of its streams, and the definitions lie far apart.
+    let next_seqs: AHashMap<u64, u64> = plan.definitions.iter().map(|(id, d)| (*id, d.next_seq)).collect();
+    let known = |id: u64, next_seq: u64| next_seqs.get(&id).is_some_and(|known| *known >= next_seq);
     let mut read = || {
         done = total.min(done + FOOTER_WEIGHT);
         progress(done, total);
