@@ -267,6 +267,14 @@ mod tests {
     }
 
     #[test]
+    fn a_sync_that_finds_the_file_system_read_only_fails_the_others() {
+        const EROFS: i32 = 30;
+        let syncs = Syncs::default();
+        assert!(syncs.run(Path::new("a"), is_harmless, || failed(EROFS)).is_err());
+        assert!(syncs.run(Path::new("b"), is_harmless, || Ok(())).is_err());
+    }
+
+    #[test]
     fn a_failure_is_told_once_and_to_who_asks_later() {
         let fs = FailClosedFs::new(Arc::new(RealFs));
         let (tell, told) = mpsc::channel();

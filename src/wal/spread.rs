@@ -82,6 +82,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn two_things_run_beside_each_other_if_they_are_wide_and_one_after_the_other_if_not() {
+        // The first needs what the second hands it; the second, if wide, that the first has begun.
+        for wide in [false, true] {
+            let ((hand, handed), (begin, begun)) = (channel(), channel());
+            let aside = move || {
+                begin.send(()).unwrap();
+                handed.recv().unwrap()
+            };
+            let results = beside(wide, aside, || {
+                if wide {
+                    begun.recv().unwrap();
+                } else {
+                    assert!(begun.try_recv().is_err());
+                }
+                hand.send(1).unwrap();
+                2
+            });
+            assert_eq!(results, (1, 2));
+        }
+    }
+
+    #[test]
     fn results_come_in_the_order_of_the_items() {
         for wide in [false, true] {
             let mut seen = 0;
