@@ -575,6 +575,26 @@ fn a_failed_sync_of_a_segment_in_the_making_poisons() {
     }
 }
 
+/// Also of a file that the log knows nothing of, and while nobody pushes.
+#[test]
+fn a_failed_sync_of_another_file_poisons_a_log_that_is_idle() {
+    let disk = MemDisk::default();
+    let options = closed(&disk);
+    let fs = options.fs.clone();
+    let (log, _) = Log::open(options, None).unwrap();
+    let mut acked = Lines::new();
+    log.acked(0, &push(0, &[1], 1), &mut acked);
+    // The last watermark is written, and the next segments are made.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(log.poisoned(), None);
+    let other = fs.create_new(&dir().join("other")).unwrap();
+    disk.fail(Fault { name: "other".into(), ..Fault::new(Call::Sync, 0, EIO) });
+    assert_eq!(other.sync_data().unwrap_err().raw_os_error(), Some(EIO));
+    within(Duration::from_secs(1), "it does not poison", || log.poisoned().is_some());
+    log.kill();
+    assert_eq!(restart(&disk.crash(Unsynced::Lost)).0, acked);
+}
+
 /// A failed sync of blocks that were written is another thing: they may be what lets the log go.
 #[test]
 fn a_failed_sync_of_written_blocks_poisons() {

@@ -152,8 +152,8 @@ impl Disk {
         drop(self.mounted.take());
     }
 
-    /// Waits until nobody asks for anything: the next flush is that of the next push then. One of the file system's own journal, or of
-    /// a segment that is being made, could take a group with it whose own sync succeeds.
+    /// Waits until nobody asks for anything: the next flush is that of the next push then, and not one of the file system's own journal,
+    /// which could take a group with it and is told to nobody.
     pub fn wait_until_quiet(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut since = (self.platter().asked, Instant::now());
