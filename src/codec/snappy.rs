@@ -36,8 +36,8 @@ const CRC_MASK: u32 = 0xa282_ead8;
 /// A body of the log lives for minutes, and is compressed while somebody waits. Both logs together are to take at most 0.8 bytes for
 /// each byte of lines.
 const BODY_PATIENCE: u32 = 2;
-/// A block is kept.
-const BLOCK_PATIENCE: u32 = 4;
+/// A block is kept. 4 makes it no smaller to speak of.
+const BLOCK_PATIENCE: u32 = 3;
 
 thread_local! {
     static ENCODER: RefCell<Encoder> = RefCell::new(Encoder::new());

@@ -87,6 +87,8 @@ struct Content {
     replayed_to: u64,
     /// The sealer has the stream in its queue.
     queued: bool,
+    /// Timestamps between which the sync period does not roll over, as far as is known.
+    within_period: Range<i64>,
     /// When the last entry was applied.
     touched: Instant,
     /// Applied since the last look at the rate.
@@ -294,7 +296,7 @@ impl Stream {
                 outcome.duplicate_bytes += entry.line.len() as u64;
                 continue;
             }
-            if content.wants_cut(state, &entry, newest, self.log.fingerprint) {
+            if content.wants_cut(state, entry.timestamp, newest, self.log.fingerprint) {
                 frozen_bytes += content.freeze(Some(CloseReason::Synced), seq, newest);
                 symbols.forget();
             } else if content.head.uncompressed_size() >= state.config.chunk_block_size
@@ -562,6 +564,27 @@ impl Stream {
     }
 }
 
+/// How far into a sync period a timestamp lies. Without a period all lie at its beginning.
+fn phase(timestamp: i64, period: u64, fingerprint: u64) -> u64 {
+    (timestamp as u64).wrapping_add(fingerprint).checked_rem(period).unwrap_or(0)
+}
+
+/// Does another period begin between the two?
+fn rolls_over(newest: i64, timestamp: i64, period: u64, fingerprint: u64) -> bool {
+    phase(timestamp, period, fingerprint) < phase(newest, period, fingerprint)
+}
+
+/// Timestamps from this one on that lie in the same period: [`rolls_over`] holds for none of them and a later one.
+fn period_from(timestamp: i64, period: u64, fingerprint: u64) -> Range<i64> {
+    // Where the sum of both begins anew, so does the phase.
+    let before_wrap = u64::MAX - (timestamp as u64).wrapping_add(fingerprint);
+    let left = match period {
+        0 => u64::MAX,
+        _ => (period - phase(timestamp, period, fingerprint)).min(before_wrap),
+    };
+    timestamp..timestamp.saturating_add_unsigned(left)
+}
+
 impl Content {
     fn new() -> Self {
         Self {
@@ -579,6 +602,7 @@ impl Content {
             flushed: BTreeMap::new(),
             replayed_to: 0,
             queued: false,
+            within_period: 0..0,
             touched: Instant::now(),
             applied: Amount::default(),
             recent: Recent::default(),
@@ -642,13 +666,18 @@ impl Content {
 
     /// Loki's sync rule: replicas cut their chunks when an entry's time rolls over the sync period, shifted by the
     /// stream's fingerprint, so that their chunks are equal.
-    fn wants_cut(&self, state: &State, entry: &EntryView<'_>, newest: i64, fingerprint: u64) -> bool {
-        let period = u64::try_from(state.config.sync_period.as_nanos()).unwrap_or(u64::MAX);
-        if period == 0 || newest == i64::MIN || entry.timestamp < newest {
+    fn wants_cut(&mut self, state: &State, timestamp: i64, newest: i64, fingerprint: u64) -> bool {
+        if timestamp < newest || newest == i64::MIN {
             return false;
         }
-        let phase = |timestamp: i64| (timestamp as u64).wrapping_add(fingerprint) % period;
-        phase(entry.timestamp) < phase(newest) && self.utilization(state) > state.config.sync_min_utilization
+        // The divisions would take as long as all else that is done with a line.
+        if self.within_period.contains(&newest) && self.within_period.contains(&timestamp) {
+            return false;
+        }
+        let period = u64::try_from(state.config.sync_period.as_nanos()).unwrap_or(u64::MAX);
+        self.within_period = period_from(timestamp, period, fingerprint);
+        rolls_over(newest, timestamp, period, fingerprint)
+            && self.utilization(state) > state.config.sync_min_utilization
     }
 
     fn utilization(&self, state: &State) -> f64 {
@@ -789,5 +818,35 @@ impl State {
             self.sealer.enqueue(stream.clone());
         }
         Ok(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn near(centre: i64) -> impl Strategy<Value = i64> {
+        (-5000i64..5000).prop_map(move |distance| centre.saturating_add(distance))
+    }
+
+    proptest! {
+        /// What spares the divisions changes nothing.
+        #[test]
+        fn no_period_begins_between_timestamps_of_one_range(
+            (from, later) in prop_oneof![Just(0i64), Just(i64::MIN), Just(i64::MAX), any::<i64>()]
+                .prop_flat_map(|centre| (near(centre), prop::collection::vec(near(centre), 1..50))),
+            period in 0u64..3000,
+            fingerprint in prop_oneof![0u64..3000, (u64::MAX - 3000)..=u64::MAX, any::<u64>()],
+        ) {
+            let range = period_from(from, period, fingerprint);
+            let mut inside: Vec<i64> = later.iter().copied().filter(|t| range.contains(t)).collect();
+            inside.sort_unstable();
+            prop_assert!(inside.windows(2).all(|w| !rolls_over(w[0], w[1], period, fingerprint)));
+            // It is not shorter than it must be, but at the ends of what can be told.
+            let next = range.end;
+            let is_end = next == i64::MAX || (next as u64).wrapping_add(fingerprint) == u64::MAX;
+            prop_assert!(period == 0 || is_end || phase(next, period, fingerprint) == 0, "{range:?}");
+        }
     }
 }
