@@ -95,6 +95,11 @@ fn is_harmless(error: &io::Error) -> bool {
     is_full || is_shortage(error) || [NotADirectory, NotFound, PermissionDenied].contains(&error.kind())
 }
 
+/// As [`is_harmless`], of a directory that is made: that a file system is read-only is found before anything is flushed.
+fn is_harmless_to_make(error: &io::Error) -> bool {
+    is_harmless(error) || is_no_space(error)
+}
+
 impl FailClosedFs {
     /// Over another file system, for as long as the process lives.
     pub fn new(below: Arc<dyn Fs>) -> Self {
@@ -148,8 +153,7 @@ impl Fs for FailClosedFs {
     }
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        // Making a directory on a read-only file system is harmless as well.
-        self.syncs.run(dir, |e| is_harmless(e) || is_no_space(e), || self.below.create_dir_all(dir))
+        self.syncs.run(dir, is_harmless_to_make, || self.below.create_dir_all(dir))
     }
 
     fn space(&self, dir: &Path) -> io::Result<Space> {
@@ -192,6 +196,10 @@ impl File for ClosedFile {
 
     fn is_at(&self, path: &Path) -> io::Result<bool> {
         self.file.is_at(path)
+    }
+
+    fn will_be_read(&self) {
+        self.file.will_be_read();
     }
 
     fn drop_cache(&self) -> io::Result<()> {
@@ -267,10 +275,15 @@ mod tests {
     }
 
     #[test]
-    fn a_sync_that_finds_the_file_system_read_only_fails_the_others() {
+    fn a_sync_that_finds_the_file_system_read_only_fails_the_others_but_not_who_makes_a_directory() {
         const EROFS: i32 = 30;
+        for (is_harmless, spares_others) in [(is_harmless as fn(&_) -> _, false), (is_harmless_to_make, true)] {
+            let syncs = Syncs::default();
+            assert!(syncs.run(Path::new("a"), is_harmless, || failed(EROFS)).is_err());
+            assert_eq!(syncs.run(Path::new("b"), is_harmless, || Ok(())).is_ok(), spares_others);
+        }
         let syncs = Syncs::default();
-        assert!(syncs.run(Path::new("a"), is_harmless, || failed(EROFS)).is_err());
+        assert!(syncs.run(Path::new("a"), is_harmless_to_make, || failed(EIO)).is_err());
         assert!(syncs.run(Path::new("b"), is_harmless, || Ok(())).is_err());
     }
 

@@ -75,6 +75,10 @@ pub trait File: Send + Sync {
         Ok(true)
     }
 
+    /// The file will be read from its beginning to its end, so the system may read far ahead of that (`POSIX_FADV_SEQUENTIAL`). It
+    /// is advice: whether it is taken, nobody is told.
+    fn will_be_read(&self) {}
+
     /// Drops clean cached pages, so that the next read comes from the disk (`POSIX_FADV_DONTNEED`).
     ///
     /// # Errors

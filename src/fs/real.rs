@@ -101,6 +101,10 @@ impl File for RealFile {
         }
     }
 
+    fn will_be_read(&self) {
+        let _ = rfs::fadvise(&self.0, 0, None, rfs::Advice::Sequential);
+    }
+
     fn drop_cache(&self) -> io::Result<()> {
         Ok(rfs::fadvise(&self.0, 0, None, rfs::Advice::DontNeed)?)
     }

@@ -192,6 +192,10 @@ impl File for TracedFile {
         self.file.is_at(path)
     }
 
+    fn will_be_read(&self) {
+        self.file.will_be_read();
+    }
+
     fn drop_cache(&self) -> io::Result<()> {
         self.file.drop_cache()
     }

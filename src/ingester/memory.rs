@@ -6,7 +6,7 @@ use super::Stream;
 use crate::model::LabelSet;
 use crate::wal::StreamLog;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 
 /// A stream's places in maps, in the index and in the log's tables of streams, without its labels.
 const STREAM_ENTRIES: usize = 600;
@@ -17,14 +17,33 @@ const LABEL_COPIES: usize = 4;
 /// A block's place in its chunk, and the counters around it.
 pub(super) const BLOCK_ENTRY: usize = 48;
 
-/// Adds up what is held.
+/// Adds up what is held. Threads count in places of their own: those that restore a hundred thousand streams would wait for each
+/// other at a single one.
 #[derive(Clone, Default)]
-pub(super) struct Meter(Arc<AtomicUsize>);
+pub(super) struct Meter(Arc<[Place; PLACES]>);
+
+const PLACES: usize = 8;
+
+/// Alone in its cache line. What one thread adds another may subtract, so only the sum has a meaning.
+#[derive(Default)]
+#[repr(align(64))]
+struct Place(AtomicIsize);
 
 impl Meter {
     /// Bytes that are held now.
     pub fn bytes(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        let sum: isize = self.0.iter().map(|place| place.0.load(Ordering::Relaxed)).sum();
+        // While others count, a value may be missed that is subtracted already.
+        usize::try_from(sum).unwrap_or(0)
+    }
+
+    fn place(&self) -> &AtomicIsize {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local!(static THREAD: usize = THREADS.fetch_add(1, Ordering::Relaxed) % PLACES);
+        // A thread that ends may have no number any more.
+        let [first, ..] = &*self.0;
+        let thread = THREAD.try_with(|thread| *thread).unwrap_or(0);
+        &self.0.get(thread).unwrap_or(first).0
     }
 
     /// Counts a stream with these labels.
@@ -40,12 +59,12 @@ impl Meter {
 
     /// For a value that is not [`Held`] and subtracts what it added itself.
     pub fn add(&self, bytes: usize) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
+        self.place().fetch_add(bytes as isize, Ordering::Relaxed);
     }
 
     /// Takes back what was added.
     pub fn subtract(&self, bytes: usize) {
-        self.0.fetch_sub(bytes, Ordering::Relaxed);
+        self.place().fetch_sub(bytes as isize, Ordering::Relaxed);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::commit::{Committer, shard_of};
 use super::data_dir::{Dirs, Identity, holds_segments};
+use super::instance::Instance;
 use super::memory::Meter;
 use super::retain::Retainer;
 use super::seal::Sealed;
@@ -15,9 +16,9 @@ use crate::model::{LabelSet, Overrides, Tenant};
 use crate::planted::{Bug, is};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
-    BlockLogOptions, BlockPlace, BlockStore, BodyView, Contents, Cut, DamageReport, FoundBlock, Hold, ListedBlock,
-    Plan, Quarantine, RecordHead, RecoverError, Recovered, ReplaySegment, SeriesDef, Side, StreamLog, TableRow, Tables,
-    WalMetrics, WalOptions, decompress_body_into, recover_doubting,
+    BlockLogOptions, BlockPlace, BlockStore, BodyView, ById, Contents, Cut, DamageReport, FoundBlock, Hold,
+    ListedBlock, Plan, Quarantine, RecordHead, RecoverError, Recovered, ReplaySegment, SeriesDef, Side, StreamLog,
+    TableRow, Tables, WalMetrics, WalOptions, decompress_body_into, recover_doubting,
 };
 use ahash::AHashMap;
 use rayon::prelude::*;
@@ -150,13 +151,13 @@ impl Ingester<NilRecord> {
         let mut replay = Replay {
             state: &state,
             plan: &recovered.plan,
-            streams: AHashMap::new(),
+            streams: ById::for_ids(recovered.plan.definitions.keys().copied()),
             made: Vec::new(),
             spare: Vec::new(),
             report: RecoveryReport::default(),
         };
         replay.report.read_seconds = started.elapsed().as_secs_f64();
-        replay.restore(&recovered);
+        let restored = replay.restore(&recovered);
         replay.report.restored_seconds = started.elapsed().as_secs_f64();
         let total = recovered.bytes.max(1);
         // What was read had the metadata of blocks in it.
@@ -168,10 +169,8 @@ impl Ingester<NilRecord> {
             progress.done.fetch_add(share as u64, Ordering::Relaxed);
             state.metrics.replay_bytes.add(share as i64);
         };
-        let restored: Vec<Arc<Stream>> =
-            replay.streams.values().map(|k| &k.stream).filter(|s| s.is_visible()).cloned().collect();
         std::thread::scope(|scope| {
-            let show = scope.spawn(|| state.show_all(&restored));
+            let show = scope.spawn(|| restored.iter().for_each(|streams| state.show_all(streams)));
             // Within the pool: its threads stay awake from one step to the next.
             let applied = rayon::scope(|_| replay.apply_all(&recovered, &done));
             // A panic while replaying must not pass as a shorter log.
@@ -294,7 +293,7 @@ pub fn forecast(config: &IngesterConfig) -> Result<Option<Forecast>, StartError>
 struct Replay<'a> {
     state: &'a Arc<State>,
     plan: &'a Plan,
-    streams: AHashMap<u64, Known>,
+    streams: ById<Known>,
     /// Those of them of which nothing was known but a definition.
     made: Vec<u64>,
     spare: Vec<Slot>,
@@ -306,11 +305,13 @@ struct Known {
     stream: Arc<Stream>,
     /// Smaller seqs are in blocks, or flushed.
     settled: u64,
+    /// Smaller seqs have been given, by the stream's definition.
+    defined: u64,
 }
 
 impl Known {
-    fn new(stream: Arc<Stream>) -> Self {
-        Self { settled: stream.next_seq(), stream }
+    fn new(stream: Arc<Stream>, definition: &SeriesDef) -> Self {
+        Self { settled: stream.next_seq(), defined: definition.next_seq, stream }
     }
 
     /// Are there seqs below this one that are neither in a block nor applied?
@@ -371,35 +372,42 @@ fn restore_stream(
     blocks.sort_by_key(|b| (b.tables.first_seq, Reverse((b.place.segment, b.place.offset))));
     take_replaced(blocks).into_iter().for_each(|place| store.free(place));
     let mut chunks: BTreeMap<u64, (ChunkState, BTreeMap<u32, &[u8]>)> = BTreeMap::new();
-    let mut settled: Vec<Range<u64>> = decided.flushed.values().cloned().collect();
+    let mut settled: Vec<Range<u64>> = Vec::with_capacity(decided.flushed.len() + 1 + blocks.len());
+    settled.extend(decided.flushed.values().cloned());
     settled.extend((settled_seq > 0).then_some(0..settled_seq));
     let (mut end, mut lines, mut newest_chunk) = (0, 0, decided.flushed.keys().max().copied());
     for number in decided.flushed.keys() {
         let places = blocks.iter().filter(|b| b.tables.chunk == *number).map(|b| b.place);
         stream.note_flushed(*number, &places.collect::<Vec<_>>());
     }
-    let mut last_of: Vec<(u64, (i64, u128))> = Vec::with_capacity(blocks.len());
+    let mut newest_timestamp = None;
     let shelf = stream.shelf(store, metadata);
-    for FoundBlock { place, tables } in &*blocks {
-        newest_chunk = newest_chunk.max(Some(tables.chunk));
-        stream.note_newest(tables.newest_timestamp);
-        last_of.push((tables.end_seq, (tables.last_timestamp, tables.last_hash)));
-        let data_len = place.len.saturating_sub(RECORD_HEAD_LEN as u32 + tables.encoded_len() as u32);
-        let block = SealedBlock::of(tables, *place, data_len, shelf);
-        let (true, Ok(block)) = (tables.first_seq >= end && !decided.flushed.contains_key(&tables.chunk), block) else {
-            store.free(*place);
-            continue;
-        };
-        end = tables.end_seq;
-        lines += u64::from(tables.entries);
-        settled.push(block.seqs.clone());
-        let (chunk, symbols) = chunks.entry(tables.chunk).or_default();
-        chunk.number = tables.chunk;
-        chunk.closed = decided.closed.get(&tables.chunk).copied();
-        chunk.compressed += block.len();
-        chunk.blocks.push(Arc::new(block));
-        symbols.extend(tables.symbols.iter());
+    for same_chunk in blocks.chunk_by(|a, b| a.tables.chunk == b.tables.chunk) {
+        for FoundBlock { place, tables } in same_chunk {
+            newest_chunk = newest_chunk.max(Some(tables.chunk));
+            newest_timestamp = newest_timestamp.max(Some(tables.newest_timestamp));
+            let data_len = place.len.saturating_sub(RECORD_HEAD_LEN as u32 + tables.encoded_len() as u32);
+            let is_needed = tables.first_seq >= end && !decided.flushed.contains_key(&tables.chunk);
+            let block = is_needed.then(|| SealedBlock::of(tables, *place, data_len, shelf));
+            let Some(Ok(block)) = block else {
+                store.free(*place);
+                continue;
+            };
+            end = tables.end_seq;
+            lines += u64::from(tables.entries);
+            settled.push(block.seqs.clone());
+            let (chunk, symbols) = chunks.entry(tables.chunk).or_default();
+            if chunk.blocks.is_empty() {
+                chunk.number = tables.chunk;
+                chunk.closed = decided.closed.get(&tables.chunk).copied();
+                chunk.blocks.reserve(same_chunk.len());
+            }
+            chunk.compressed += block.len();
+            chunk.blocks.push(Arc::new(block));
+            symbols.extend(tables.symbols.iter());
+        }
     }
+    newest_timestamp.into_iter().for_each(|timestamp| stream.note_newest(timestamp));
     let newest = newest_chunk.map_or(0, |n| n + 1);
     let chunks: VecDeque<ChunkState> = chunks
         .into_values()
@@ -413,7 +421,8 @@ fn restore_stream(
         .collect();
     let settled = merged(settled);
     let prefix = settled.front().filter(|r| r.start == 0).map_or(0, |r| r.end);
-    let last = last_of.into_iter().rev().find(|(end, _)| *end == prefix).map(|(_, last)| last);
+    let last = blocks.iter().map(|b| &b.tables).rfind(|t| t.end_seq == prefix);
+    let last = last.map(|t| (t.last_timestamp, t.last_hash));
     stream.restore(chunks, newest, settled, last);
     lines
 }
@@ -449,7 +458,7 @@ fn table_of(texts: &BTreeMap<u32, &[u8]>) -> Symbols {
     symbols
 }
 
-/// What all shards of a restoration share.
+/// What a restoration needs to know of all streams.
 struct Restoring<'a> {
     state: &'a Arc<State>,
     plan: &'a Plan,
@@ -459,17 +468,18 @@ struct Restoring<'a> {
     sound: bool,
 }
 
-/// What one shard has made.
+/// What was made of some streams.
 #[derive(Default)]
 struct Restored {
-    streams: Vec<Arc<Stream>>,
+    streams: Vec<Known>,
+    /// Those that have lines.
+    visible: Vec<Arc<Stream>>,
     lines: u64,
-    /// In blocks whose stream no definition names: they are kept and told.
-    unnamed_lines: u64,
 }
 
-/// The blocks of some streams, with those of each beside each other, in the order of the log.
+/// Some streams and their blocks, with those of each beside each other, in the order of the log.
 struct ByStream<'a> {
+    definitions: Vec<&'a SeriesDef>,
     blocks: Vec<ListedBlock<'a>>,
     /// Where those of each stream end.
     ends: Vec<usize>,
@@ -479,15 +489,20 @@ struct ByStream<'a> {
 
 impl<'a> ByStream<'a> {
     /// `ours` gives the same blocks twice. Counting them first spares sorting them.
-    fn new<B: Iterator<Item = ListedBlock<'a>>>(definitions: &[&SeriesDef], ours: impl Fn() -> B) -> Self {
-        let at: AHashMap<u64, usize> = definitions.iter().enumerate().map(|(at, d)| (d.id, at)).collect();
+    fn new<B: Iterator<Item = ListedBlock<'a>>>(definitions: Vec<&'a SeriesDef>, ours: impl Fn() -> B) -> Self {
+        let mut at = ById::for_ids(definitions.iter().map(|d| d.id));
+        (0..).zip(&definitions).for_each(|(n, d): (u32, _)| at.insert(d.id, n));
         let lines = |b: ListedBlock<'_>| b.read().map_or(0, |b| u64::from(b.tables.entries));
         let (mut counts, mut unnamed_lines) = (vec![0; definitions.len()], 0);
+        // Which stream each block is of: looked up once.
+        let mut streams: Vec<u32> = Vec::new();
         for block in ours() {
-            match at.get(&block.stream).and_then(|at| counts.get_mut(*at)) {
+            let stream = at.get(block.stream).copied().unwrap_or(u32::MAX);
+            match counts.get_mut(stream as usize) {
                 Some(count) => *count += 1,
                 None => unnamed_lines += lines(block),
             }
+            streams.push(stream);
         }
         // Where the next one of each goes: behind the last, where its stream's blocks end.
         let mut next = 0;
@@ -497,58 +512,99 @@ impl<'a> ByStream<'a> {
         };
         let mut ends: Vec<usize> = counts.into_iter().map(begin).collect();
         let mut blocks = vec![ListedBlock::default(); next];
-        for block in ours() {
-            let Some(end) = at.get(&block.stream).and_then(|at| ends.get_mut(*at)) else { continue };
+        for (block, stream) in ours().zip(streams) {
+            let Some(end) = ends.get_mut(stream as usize) else { continue };
             if let Some(slot) = blocks.get_mut(*end) {
                 *slot = block;
             }
             *end += 1;
         }
-        Self { blocks, ends, unnamed_lines }
+        Self { definitions, blocks, ends, unnamed_lines }
     }
-}
 
-impl Restoring<'_> {
-    fn shard(&self, shard: usize, shards: usize) -> Restored {
-        let is_ours = |id: u64| shard_of(id, shards) == shard;
-        let definitions = self.plan.definitions.values().map(|d| &**d);
-        let definitions: Vec<&SeriesDef> = definitions.filter(|d| is_ours(d.id)).collect();
-        let ours = || self.recovered.blocks().listed().filter(|b| is_ours(b.stream));
-        let ByStream { blocks, ends, unnamed_lines } = ByStream::new(&definitions, ours);
-        let mut out = Restored { unnamed_lines, ..Restored::default() };
-        let nothing = Decided::default();
-        let (mut at, mut touched, mut read) = (0, 0, Vec::new());
-        for (definition, end) in definitions.into_iter().zip(ends) {
-            while touched < end.max(at + TOUCHED).min(blocks.len()) {
+    /// The streams a few at a time: so many that the processors end at about the same time.
+    fn parts(&self) -> impl Iterator<Item = Range<usize>> {
+        const STREAMS: usize = 500;
+        let count = self.definitions.len();
+        (0..count).step_by(STREAMS).map(move |begin| begin..count.min(begin + STREAMS))
+    }
+
+    /// The definitions of some streams, each with its blocks.
+    fn streams(&self, part: Range<usize>) -> impl Iterator<Item = (&'a SeriesDef, &[ListedBlock<'a>])> {
+        let begin = part.start.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+        let definitions = self.definitions.get(part.clone()).unwrap_or_default();
+        let ends = self.ends.get(part).unwrap_or_default();
+        let blocks = self.blocks.get(begin..ends.last().copied().unwrap_or(begin)).unwrap_or_default();
+        let (mut at, mut touched) = (begin, 0);
+        definitions.iter().zip(ends).map(move |(definition, end)| {
+            // What lies far from each other is fetched for many streams at once.
+            while touched < blocks.len() && touched < end - begin + TOUCHED {
                 let next = blocks.get(touched..).unwrap_or_default();
                 let next = next.get(..TOUCHED).unwrap_or(next);
                 std::hint::black_box(next.iter().fold(0, |sum, block| sum ^ block.touch()));
                 touched += next.len();
             }
+            let own = blocks.get(at - begin..end - begin).unwrap_or_default();
+            at = *end;
+            (*definition, own)
+        })
+    }
+}
+
+impl Restoring<'_> {
+    fn by_stream(&self, shard: usize, shards: usize) -> ByStream<'_> {
+        let is_ours = |id: u64| shard_of(id, shards) == shard;
+        let definitions = self.plan.definitions.values().map(|d| &**d);
+        let ours = || self.recovered.blocks().listed().filter(|b| is_ours(b.stream));
+        ByStream::new(definitions.filter(|d| is_ours(d.id)).collect(), ours)
+    }
+
+    fn restore(&self, by_stream: &ByStream<'_>, part: Range<usize>) -> Restored {
+        let mut out = Restored::default();
+        let nothing = Decided::default();
+        let (mut maker, mut read) = (Maker::new(self.state), Vec::new());
+        for (definition, blocks) in by_stream.streams(part) {
             read.clear();
-            read.extend(blocks.get(at..end).unwrap_or_default().iter().filter_map(ListedBlock::read));
-            at = end;
+            read.extend(blocks.iter().filter_map(ListedBlock::read));
             let settled_seq = if self.sound { definition.settled_seq } else { 0 };
             let decided = self.decided.get(&definition.id).unwrap_or(&nothing);
             if read.is_empty() && decided.flushed.is_empty() && settled_seq == 0 {
                 continue;
             }
-            if let Some(stream) = stream_of(self.state, definition) {
+            if let Some(stream) = maker.make(definition) {
                 let store = self.recovered.block_store();
                 out.lines += restore_stream(&stream, &mut read, decided, settled_seq, store, &self.state.metadata);
-                out.streams.push(stream);
+                out.visible.extend(stream.is_visible().then(|| stream.clone()));
+                out.streams.push(Known::new(stream, definition));
             }
         }
         out
     }
 }
 
-/// The stream that a definition tells of.
-fn stream_of(state: &State, definition: &SeriesDef) -> Option<Arc<Stream>> {
-    let tenant = Tenant::new(&definition.tenant).ok()?;
-    let labels = Arc::new(LabelSet::new(definition.labels.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
-    let share = &state.instance(&tenant).blocks;
-    Some(Arc::new(Stream::new(Arc::new(StreamLog::new(definition.id, tenant, labels, 0)), &state.metadata, share)))
+/// Makes streams of definitions. Most have the tenant of the one before.
+struct Maker<'a> {
+    state: &'a State,
+    last: Option<Arc<Instance>>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(state: &'a State) -> Self {
+        Self { state, last: None }
+    }
+
+    /// The stream that a definition tells of; `None` if its tenant cannot be one.
+    fn make(&mut self, definition: &SeriesDef) -> Option<Arc<Stream>> {
+        let instance = match self.last.take().filter(|last| last.tenant.as_str() == definition.tenant) {
+            Some(last) => last,
+            None => self.state.instance(&Tenant::new(&definition.tenant).ok()?),
+        };
+        let labels = Arc::new(LabelSet::new(definition.labels.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
+        let log = StreamLog::new(definition.id, instance.tenant.clone(), labels, 0);
+        let stream = Stream::new(Arc::new(log), &self.state.metadata, &instance.blocks);
+        self.last = Some(instance);
+        Some(Arc::new(stream))
+    }
 }
 
 /// Ranges sorted, those that touch made one.
@@ -603,8 +659,8 @@ fn needed_sides(cut: Cut, rows: &[(TableRow, &Arc<Stream>, usize)]) -> (Option<S
 }
 
 impl Replay<'_> {
-    /// Makes the streams and chunks again that the block log holds, without reading a block.
-    fn restore(&mut self, recovered: &Recovered) {
+    /// Makes the streams and chunks again that the block log holds, without reading a block; returns the streams that have lines.
+    fn restore(&mut self, recovered: &Recovered) -> Vec<Vec<Arc<Stream>>> {
         let mut decided: AHashMap<u64, Decided> = AHashMap::new();
         for hold in self.plan.contents.iter().flat_map(|c| &c.holds) {
             match hold {
@@ -631,48 +687,53 @@ impl Replay<'_> {
             sound: recovered.blocks().damage.is_empty() && self.plan.loss.is_empty() && self.plan.gaps.is_empty(),
         };
         let threads = if recovered.blocks().len() < FEW_BLOCKS { 1 } else { self.state.config.threads.max(1) };
-        let restored: Vec<Restored> = std::thread::scope(|scope| {
-            let restoring = &restoring;
-            let running: Vec<_> = (0..threads).map(|n| scope.spawn(move || restoring.shard(n, threads))).collect();
-            // A panic while replaying must not pass as a shorter log.
-            running.into_iter().map(|t| t.join().unwrap_or_else(|_| std::process::abort())).collect()
-        });
-        for shard in restored {
-            self.report.block_lines += shard.lines;
-            self.report.unattributed_lines += shard.unnamed_lines;
-            for stream in shard.streams {
-                self.streams.insert(stream.id(), Known::new(stream));
-            }
+        let by_stream: Vec<ByStream<'_>> =
+            (0..threads).into_par_iter().map(|n| restoring.by_stream(n, threads)).collect();
+        let parts: Vec<_> = by_stream.iter().flat_map(|b| b.parts().map(move |part| (b, part))).collect();
+        let restored = parts.into_par_iter().with_max_len(1).map(|(b, part)| restoring.restore(b, part));
+        let restored: Vec<Restored> = restored.collect();
+        // They are kept, and told.
+        self.report.unattributed_lines += by_stream.iter().map(|b| b.unnamed_lines).sum::<u64>();
+        let mut visible = Vec::with_capacity(restored.len());
+        for part in restored {
+            self.report.block_lines += part.lines;
+            part.streams.into_iter().for_each(|known| self.streams.insert(known.stream.id(), known));
+            visible.push(part.visible);
         }
+        visible
     }
 
     /// Makes the streams that are in the log alone, from any surviving definition, and tells all of them how far their
     /// entries go in the log.
     fn make_streams(&mut self) {
-        let ends = self.plan.contents.iter().flat_map(|c| c.streams.iter().map(|(id, end)| (*id, *end)));
-        let mut ends: Vec<(u64, u64)> = ends.collect();
-        ends.par_sort_unstable();
-        let of_one = ends.chunk_by(|a, b| a.0 == b.0).filter_map(|of_one| of_one.last());
-        let ends: Vec<(u64, u64)> = of_one.copied().collect();
-        let make = |(id, end): (u64, u64)| {
-            if let Some(known) = self.streams.get(&id) {
+        // Each newer segment tells more of nearly all of them.
+        let mut ends: AHashMap<u64, u64> = AHashMap::with_capacity(self.plan.definitions.len());
+        for (id, end) in self.plan.contents.iter().flat_map(|c| &c.streams) {
+            let known = ends.entry(*id).or_default();
+            *known = (*known).max(*end);
+        }
+        let ends: Vec<(u64, u64)> = ends.into_iter().collect();
+        let make = |maker: &mut Maker<'_>, (id, end): (u64, u64)| {
+            if let Some(known) = self.streams.get(id) {
                 if known.settled < end {
                     known.stream.expect(end);
                 }
                 return None;
             }
-            let made = stream_of(self.state, self.plan.definitions.get(&id)?)?;
+            let definition = self.plan.definitions.get(&id)?;
+            let made = maker.make(definition)?;
             made.expect(end);
-            Some((id, Known::new(made)))
+            Some((id, Known::new(made, definition)))
         };
-        let made: Vec<(u64, Known)> = ends.into_par_iter().filter_map(make).collect();
+        let made = ends.into_par_iter().map_init(|| Maker::new(self.state), make);
+        let made: Vec<(u64, Known)> = made.flatten_iter().collect();
         self.made = made.iter().map(|(id, _)| *id).collect();
-        self.streams.extend(made);
+        made.into_iter().for_each(|(id, known)| self.streams.insert(id, known));
     }
 
     /// Is there an entry in a segment that is not in a block or applied? If not, it is not even read.
     fn needs(&self, contents: &Contents) -> bool {
-        contents.streams.iter().any(|(id, end)| self.streams.get(id).is_none_or(|k| k.needs(*end)))
+        contents.streams.iter().any(|(id, end)| self.streams.get(*id).is_none_or(|k| k.needs(*end)))
     }
 
     /// Applies what is needed of the log. `done` gets the bytes of each segment.
@@ -762,7 +823,7 @@ impl Replay<'_> {
         let mut rows = Vec::new();
         for row in all {
             let len = row.part_len as usize;
-            match self.streams.get(&row.stream) {
+            match self.streams.get(row.stream) {
                 Some(known) if !known.needs(row.end_seq()) && !is(Bug::AppliedTwice) => {}
                 Some(known) => rows.push((row, &known.stream, start)),
                 None => unattributed += u64::from(row.count),
@@ -776,10 +837,10 @@ impl Replay<'_> {
     /// stream's end may have been used by lost records, and its labels go on under a new id.
     fn finish(&mut self, admits: impl Fn(u64) -> bool + Sync) {
         // Their records were damaged, or lie behind the log's end.
-        let empty = self.made.iter().filter(|id| self.streams.get(id).is_some_and(|k| k.stream.next_seq() == 0));
-        let empty: Vec<u64> = empty.copied().collect();
-        empty.iter().for_each(|id| drop(self.streams.remove(id)));
-        self.report.streams = self.streams.len() as u64;
+        let made = std::mem::take(&mut self.made);
+        let is_empty = |id: &u64| self.streams.get(*id).is_some_and(|k| k.stream.next_seq() == 0);
+        let empty: Vec<u64> = made.into_iter().filter(is_empty).collect();
+        empty.into_iter().for_each(|id| self.streams.remove(id));
         let mut lost: AHashMap<u64, u64> = AHashMap::new();
         let told = self.plan.gaps.iter().flat_map(|g| &g.seqs).map(|(id, _, end)| (*id, *end));
         // What is found lost now is told by the next Gap. Nothing of it comes any more, so no segment waits for it.
@@ -788,17 +849,15 @@ impl Replay<'_> {
             let known = lost.entry(id).or_default();
             *known = end.max(*known);
         }
-        let streams: Vec<(&u64, &Known)> = self.streams.iter().collect();
-        streams.into_par_iter().for_each(|(id, Known { stream, .. })| {
-            let defined = self.plan.definitions.get(id).map_or(0, |d| d.next_seq);
-            stream.replayed(defined.max(lost.get(id).copied().unwrap_or(0)));
+        let line_up = |Known { stream, defined, .. }: &Known| {
+            stream.replayed(lost.get(&stream.id()).copied().unwrap_or(0).max(*defined));
             stream.log.resume_at(stream.next_seq());
-        });
-        let by_text = |(id, Known { stream, .. }): (&u64, &Known)| {
             let text: Box<str> = stream.labels().text().into();
-            (stream.log.tenant.clone(), admits(*id).then(|| (text, stream.clone())))
+            (stream.log.tenant.clone(), admits(stream.id()).then(|| (text, stream.clone())))
         };
-        let streams: Vec<_> = self.streams.par_iter().map(by_text).collect();
+        let streams: Vec<&Known> = self.streams.iter().collect();
+        self.report.streams = streams.len() as u64;
+        let streams: Vec<_> = streams.into_par_iter().map(line_up).collect();
         let mut by_tenant: AHashMap<Tenant, Vec<(Box<str>, Arc<Stream>)>> = AHashMap::new();
         for (tenant, stream) in streams {
             by_tenant.entry(tenant).or_default().extend(stream);

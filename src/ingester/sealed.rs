@@ -7,8 +7,7 @@ use crate::wal::{BlockPlace, BlockStore, BlockTables};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What the blocks of a stream have in common. Each block counts itself here: on the counters of all, two threads that restore
-/// a hundred thousand streams would wait for each other.
+/// What the blocks of a stream have in common. Each block counts itself here.
 pub(super) struct Shelf {
     store: Arc<BlockStore>,
     /// What streams and blocks take of memory.

@@ -466,17 +466,9 @@ fn judge_once(log: Log, progress: &mut Progress) -> Result<Option<Judged>, Inspe
     let Some(blocks) = blocks::judge(&out.log, &out.plan, out.volume)? else { return Ok(None) };
     out.blocks = blocks;
     for definition in &out.blocks.definitions {
-        define(&mut out.plan, definition);
+        out.plan.define(&Arc::new(definition.clone()));
     }
     Ok(Some(out))
-}
-
-/// Of several definitions of a stream, the one that knows the highest seq stays.
-fn define(plan: &mut Plan, definition: &SeriesDef) {
-    let known = plan.definitions.entry(definition.id).or_insert_with(|| Arc::new(definition.clone()));
-    if known.next_seq < definition.next_seq {
-        *known = Arc::new(definition.clone());
-    }
 }
 
 fn refuse_unknown_kinds(segment: u64, scan: &SegmentScan) -> Result<(), InspectError> {

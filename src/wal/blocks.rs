@@ -10,13 +10,13 @@ use super::format::{
 use super::group::GroupBuilder;
 use super::plan::Plan;
 use super::record::{
-    BlockSymbolsRef, BlockTables, BlocksSynced, BodyError, ChunkClosed, Footer, FooterRef, SeriesDef, decode_control,
-    decompress_body,
+    BlockSymbolsRef, BlockTables, BlocksSynced, BodyError, ChunkClosed, Footer, FooterParts, SeriesAt, SeriesDef,
+    decode_control, decompress_body,
 };
 use super::repair::WIDE;
 use super::scan::Damage;
 use super::segment::{self, Prepared};
-use super::spread::spread;
+use super::spread::{spread, workers};
 use super::verdict::{Cost, Finding, Part, Place, verdict};
 use super::writer::{Decision, LogError, StreamLog, Unavailable, Wal, WalOptions, spawn_critical};
 use crate::codec::{align_up, crc32};
@@ -725,8 +725,8 @@ impl<'a> ListedBlock<'a> {
 struct SegmentBlocks {
     number: u64,
     blocks: Vec<Listed>,
-    /// Their tables, one after the other.
-    tables: Vec<u8>,
+    /// Their tables, and whatever else was read with them.
+    bytes: Vec<u8>,
 }
 
 struct Listed {
@@ -739,17 +739,17 @@ struct Listed {
 }
 
 impl SegmentBlocks {
-    fn push(&mut self, offset: u64, len: u32, tables: &[u8]) -> Result<(), BodyError> {
-        let stream = BlockTables::view(tables)?.stream;
-        let (at, tables_len) = (self.tables.len(), u32::try_from(tables.len()).unwrap_or(u32::MAX));
-        self.tables.extend_from_slice(tables);
-        self.blocks.push(Listed { offset, stream, at, tables_len, len });
+    /// Takes in a block whose tables lie there in the bytes.
+    fn list(&mut self, offset: u64, len: u32, tables: Range<usize>) -> Result<(), BodyError> {
+        let stream = BlockTables::view(self.bytes.get(tables.clone()).unwrap_or_default())?.stream;
+        let tables_len = u32::try_from(tables.len()).unwrap_or(u32::MAX);
+        self.blocks.push(Listed { offset, stream, at: tables.start, tables_len, len });
         Ok(())
     }
 
     fn listed(&self, block: &Listed) -> ListedBlock<'_> {
         let Listed { offset, stream, at, tables_len, len } = *block;
-        let tables = self.tables.get(at..at + tables_len as usize).unwrap_or_default();
+        let tables = self.bytes.get(at..at + tables_len as usize).unwrap_or_default();
         ListedBlock { place: BlockPlace { segment: self.number, offset, len }, stream, tables }
     }
 
@@ -867,27 +867,34 @@ impl RecoveredBlocks {
         let total: u64 = entries.iter().map(|e| e.len).sum();
         let (store, ahead) = (out.store.clone(), &ahead);
         let work = |_: &mut (), (synced, told): (BlocksSynced, u64)| {
-            if let Some(reading) = ahead.take(synced, told, known) {
-                return Ok(reading);
-            }
-            let mut reading = Reading::new(&store, known, synced, told);
-            if files.binary_search(&synced.segment).is_ok() {
-                reading.run(Some(synced.segment) == newest).map(|()| reading)
-            } else {
-                reading.judge(Part::Missing, 0..told, true);
-                Ok(reading)
-            }
+            let mut reading = match ahead.take(synced, told) {
+                Some(reading) => reading,
+                None => {
+                    let mut reading = Reading::new(&store, synced, told);
+                    if files.binary_search(&synced.segment).is_ok() {
+                        reading.run(Some(synced.segment) == newest)?;
+                    } else {
+                        reading.judge(Part::Missing, 0..told, true);
+                    }
+                    reading
+                }
+            };
+            reading.define(known);
+            Ok(reading)
         };
-        let to_read = plan.blocks_to_read().zip(live).map(|(read, told)| (read, told.end)).collect();
+        let mut to_read: Vec<_> = plan.blocks_to_read().zip(live).map(|(read, told)| (read, told.end)).collect();
+        // The newest first: it has no footer yet, and is read as a whole.
+        to_read.reverse();
         let readings: Vec<Reading<'_>> =
-            spread(to_read, total >= WIDE, || (), work, |_| read()).into_iter().collect::<io::Result<_>>()?;
-        readings.into_iter().for_each(|reading| out.take(reading));
+            spread(to_read, workers(total >= WIDE), || (), work, |_| read()).into_iter().collect::<io::Result<_>>()?;
+        readings.into_iter().rev().for_each(|reading| out.take(reading));
         for number in files.into_iter().filter(|n| !live.iter().any(|b| b.segment == *n)) {
             if plan.blocks_are_uncertain && !plan.retired_blocks.contains(&number) {
                 // The record that names it may be lost. What it holds is sound where its checksums hold.
                 let whole = BlocksSynced { segment: number, end: u64::MAX, footer: 0 };
-                let mut reading = Reading::new(&store, known, whole, 0);
+                let mut reading = Reading::new(&store, whole, 0);
                 reading.run(false)?;
+                reading.define(known);
                 let holds_nothing = reading.found.is_empty();
                 out.take(reading);
                 // Without its header nothing can be proved, not even that it holds nothing.
@@ -1000,8 +1007,7 @@ impl RecoveredBlocks {
 }
 
 /// Footers that are read before the plan is there, while the disk leaves the processors time: those of segments that an
-/// Open says to be finished, as they stay. They are read again if the plan says otherwise of a segment, or if a definition was
-/// left out that the plan does not have: what was told then may have been told by a segment that does not count.
+/// Open says to be finished, as they stay. They are read again if the plan says otherwise of a segment.
 pub(super) struct Ahead<'a> {
     store: &'a Arc<BlockStore>,
     readings: Mutex<AHashMap<u64, Reading<'a>>>,
@@ -1009,42 +1015,37 @@ pub(super) struct Ahead<'a> {
 
 impl<'a> Ahead<'a> {
     /// Reads those of them that are sound. What fails here is met again by who reads the rest.
-    pub fn read(
-        store: &'a Arc<BlockStore>,
-        known: &'a (dyn Fn(u64, u64) -> bool + Sync),
-        listed: Vec<BlocksSynced>,
-        wide: bool,
-    ) -> Self {
+    pub fn read(store: &'a Arc<BlockStore>, listed: Vec<BlocksSynced>, wide: bool) -> Self {
+        /// They are small, and each waits for the disk behind megabytes of the other log.
+        const WORKERS: usize = 12;
         let finished = listed.into_iter().filter(|b| b.footer > 0).collect();
         let work = |_: &mut (), synced: BlocksSynced| {
-            let mut reading = Reading::new(store, known, synced, synced.end);
-            let is_read = reading.run(false).is_ok();
-            (is_read && reading.found.damage.is_empty() && reading.opened.is_some()).then_some(reading)
+            let mut reading = Reading::new(store, synced, synced.end);
+            let (file, header) = reading.begin(false).ok()??;
+            let is_read = reading.footer(&*file, &header).ok()?;
+            (is_read && reading.found.damage.is_empty()).then_some(reading)
         };
-        let readings = spread(finished, wide, || (), work, |_| {}).into_iter().flatten();
+        let workers = if wide { WORKERS } else { 1 };
+        let readings = spread(finished, workers, || (), work, |_| {}).into_iter().flatten();
         Self { store, readings: Mutex::new(readings.map(|r| (r.synced.segment, r)).collect()) }
     }
 
-    fn take(&self, synced: BlocksSynced, told: u64, known: &(dyn Fn(u64, u64) -> bool + Sync)) -> Option<Reading<'a>> {
-        let mut reading = self.readings.lock().remove(&synced.segment)?;
-        let holds = reading.left_out.iter().all(|(stream, next_seq)| known(*stream, *next_seq));
-        reading.found.definitions.retain(|d| !known(d.id, d.next_seq));
-        (holds && (reading.synced, reading.told) == (synced, told)).then_some(reading)
+    fn take(&self, synced: BlocksSynced, told: u64) -> Option<Reading<'a>> {
+        let reading = self.readings.lock().remove(&synced.segment)?;
+        ((reading.synced, reading.told) == (synced, told)).then_some(reading)
     }
 }
 
 /// One segment of the block log on its way into [`FoundBlocks`].
 struct Reading<'a> {
     store: &'a BlockStore,
-    /// Is this next seq of a stream, or a higher one, known already?
-    known: &'a (dyn Fn(u64, u64) -> bool + Sync),
     /// What is read: to the end of the file where nobody knows the synced end.
     synced: BlocksSynced,
     /// Synced for certain up to here; 0 in a segment that no record names.
     told: u64,
     found: FoundBlocks,
-    /// Definitions that were known: streams and next seqs.
-    left_out: Vec<(u64, u64)>,
+    /// Definitions of the footer, which lie in the bytes of the blocks.
+    defined: Vec<SeriesAt>,
     /// Nothing without a sound header.
     opened: Option<Opened>,
 }
@@ -1058,13 +1059,16 @@ struct Opened {
 }
 
 impl<'a> Reading<'a> {
-    fn new(
-        store: &'a BlockStore,
-        known: &'a (dyn Fn(u64, u64) -> bool + Sync),
-        synced: BlocksSynced,
-        told: u64,
-    ) -> Self {
-        Self { store, known, synced, told, found: FoundBlocks::default(), left_out: Vec::new(), opened: None }
+    fn new(store: &'a BlockStore, synced: BlocksSynced, told: u64) -> Self {
+        Self { store, synced, told, found: FoundBlocks::default(), defined: Vec::new(), opened: None }
+    }
+
+    /// Takes in those definitions of the footer that tell more than is known: `known` says whether this next seq of a stream, or a
+    /// higher one, is. Most are, and to decode them all would take longer than all else.
+    fn define(&mut self, known: &(dyn Fn(u64, u64) -> bool + Sync)) {
+        let Some(SegmentBlocks { bytes, .. }) = self.found.blocks.last() else { return };
+        let fresh = std::mem::take(&mut self.defined).into_iter().filter(|d| !known(d.id, d.next_seq));
+        self.found.definitions.extend(fresh.filter_map(|d| d.decode(bytes).ok()).map(Arc::new));
     }
 
     /// Notes what does not hold, if it counts.
@@ -1080,8 +1084,19 @@ impl<'a> Reading<'a> {
     }
 
     fn run(&mut self, newest: bool) -> io::Result<()> {
-        let synced = self.synced;
-        let path = self.store.path(synced.segment);
+        let Some((file, header)) = self.begin(newest)? else { return Ok(()) };
+        if self.synced.footer > 0 {
+            if self.footer(&*file, &header)? {
+                return Ok(());
+            }
+            self.judge(Part::Record(Kind::Footer), self.synced.footer..self.synced.end, false);
+        }
+        self.whole(file, header, newest)
+    }
+
+    /// Opens the file and reads its header; `None` if that is of no use.
+    fn begin(&mut self, newest: bool) -> io::Result<Option<(Arc<dyn File>, SegmentHeader)>> {
+        let path = self.store.path(self.synced.segment);
         let file = self.store.fs.open(&path, newest)?;
         // The bytes of the disk, not those of a page cache that an I/O error has left behind.
         file.sync_data()?;
@@ -1094,37 +1109,43 @@ impl<'a> Reading<'a> {
             Err(e @ HeaderError::Version(_)) => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
             Err(HeaderError::NotASegment | HeaderError::Damaged) => {
                 self.judge(Part::Header, 0..FIRST_GROUP, false);
-                return Ok(());
+                return Ok(None);
             }
         };
-        if (header.number, header.log, header.volume) != (synced.segment, LogKind::Blocks, self.store.volume) {
+        if (header.number, header.log, header.volume) != (self.synced.segment, LogKind::Blocks, self.store.volume) {
             self.judge(Part::Name, 0..FIRST_GROUP, false);
-            return Ok(());
+            return Ok(None);
         }
         if let Some(copy) = SegmentHeader::damaged_copy(&start) {
             self.judge(Part::Header, copy, true);
         }
         self.found.bytes = header.file_len;
-        let mut used = 0;
-        if synced.footer > 0 {
-            let sound = read_footer(&*file, &header, synced.footer, synced.end, |footer| {
-                for definition in &footer.definitions {
-                    if (self.known)(definition.id, definition.next_seq) {
-                        self.left_out.push((definition.id, definition.next_seq));
-                    } else {
-                        self.found.definitions.extend(definition.decode().ok().map(Arc::new));
-                    }
-                }
-                used = self.blocks(&header, footer.blocks.iter().copied());
-            })?;
-            if sound {
-                self.opened = Some(Opened { header, used, active: None });
-                return Ok(());
-            }
-            self.judge(Part::Record(Kind::Footer), synced.footer..synced.end, false);
-        }
+        Ok(Some((file, header)))
+    }
+
+    /// Takes what the footer tells, if it is sound; returns whether it is.
+    fn footer(&mut self, file: &dyn File, header: &SegmentHeader) -> io::Result<bool> {
+        let Some((bytes, footer)) = read_footer(file, header, self.synced.footer, self.synced.end)? else {
+            return Ok(false);
+        };
+        self.defined = footer.definitions;
+        let used = self.blocks(header, bytes, footer.blocks);
+        self.opened = Some(Opened { header: *header, used, active: None });
+        Ok(true)
+    }
+
+    /// Takes what all records up to the durable end tell.
+    fn whole(&mut self, file: Arc<dyn File>, header: SegmentHeader, newest: bool) -> io::Result<()> {
+        let synced = self.synced;
         let footer = self.scan(&*file, &header)?;
-        used = self.blocks(&header, footer.blocks.iter().map(|(at, len, tables)| (*at, *len, &tables[..])));
+        let mut bytes = Vec::new();
+        let in_bytes = |(offset, len, tables): &(u64, u32, Vec<u8>)| {
+            let begin = bytes.len();
+            bytes.extend_from_slice(tables);
+            (*offset, *len, begin..bytes.len())
+        };
+        let blocks = footer.blocks.iter().map(in_bytes).collect();
+        let used = self.blocks(&header, bytes, blocks);
         self.found.definitions.extend(footer.definitions.iter().cloned().map(Arc::new));
         let goes_on = newest && synced.footer == 0 && synced.end < header.file_len;
         let active = goes_on.then(|| Active::again(header, file, synced.end, footer));
@@ -1132,12 +1153,12 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Takes blocks by their tables; returns the bytes of their records.
-    fn blocks<'b>(&mut self, header: &SegmentHeader, blocks: impl Iterator<Item = (u64, u32, &'b [u8])>) -> u64 {
+    /// Takes blocks by their tables in the bytes; returns the bytes of their records.
+    fn blocks(&mut self, header: &SegmentHeader, bytes: Vec<u8>, blocks: Vec<(u64, u32, Range<usize>)>) -> u64 {
         let mut used = 0;
-        let mut sound = SegmentBlocks { number: header.number, ..SegmentBlocks::default() };
+        let mut sound = SegmentBlocks { number: header.number, blocks: Vec::with_capacity(blocks.len()), bytes };
         for (offset, len, tables) in blocks {
-            if sound.push(offset, len, tables).is_err() {
+            if sound.list(offset, len, tables).is_err() {
                 self.judge(Part::Record(Kind::Block), offset..offset + u64::from(len), false);
                 self.found.unseen.push(header.number);
             }
@@ -1151,6 +1172,7 @@ impl<'a> Reading<'a> {
     fn scan(&mut self, file: &dyn File, header: &SegmentHeader) -> io::Result<Footer> {
         let synced = self.synced;
         let end = synced.end.min(header.file_len);
+        file.will_be_read();
         let mut bytes = vec![0; usize::try_from(end).unwrap_or(usize::MAX)];
         let read = read_full_at(file, 0, &mut bytes)?;
         bytes.truncate(read);
@@ -1191,14 +1213,13 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Hands on the footer in the group at `at`, if it is sound; returns whether it is.
+/// The footer in the group at `at`, if it is sound: its body, and where its parts lie in that.
 fn read_footer(
     file: &dyn File,
     header: &SegmentHeader,
     at: u64,
     end: u64,
-    take: impl FnOnce(FooterRef<'_>),
-) -> io::Result<bool> {
+) -> io::Result<Option<(Vec<u8>, FooterParts)>> {
     let len = end.min(header.file_len).saturating_sub(at);
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
     let read = read_full_at(file, at, &mut bytes)?;
@@ -1211,7 +1232,8 @@ fn read_footer(
         let body = record.get(RECORD_HEAD_LEN..head.len as usize)?;
         let sound = head.known_kind() == Some(Kind::Footer) && head.tables_len == 0 && crc32(&[body]) == head.body_crc;
         let raw = if sound { decompress_body(&head, body).ok()? } else { return None };
-        FooterRef::decode(&raw).ok().map(take)
+        let parts = FooterParts::find(&raw).ok()?;
+        Some((raw, parts))
     };
-    Ok(parse().is_some())
+    Ok(parse())
 }

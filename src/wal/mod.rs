@@ -4,6 +4,7 @@
 //! runtime, no chunks and no HTTP.
 
 mod blocks;
+mod by_id;
 mod cut;
 pub mod format;
 mod group;
@@ -31,6 +32,7 @@ pub use blocks::{
     BlockAppend, BlockError, BlockLog, BlockLogOptions, BlockPlace, BlockSink, BlockStore, Decide, FoundBlock,
     FoundBlocks, ListedBlock, Suspect,
 };
+pub use by_id::ById;
 pub use cut::{Cut, SMALL_PART, Side};
 pub use format::{GroupHeader, Kind, LogKind, RecordHead, SegmentHeader};
 pub use metrics::WalMetrics;

@@ -124,11 +124,6 @@ pub struct RecordRef {
 pub(super) struct KnownSeries(Mutex<AHashMap<u64, (u64, u64)>>);
 
 impl KnownSeries {
-    /// Has a segment told this next seq of the stream, or a higher one?
-    pub fn tells(&self, stream: u64, next_seq: u64) -> bool {
-        self.0.lock().get(&stream).is_some_and(|(_, known)| *known >= next_seq)
-    }
-
     /// Leaves those that no newer segment has told.
     fn fresh(&self, segment: u64, definitions: &mut Vec<SeriesRef<'_>>) {
         let mut known = self.0.lock();
@@ -570,7 +565,7 @@ impl Plan {
     }
 
     /// Takes a definition in; of several, the one that knows the highest seq.
-    pub(super) fn define(&mut self, definition: &Arc<SeriesDef>) {
+    pub(crate) fn define(&mut self, definition: &Arc<SeriesDef>) {
         let known = self.definitions.entry(definition.id).or_insert_with(|| definition.clone());
         if known.next_seq < definition.next_seq {
             *known = definition.clone();

@@ -6,6 +6,7 @@ use super::cut::Cut;
 use super::format::{FLAG_CARRIED, Kind, MAX_RECORD_LEN, RECORD_HEAD_LEN, RecordHead};
 use crate::codec::{Cursor, DecodeError, crc32, put_uvarint, put_varint, snappy};
 use ahash::AHashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Compression of a body.
@@ -450,16 +451,25 @@ pub fn decompress_body_into(head: &RecordHead, stored: &[u8], raw: &mut Vec<u8>)
             if snap::raw::decompress_len(stored).map_err(|_| wrong())? != raw_len {
                 return Err(wrong());
             }
-            raw.resize(raw_len, 0);
+            set_len(raw, raw_len);
             snap::raw::Decoder::new().decompress(stored, raw).map_err(|_| wrong())?
         }
         2 => {
-            raw.resize(raw_len, 0);
+            set_len(raw, raw_len);
             zstd::bulk::decompress_to_buffer(stored, raw).map_err(|_| wrong())?
         }
         other => return Err(BodyError::Codec(other)),
     };
     if len == raw_len { Ok(()) } else { Err(wrong()) }
+}
+
+/// Makes a buffer so long; what it holds then is written over. Where it is made anew, fresh memory holds zeros already.
+fn set_len(raw: &mut Vec<u8>, len: usize) {
+    if raw.capacity() < len {
+        *raw = vec![0; len];
+    } else {
+        raw.resize(len, 0);
+    }
 }
 
 /// A decompressed body of an Entries record, with its symbols.
@@ -699,29 +709,52 @@ pub struct Footer {
     pub blocks: Vec<(u64, u32, Vec<u8>)>,
 }
 
-/// A [`Footer`] without copies: most of what it tells is known already when a log is recovered.
-#[derive(Debug)]
-pub(super) struct FooterRef<'a> {
-    pub definitions: Vec<SeriesRef<'a>>,
-    /// Offset, length and tables of each block.
-    pub blocks: Vec<(u64, u32, &'a [u8])>,
+/// Where the parts of a [`Footer`] lie in its body, which is kept as it is: nothing is copied out of it, and most of its definitions
+/// are known already when a log is recovered.
+#[derive(Debug, Default)]
+pub(super) struct FooterParts {
+    pub definitions: Vec<SeriesAt>,
+    /// Offset and length of each block, and where its tables lie.
+    pub blocks: Vec<(u64, u32, Range<usize>)>,
 }
 
-impl<'a> FooterRef<'a> {
+impl FooterParts {
     /// # Errors
     /// The body does not hold exactly one footer.
-    pub fn decode(raw: &'a [u8]) -> Result<Self, BodyError> {
+    pub fn find(raw: &[u8]) -> Result<Self, BodyError> {
         let mut c = Cursor::new(raw);
-        let definitions = SeriesRef::list(&mut c)?;
-        let count = int(&mut c)?;
-        let mut blocks = Vec::new();
-        for _ in 0..count {
+        let at = |c: &Cursor<'_>| raw.len() - c.remaining();
+        let mut out = Self::default();
+        for _ in 0..int(&mut c)? {
+            let begin = at(&c);
+            let SeriesRef { id, next_seq, .. } = SeriesRef::pass(&mut c)?;
+            out.definitions.push(SeriesAt { id, next_seq, whole: begin..at(&c) });
+        }
+        for _ in 0..int(&mut c)? {
             let (offset, len) = (int(&mut c)?, int(&mut c)?);
             let len = u32::try_from(len).map_err(|_| BodyError::Inconsistent("a block is longer than 4 GiB"))?;
-            blocks.push((offset, len, bytes(&mut c)?));
+            let tables = bytes(&mut c)?.len();
+            out.blocks.push((offset, len, at(&c) - tables..at(&c)));
         }
         nothing_left(&c)?;
-        Ok(Self { definitions, blocks })
+        Ok(out)
+    }
+}
+
+/// A [`SeriesDef`] somewhere in a body.
+#[derive(Clone, Debug)]
+pub(super) struct SeriesAt {
+    pub id: u64,
+    pub next_seq: u64,
+    whole: Range<usize>,
+}
+
+impl SeriesAt {
+    /// # Errors
+    /// A text is not UTF-8, or `raw` is not the body in which it was found.
+    pub fn decode(&self, raw: &[u8]) -> Result<SeriesDef, BodyError> {
+        let whole = raw.get(self.whole.clone()).unwrap_or_default();
+        SeriesRef { id: self.id, next_seq: self.next_seq, whole }.decode()
     }
 }
 
@@ -1136,9 +1169,12 @@ mod tests {
             prop_assert_eq!(read(&raw), Some(given.clone()));
             let footer = Footer { definitions: given.clone(), blocks: vec![(u64::MAX, 7, raw.clone()), (1, u32::MAX, vec![])] };
             let packed = bincode::encode_to_vec(&footer, config()).unwrap();
-            let passed = FooterRef::decode(&packed).unwrap();
-            prop_assert_eq!(passed.blocks, [(u64::MAX, 7, &raw[..]), (1, u32::MAX, &[][..])]);
-            prop_assert_eq!(passed.definitions.len(), given.len());
+            let found = FooterParts::find(&packed).unwrap();
+            let blocks: Vec<_> = found.blocks.into_iter().map(|(at, len, tables)| (at, len, &packed[tables])).collect();
+            prop_assert_eq!(blocks, [(u64::MAX, 7, &raw[..]), (1, u32::MAX, &[][..])]);
+            let definitions: Vec<_> = found.definitions.iter().map(|d| d.decode(&packed).unwrap()).collect();
+            prop_assert_eq!(definitions, &given[..]);
+            prop_assert!(found.definitions.iter().zip(&given).all(|(d, s)| (d.id, d.next_seq) == (s.id, s.next_seq)));
             let place = at.index(raw.len());
             if cut { raw.truncate(place) } else { raw[place] = to }
             let whole = bincode::decode_from_slice::<Vec<SeriesDef>, _>(&raw, config().with_limit::<{ 1 << 20 }>());

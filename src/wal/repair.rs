@@ -2,17 +2,19 @@
 //! changes what an earlier process wrote, and it only adds a segment or removes one that holds nothing that counts.
 
 use super::blocks::{Ahead, BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks, Suspect};
-use super::format::{HeaderError, Kind, LogKind, RecordHead};
+use super::by_id::ById;
+use super::format::{FIRST_GROUP, HeaderError, Kind, LogKind, RecordHead};
 use super::plan::{KnownSeries, Plan, RecordRef, Summary, Summing, plan, plan_with};
 use super::ranges::Ranges;
 use super::record::{
-    Beginning, BodyError, ChunkClosed, ChunkFlushed, Gap, SeriesDef, TableRow, Tables, decode_control, encode_control,
+    Beginning, BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Gap, Open, SeriesDef, TableRow, Tables,
+    decode_control, encode_control,
 };
 use super::replay::ReplaySegment;
 use super::retention::{Contents, Hold};
-use super::scan::{Window, read_groups, read_start, scan_segment};
+use super::scan::{Window, read_group, read_groups, read_start, scan_segment};
 use super::segment::{Prepared, file_number, segment_name, segment_number};
-use super::spread::{beside, drop_aside, spread};
+use super::spread::{beside, drop_aside, spread, workers};
 use super::supply::Supply;
 use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
@@ -26,7 +28,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::channel;
 
 /// Why the log was not recovered. Nothing was changed on disk unless the text says so.
 #[derive(Debug, thiserror::Error)]
@@ -119,27 +120,17 @@ pub fn recover_doubting(
     let (known, wide) = (KnownSeries::default(), log >= WIDE);
     let work = |window: &mut Window, (number, len): (u64, u64)| (len, summarize(&options, number, window, &known));
     let store = Arc::new(BlockStore::new(&options));
-    let is_told = |stream: u64, next_seq: u64| known.tells(stream, next_seq);
-    let (tell, told) = channel();
-    let mut tell = Some(tell);
-    // Of the block log, too, what an Open names: the first that is read.
-    let ahead = {
-        let (store, is_told) = (&store, &is_told);
-        move || Ahead::read(store, is_told, told.recv().unwrap_or_default(), wide)
-    };
-    let (ahead, read) = beside(wide, ahead, || {
-        let read = spread(numbers, wide, Window::default, work, |(len, summary)| {
-            done += len;
-            progress(done, total);
-            let open = summary.as_ref().ok().and_then(Summary::open);
-            if let Some((open, tell)) = open.and_then(|open| Some((open, tell.take()?))) {
-                // Who reads ahead waits for it.
-                let _ = tell.send(open.blocks.clone());
-            }
-        });
-        drop(tell);
-        read
-    });
+    let listed = listed_blocks(&options, &numbers);
+    let (ahead, read) = beside(
+        wide,
+        || Ahead::read(&store, listed, wide),
+        || {
+            spread(numbers, workers(wide), Window::default, work, |(len, _)| {
+                done += len;
+                progress(done, total);
+            })
+        },
+    );
     let (mut bytes, mut summaries) = (0, Vec::with_capacity(read.len()));
     for (len, summary) in read {
         let summary = summary?;
@@ -154,8 +145,9 @@ pub fn recover_doubting(
     }
     let blocks_dir = options.blocks.dir.clone();
     // Beside each other: each footer asks for all of its streams, and the definitions lie far apart.
-    let next_seqs: AHashMap<u64, u64> = plan.definitions.iter().map(|(id, d)| (*id, d.next_seq)).collect();
-    let known = |id: u64, next_seq: u64| next_seqs.get(&id).is_some_and(|known| *known >= next_seq);
+    let mut next_seqs = ById::for_ids(plan.definitions.keys().copied());
+    plan.definitions.iter().for_each(|(id, d)| next_seqs.insert(*id, d.next_seq));
+    let known = |id: u64, next_seq: u64| next_seqs.get(id).is_some_and(|known| *known >= next_seq);
     let mut read = || {
         done = total.min(done + FOOTER_WEIGHT);
         progress(done, total);
@@ -200,6 +192,20 @@ pub fn recover_doubting(
     })
 }
 
+/// What the newest Open lists of the block log. Who reads ahead by it checks each against the plan: what cannot be read here is met
+/// again by who reads the whole.
+fn listed_blocks(options: &WalOptions, newest_first: &[(u64, u64)]) -> Vec<BlocksSynced> {
+    let mut window = Window::default();
+    let open = |(number, _): &(u64, u64)| -> Option<Open> {
+        let file = options.fs.open(&options.dir.join(segment_name(*number)), false).ok()?;
+        let start = read_start(&*file, &mut window).ok()?.ok()?;
+        let group = read_group(&*file, &mut window, &start, FIRST_GROUP).ok()??;
+        let first = group.records.first().filter(|r| r.body_is_sound && r.head.known_kind() == Some(Kind::Open))?;
+        decode_control(&first.head, first.head.body(window.bytes(group.end).from(first.offset), 0)).ok()
+    };
+    newest_first.iter().find_map(open).map(|open| open.blocks).unwrap_or_default()
+}
+
 /// Files of the block log; none before it is there.
 fn block_segments(options: &WalOptions) -> u64 {
     let files = options.fs.list(&options.blocks.dir).unwrap_or_default();
@@ -226,6 +232,7 @@ fn summarize(
     let file = options.fs.open(&path, false).map_err(io_error("open", &path))?;
     file.sync_data().map_err(io_error("sync", &path))?;
     file.drop_cache().map_err(io_error("drop the cache of", &path))?;
+    file.will_be_read();
     let start = match read_start(&*file, window).map_err(io_error("read", &path))? {
         Ok(start) if start.header.volume != options.volume => {
             return Err(RecoverError::Foreign(name, start.header.volume, options.volume));

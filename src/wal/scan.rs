@@ -7,6 +7,7 @@ use super::verdict::Part;
 use crate::codec::align_up;
 use crate::fs::{File, read_full_at};
 use crate::planted::{Bug, is};
+use memchr::memmem;
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -170,8 +171,9 @@ impl Window {
         let end = end.max(range.start + Self::size(file_len)).min(file_len);
         let len = end.saturating_sub(range.start) as usize;
         if self.buffer.len() < len {
-            // Zeroed by the allocator, which costs nothing for fresh pages; `resize` would write each byte.
-            self.buffer = vec![0; len];
+            // Zeroed by the allocator, which costs nothing for fresh pages; `resize` would write each byte. More than is wanted, so that it is
+            // not made anew for each group that is a little larger than the last.
+            self.buffer = vec![0; len.next_power_of_two()];
         }
         let (buffer, _) = self.buffer.split_at_mut(len);
         (self.base, self.filled) = (range.start, 0);
@@ -179,7 +181,8 @@ impl Window {
         Ok(())
     }
 
-    fn bytes(&self, end: u64) -> Bytes<'_> {
+    /// What was read last, up to an offset of the file.
+    pub fn bytes(&self, end: u64) -> Bytes<'_> {
         let len = (end.saturating_sub(self.base) as usize).min(self.filled);
         Bytes { bytes: self.buffer.get(..len).unwrap_or_default(), base: self.base }
     }
@@ -208,9 +211,14 @@ pub(super) fn read_groups(
     while at < start.len {
         window.need(file, start.len, at..at + GROUP_ALIGN)?;
         let Some(header) = window.scan(start).group_header(at) else {
-            // The end of what was written, or damage: what is behind it is looked at as a whole.
-            window.need(file, start.len, at..start.len)?;
-            window.scan(start).run(at, each);
+            // The end of what was written, or damage.
+            match dead_end(file, window, start, at)? {
+                Some(left) => left.into_iter().for_each(|left| each(left, window.bytes(start.len))),
+                None => {
+                    window.need(file, start.len, at..start.len)?;
+                    window.scan(start).run(at, each);
+                }
+            }
             return Ok(());
         };
         window.need(file, start.len, at..header.next_group(at))?;
@@ -220,6 +228,52 @@ pub(super) fn read_groups(
         each(group, scan.bytes);
     }
     Ok(())
+}
+
+/// What [`Scan::run`] finds from an offset on if nothing there proves itself: nothing behind zeros, or that there is something, which is
+/// what an older segment has left as a rule. It is read piece by piece: nearly each segment ends so, some with megabytes. `None` if
+/// something may prove itself, which takes all bytes to find out.
+fn dead_end(
+    file: &dyn File,
+    window: &mut Window,
+    start: &SegmentStart,
+    mut at: u64,
+) -> io::Result<Option<Option<GroupScan>>> {
+    let piece = align_up(Window::size(start.len), GROUP_ALIGN);
+    let number = start.header.number.to_le_bytes();
+    let number = memmem::Finder::new(&number);
+    let mut used: Option<Range<u64>> = None;
+    while at < start.len {
+        window.need(file, start.len, at..at + piece)?;
+        let scan = window.scan(start);
+        let bytes = scan.from(at);
+        let bytes = bytes.get(..piece as usize).unwrap_or(bytes);
+        if bytes.is_empty() {
+            break;
+        }
+        let is_group = |at| scan.group_header(at).is_some();
+        if number.find(bytes).is_some() || (at..at + bytes.len() as u64).step_by(GROUP_ALIGN as usize).any(is_group) {
+            return Ok(None);
+        }
+        for block in bytes.chunks(GROUP_ALIGN as usize) {
+            let end = at + block.len() as u64;
+            if !scan.is_zero(at..end) {
+                let zeros = block.iter().rev().take_while(|byte| **byte == 0).count();
+                used = Some(used.map_or(at, |used| used.start)..end - zeros as u64);
+            }
+            at = end;
+        }
+    }
+    let left = |used: Range<u64>| GroupScan {
+        offset: used.start,
+        end: align_up(used.end, GROUP_ALIGN).min(at),
+        damage: vec![Damage {
+            bytes: used.start..used.start + align_up(used.end - used.start, RECORD_ALIGN),
+            part: Part::GroupHeader,
+        }],
+        ..GroupScan::default()
+    };
+    Ok(Some(used.map(left)))
 }
 
 /// The group at an offset, if a valid header lies there.
@@ -310,18 +364,21 @@ impl<'a> Scan<'a> {
         }
     }
 
+    /// Where the next valid head lies, from an offset on where one may lie. Behind the last group of a segment that was used before
+    /// lie megabytes of old bytes: the segment's number, which few places hold, is looked for.
     fn next_record(&self, mut at: u64, end: u64) -> u64 {
-        while at < end && !self.is_record(at, end) {
-            at += RECORD_ALIGN;
+        /// Where in a head the number of its segment lies.
+        const NUMBER: u64 = 16;
+        let number = self.header.number.to_le_bytes();
+        let finder = memmem::Finder::new(&number);
+        while let Some(found) = finder.find(self.slice(at + NUMBER..end)) {
+            let place = align_up(at + found as u64, RECORD_ALIGN);
+            if place == at + found as u64 && self.record_head(place, end).is_some() {
+                return place;
+            }
+            at = align_up(at + found as u64 + 1, RECORD_ALIGN);
         }
-        at.min(end)
-    }
-
-    /// Behind the last group of a segment that was used before lie megabytes of old bytes: the segment's number, which few
-    /// places hold, is looked at first.
-    fn is_record(&self, at: u64, end: u64) -> bool {
-        let number = self.from(at + 16).first_chunk::<8>();
-        number.is_some_and(|n| *n == self.header.number.to_le_bytes()) && self.record_head(at, end).is_some()
+        end
     }
 
     /// Bytes where a group should start and no valid header lies: takes the records that prove themselves, up to the

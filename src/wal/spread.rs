@@ -4,22 +4,23 @@ use super::writer::spawn_critical;
 use parking_lot::Mutex;
 use std::sync::mpsc::channel;
 
-/// Twice as many as the processors, up to this: while some wait for the disk, the others work. Each may hold a whole segment in
-/// memory.
-const MAX_WORKERS: usize = 4;
+/// How many do something at a time that is worth spreading if it is `wide`: twice as many as there are processors, because some wait
+/// for the disk while the others work. Each may hold a whole segment in memory, so no more than four.
+pub(super) fn workers(wide: bool) -> usize {
+    const MOST: usize = 4;
+    if wide { std::thread::available_parallelism().map_or(1, |n| 2 * usize::from(n)).min(MOST) } else { 1 }
+}
 
-/// Does `work` for each item, several at a time if it is `wide`, and gives the results in the order of the items. Each worker
-/// has a state of its own, such as a buffer. `done` is called for each result, in any order.
+/// Does `work` for each item, several at a time, and gives the results in the order of the items. Each worker has a state of
+/// its own, such as a buffer. `done` is called for each result, in any order.
 pub(super) fn spread<T: Send, S, R: Send>(
     items: Vec<T>,
-    wide: bool,
+    workers: usize,
     state: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, T) -> R + Sync,
     mut done: impl FnMut(&R),
 ) -> Vec<R> {
-    let workers =
-        if wide { std::thread::available_parallelism().map_or(1, |n| 2 * usize::from(n)).min(MAX_WORKERS) } else { 1 };
-    if workers == 1 {
+    if workers <= 1 {
         let mut state = state();
         let one = |item| {
             let result = work(&mut state, item);
@@ -105,14 +106,14 @@ mod tests {
 
     #[test]
     fn results_come_in_the_order_of_the_items() {
-        for wide in [false, true] {
+        for workers in [1, 4] {
             let mut seen = 0;
             let work = |n: &mut u64, item: u64| {
                 *n += 1;
                 std::thread::sleep(std::time::Duration::from_micros(item * 7 % 50));
                 item * 2
             };
-            let results = spread((0..200).collect(), wide, || 0, work, |_| seen += 1);
+            let results = spread((0..200).collect(), workers, || 0, work, |_| seen += 1);
             assert_eq!(results, (0..200).map(|n| n * 2).collect::<Vec<_>>());
             assert_eq!(seen, 200);
         }
