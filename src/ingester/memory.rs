@@ -22,7 +22,7 @@ pub(super) const BLOCK_ENTRY: usize = 48;
 #[derive(Clone, Default)]
 pub(super) struct Meter(Arc<[Place; PLACES]>);
 
-const PLACES: usize = 8;
+const PLACES: usize = 4;
 
 /// Alone in its cache line. What one thread adds another may subtract, so only the sum has a meaning.
 #[derive(Default)]

@@ -30,7 +30,7 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -739,6 +739,19 @@ struct Listed {
 }
 
 impl SegmentBlocks {
+    /// Where the tables begin.
+    fn tables_at(&self) -> usize {
+        self.blocks.iter().map(|b| b.at).min().unwrap_or(self.bytes.len())
+    }
+
+    /// Lets go what lies before the tables.
+    fn keep_tables(&mut self) {
+        let begin = self.tables_at();
+        drop(self.bytes.drain(..begin));
+        self.bytes.shrink_to_fit();
+        self.blocks.iter_mut().for_each(|block| block.at -= begin);
+    }
+
     /// Takes in a block whose tables lie there in the bytes.
     fn list(&mut self, offset: u64, len: u32, tables: Range<usize>) -> Result<(), BodyError> {
         let stream = BlockTables::view(self.bytes.get(tables.clone()).unwrap_or_default())?.stream;
@@ -1018,12 +1031,18 @@ impl<'a> Ahead<'a> {
     pub fn read(store: &'a Arc<BlockStore>, listed: Vec<BlocksSynced>, wide: bool) -> Self {
         /// They are small, and each waits for the disk behind megabytes of the other log.
         const WORKERS: usize = 12;
+        /// Bytes of definitions that are kept until the plan is there. Each segment defines its streams again.
+        const DEFINITIONS: usize = 128 << 20;
+        let kept = AtomicUsize::new(0);
         let finished = listed.into_iter().filter(|b| b.footer > 0).collect();
         let work = |_: &mut (), synced: BlocksSynced| {
             let mut reading = Reading::new(store, synced, synced.end);
             let (file, header) = reading.begin(false).ok()??;
-            let is_read = reading.footer(&*file, &header).ok()?;
-            (is_read && reading.found.damage.is_empty()).then_some(reading)
+            let is_read = reading.footer(&*file, &header).ok()? && reading.found.damage.is_empty();
+            let definitions: usize = reading.found.blocks.iter().map(SegmentBlocks::tables_at).sum();
+            let more = |kept: usize| kept.checked_add(definitions).filter(|kept| *kept <= DEFINITIONS);
+            let fits = || kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+            (is_read && fits()).then_some(reading)
         };
         let workers = if wide { WORKERS } else { 1 };
         let readings = spread(finished, workers, || (), work, |_| {}).into_iter().flatten();
@@ -1064,11 +1083,12 @@ impl<'a> Reading<'a> {
     }
 
     /// Takes in those definitions of the footer that tell more than is known: `known` says whether this next seq of a stream, or a
-    /// higher one, is. Most are, and to decode them all would take longer than all else.
+    /// higher one, is. Most are, and to decode them all would take longer than all else. Their bytes are let go.
     fn define(&mut self, known: &(dyn Fn(u64, u64) -> bool + Sync)) {
-        let Some(SegmentBlocks { bytes, .. }) = self.found.blocks.last() else { return };
+        let Some(blocks) = self.found.blocks.last_mut() else { return };
         let fresh = std::mem::take(&mut self.defined).into_iter().filter(|d| !known(d.id, d.next_seq));
-        self.found.definitions.extend(fresh.filter_map(|d| d.decode(bytes).ok()).map(Arc::new));
+        self.found.definitions.extend(fresh.filter_map(|d| d.decode(&blocks.bytes).ok()).map(Arc::new));
+        blocks.keep_tables();
     }
 
     /// Notes what does not hold, if it counts.

@@ -12,6 +12,9 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 
+/// Where in a head the number of its segment lies.
+const NUMBER: u64 = 16;
+
 /// A stretch of bytes that should be structure and is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
@@ -240,28 +243,25 @@ fn dead_end(
     mut at: u64,
 ) -> io::Result<Option<Option<GroupScan>>> {
     let piece = align_up(Window::size(start.len), GROUP_ALIGN);
-    let number = start.header.number.to_le_bytes();
-    let number = memmem::Finder::new(&number);
     let mut used: Option<Range<u64>> = None;
     while at < start.len {
         window.need(file, start.len, at..at + piece)?;
         let scan = window.scan(start);
-        let bytes = scan.from(at);
-        let bytes = bytes.get(..piece as usize).unwrap_or(bytes);
-        if bytes.is_empty() {
+        let end = scan.end().min(at + piece);
+        if end <= at {
             break;
         }
         let is_group = |at| scan.group_header(at).is_some();
-        if number.find(bytes).is_some() || (at..at + bytes.len() as u64).step_by(GROUP_ALIGN as usize).any(is_group) {
+        if (at..end).step_by(GROUP_ALIGN as usize).any(is_group) || scan.may_hold_record(at..end, start.len) {
             return Ok(None);
         }
-        for block in bytes.chunks(GROUP_ALIGN as usize) {
-            let end = at + block.len() as u64;
-            if !scan.is_zero(at..end) {
-                let zeros = block.iter().rev().take_while(|byte| **byte == 0).count();
-                used = Some(used.map_or(at, |used| used.start)..end - zeros as u64);
+        while at < end {
+            let block = at..end.min(at + GROUP_ALIGN);
+            if !scan.is_zero(block.clone()) {
+                let zeros = scan.slice(block.clone()).iter().rev().take_while(|byte| **byte == 0).count();
+                used = Some(used.map_or(at, |used| used.start)..block.end - zeros as u64);
             }
-            at = end;
+            at = block.end;
         }
     }
     let left = |used: Range<u64>| GroupScan {
@@ -364,21 +364,33 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Where the next valid head lies, from an offset on where one may lie. Behind the last group of a segment that was used before
-    /// lie megabytes of old bytes: the segment's number, which few places hold, is looked for.
-    fn next_record(&self, mut at: u64, end: u64) -> u64 {
-        /// Where in a head the number of its segment lies.
-        const NUMBER: u64 = 16;
-        let number = self.header.number.to_le_bytes();
-        let finder = memmem::Finder::new(&number);
-        while let Some(found) = finder.find(self.slice(at + NUMBER..end)) {
-            let place = align_up(at + found as u64, RECORD_ALIGN);
-            if place == at + found as u64 && self.record_head(place, end).is_some() {
-                return place;
+    /// Where the next valid head lies, from an offset on where one may lie.
+    fn next_record(&self, at: u64, end: u64) -> u64 {
+        self.heads(at, end).find(|at| self.record_head(*at, end).is_some()).unwrap_or(end)
+    }
+
+    /// May a record lie in the segment of which a part lies in this piece? One that reaches out of the piece cannot be checked.
+    fn may_hold_record(&self, piece: Range<u64>, end: u64) -> bool {
+        let may_be = |at: u64| match self.from(at).first_chunk() {
+            Some(len) => at + u64::from(u32::from_le_bytes(*len)) > self.end() || self.record_head(at, end).is_some(),
+            None => true,
+        };
+        self.heads(piece.start - NUMBER, piece.end).any(may_be)
+    }
+
+    /// Places for heads where the number of a segment is this one's: behind the last group of a segment that was used before lie
+    /// megabytes of old bytes, and few of them hold it.
+    fn heads(&self, mut at: u64, end: u64) -> impl Iterator<Item = u64> {
+        let finder = memmem::Finder::new(&self.header.number.to_le_bytes()).into_owned();
+        std::iter::from_fn(move || {
+            loop {
+                let found = at + finder.find(self.slice(at + NUMBER..end))? as u64;
+                at = align_up(found + 1, RECORD_ALIGN);
+                if found.is_multiple_of(RECORD_ALIGN) {
+                    return Some(found);
+                }
             }
-            at = align_up(at + found as u64 + 1, RECORD_ALIGN);
-        }
-        end
+        })
     }
 
     /// Bytes where a group should start and no valid header lies: takes the records that prove themselves, up to the
