@@ -199,11 +199,6 @@ impl Summary {
         out.end(scan.missing)
     }
 
-    /// Its Open, if that is sound.
-    pub fn open(&self) -> Option<&Open> {
-        self.open.as_ref()
-    }
-
     /// Holds no group and no remains of one.
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty() && self.lsns.is_empty() && self.damage.is_empty()

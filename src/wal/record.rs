@@ -773,17 +773,11 @@ impl<'a> SeriesRef<'a> {
     /// The body does not hold exactly one list of them.
     pub fn all(raw: &'a [u8]) -> Result<Vec<Self>, BodyError> {
         let mut c = Cursor::new(raw);
-        let out = Self::list(&mut c)?;
-        nothing_left(&c)?;
-        Ok(out)
-    }
-
-    fn list(c: &mut Cursor<'a>) -> Result<Vec<Self>, DecodeError> {
-        let count = int(c)?;
         let mut out = Vec::new();
-        for _ in 0..count {
-            out.push(Self::pass(c)?);
+        for _ in 0..int(&mut c)? {
+            out.push(Self::pass(&mut c)?);
         }
+        nothing_left(&c)?;
         Ok(out)
     }
 
