@@ -182,6 +182,10 @@ impl File for ClosedFile {
         self.file.read_at(offset, buffer)
     }
 
+    fn read_uncached_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read_uncached_at(offset, buffer)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.syncs.run(&self.path, is_harmless, || self.file.sync_data())
     }

@@ -47,6 +47,15 @@ pub trait File: Send + Sync {
     /// As `pread(2)`.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
 
+    /// As [`File::read_at`], for bytes that nobody reads again soon: where the file system can, they come past the page cache, which
+    /// spares the kernel's pages and its copy. Offset, length and the buffer's address should be multiples of 4096.
+    ///
+    /// # Errors
+    /// As [`File::read_at`].
+    fn read_uncached_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.read_at(offset, buffer)
+    }
+
     /// Makes the file's bytes and size durable (`fdatasync(2)`). A failure is final: the kernel may have dropped the
     /// pages, so the call is never repeated.
     ///
@@ -243,16 +252,25 @@ pub fn zero_fill(file: &dyn File, mut at: u64, end: u64) -> io::Result<()> {
 ///
 /// # Errors
 /// The first error of [`File::read_at`].
-pub fn read_full_at(file: &dyn File, mut offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+pub fn read_full_at(file: &dyn File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    read_full(buffer, |done, rest| file.read_at(offset + done, rest))
+}
+
+/// As [`read_full_at`], with [`File::read_uncached_at`].
+///
+/// # Errors
+/// The first error of [`File::read_uncached_at`].
+pub fn read_full_uncached_at(file: &dyn File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    read_full(buffer, |done, rest| file.read_uncached_at(offset + done, rest))
+}
+
+fn read_full(buffer: &mut [u8], mut read: impl FnMut(u64, &mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
     let mut done = 0;
     while done < buffer.len() {
         let Some(rest) = buffer.get_mut(done..) else { break };
-        match file.read_at(offset, rest) {
+        match read(done as u64, rest) {
             Ok(0) => break,
-            Ok(n) => {
-                done += n;
-                offset += n as u64;
-            }
+            Ok(n) => done += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }

@@ -14,7 +14,7 @@ const DIR_MODE: u32 = 0o750;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealFs;
 
-/// Offset, length and address of a write past the page cache are multiples of this.
+/// Offset, length and address of what goes past the page cache are multiples of this.
 const DIRECT_ALIGN: usize = 4096;
 /// Most bytes that are copied, to be aligned, for one write; larger ones take several.
 const DIRECT_STEP: usize = 4 << 20;
@@ -22,21 +22,25 @@ const DIRECT_STEP: usize = 4 << 20;
 struct RealFile(OwnedFd);
 
 impl RealFile {
-    /// A write past the page cache; `None` if it is not aligned, or the file system takes none.
-    fn write_direct(&self, offset: u64, bytes: &[u8]) -> io::Result<Option<usize>> {
-        if !offset.is_multiple_of(DIRECT_ALIGN as u64) || !bytes.len().is_multiple_of(DIRECT_ALIGN) {
+    /// Does something past the page cache; `None` if it is not aligned, or the file system takes no such thing.
+    fn direct(
+        &self,
+        (offset, len): (u64, usize),
+        run: impl FnOnce(&OwnedFd) -> rustix::io::Result<usize>,
+    ) -> io::Result<Option<usize>> {
+        if !offset.is_multiple_of(DIRECT_ALIGN as u64) || !len.is_multiple_of(DIRECT_ALIGN) {
             return Ok(None);
         }
         let flags = rfs::fcntl_getfl(&self.0)?;
         if rfs::fcntl_setfl(&self.0, flags | OFlags::DIRECT).is_err() {
             return Ok(None);
         }
-        let written = with_aligned(bytes, |bytes| rustix::io::pwrite(&self.0, bytes, offset));
+        let done = run(&self.0);
         rfs::fcntl_setfl(&self.0, flags)?;
-        match written {
+        match done {
             // A device with larger blocks, or a file system that notices only now.
             Err(rustix::io::Errno::INVAL) => Ok(None),
-            written => Ok(Some(written?)),
+            done => Ok(Some(done?)),
         }
     }
 }
@@ -67,7 +71,8 @@ impl File for RealFile {
     }
 
     fn write_uncached_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        match self.write_direct(offset, bytes)? {
+        let write = |fd: &OwnedFd| with_aligned(bytes, |bytes| rustix::io::pwrite(fd, bytes, offset));
+        match self.direct((offset, bytes.len()), write)? {
             Some(written) => Ok(written),
             None => self.write_at(offset, bytes),
         }
@@ -75,6 +80,16 @@ impl File for RealFile {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::io::pread(&self.0, buffer, offset)?)
+    }
+
+    fn read_uncached_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = buffer.len();
+        if buffer.as_ptr().align_offset(DIRECT_ALIGN) == 0
+            && let Some(read) = self.direct((offset, len), |fd| rustix::io::pread(fd, &mut *buffer, offset))?
+        {
+            return Ok(read);
+        }
+        self.read_at(offset, buffer)
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -276,6 +291,32 @@ mod tests {
                 assert_eq!(byte, expected, "at {at} of {from}..{to}");
             }
         }
+    }
+
+    /// Wherever it begins, however long it is, and wherever it goes: at the file's end too.
+    #[test]
+    fn what_is_read_past_the_page_cache_is_the_same() {
+        use crate::fs::read_full_uncached_at;
+        let tmp = tempfile::tempdir().unwrap();
+        let file = RealFs.create_new(&tmp.path().join("f")).unwrap();
+        let content: Vec<u8> = (0..100_003u32).map(|n| (n / 7 % 251) as u8).collect();
+        write_all_at(&*file, 0, &content).unwrap();
+        let mut buffer = vec![1; 128 << 10];
+        let page = buffer.as_ptr().align_offset(DIRECT_ALIGN);
+        for begin in [page, page + 8] {
+            for (offset, len) in
+                [(0, 4096), (4096, 65_536), (5, 4096), (8192, 100), (98_304, 8192), (0, 110_592), (110_592, 4096)]
+            {
+                let into = &mut buffer[begin..begin + len];
+                let read = read_full_uncached_at(&*file, offset as u64, into).unwrap();
+                let there = content.get(offset..).unwrap_or_default();
+                assert_eq!(into[..read], there[..there.len().min(len)], "{len} bytes at {offset}");
+            }
+        }
+        // The flag is taken back: what is written now goes through the cache as before.
+        write_all_at(&*file, 3, b"abc").unwrap();
+        let mut three = [0; 3];
+        assert_eq!((read_full_at(&*file, 3, &mut three).unwrap(), &three), (3, b"abc"));
     }
 
     #[test]

@@ -316,7 +316,7 @@ impl Known {
 
     /// Are there seqs below this one that are neither in a block nor applied?
     fn needs(&self, end_seq: u64) -> bool {
-        self.settled < end_seq && self.stream.next_seq() < end_seq
+        self.settled < end_seq && self.stream.next_seq() < end_seq || is(Bug::AppliedTwice)
     }
 }
 
@@ -746,8 +746,9 @@ impl Replay<'_> {
             done(if needed { 0 } else { contents.file_len });
             needed
         });
-        recovered.segments(numbers).try_for_each(|segment| {
-            let segment = segment?;
+        numbers.into_iter().try_for_each(|number| {
+            let is_needed = |id: u64, end: u64| self.streams.get(id).is_none_or(|known| known.needs(end));
+            let Some(segment) = recovered.segment(number, &is_needed)? else { return Ok(()) };
             self.segment(&segment)?;
             done(segment.file_len);
             Ok(())
@@ -824,7 +825,7 @@ impl Replay<'_> {
         for row in all {
             let len = row.part_len as usize;
             match self.streams.get(row.stream) {
-                Some(known) if !known.needs(row.end_seq()) && !is(Bug::AppliedTwice) => {}
+                Some(known) if !known.needs(row.end_seq()) => {}
                 Some(known) => rows.push((row, &known.stream, start)),
                 None => unattributed += u64::from(row.count),
             }

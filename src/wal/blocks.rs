@@ -1034,11 +1034,15 @@ impl<'a> Ahead<'a> {
         /// Bytes of definitions that are kept until the plan is there. Each segment defines its streams again.
         const DEFINITIONS: usize = 128 << 20;
         let kept = AtomicUsize::new(0);
+        // One decodes at a time, or twelve of them keep those from the processor who ask the disk for the other log.
+        let turn = Mutex::new(());
         let finished = listed.into_iter().filter(|b| b.footer > 0).collect();
         let work = |_: &mut (), synced: BlocksSynced| {
             let mut reading = Reading::new(store, synced, synced.end);
             let (file, header) = reading.begin(false).ok()??;
-            let is_read = reading.footer(&*file, &header).ok()? && reading.found.damage.is_empty();
+            let group = reading.footer_group(&*file, &header).ok()?;
+            let _turn = turn.lock();
+            let is_read = reading.footer(&header, &group) && reading.found.damage.is_empty();
             let definitions: usize = reading.found.blocks.iter().map(SegmentBlocks::tables_at).sum();
             let more = |kept: usize| kept.checked_add(definitions).filter(|kept| *kept <= DEFINITIONS);
             let fits = || kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
@@ -1106,7 +1110,8 @@ impl<'a> Reading<'a> {
     fn run(&mut self, newest: bool) -> io::Result<()> {
         let Some((file, header)) = self.begin(newest)? else { return Ok(()) };
         if self.synced.footer > 0 {
-            if self.footer(&*file, &header)? {
+            let group = self.footer_group(&*file, &header)?;
+            if self.footer(&header, &group) {
                 return Ok(());
             }
             self.judge(Part::Record(Kind::Footer), self.synced.footer..self.synced.end, false);
@@ -1143,15 +1148,23 @@ impl<'a> Reading<'a> {
         Ok(Some((file, header)))
     }
 
-    /// Takes what the footer tells, if it is sound; returns whether it is.
-    fn footer(&mut self, file: &dyn File, header: &SegmentHeader) -> io::Result<bool> {
-        let Some((bytes, footer)) = read_footer(file, header, self.synced.footer, self.synced.end)? else {
-            return Ok(false);
-        };
+    /// Reads the group that should hold the footer.
+    fn footer_group(&self, file: &dyn File, header: &SegmentHeader) -> io::Result<Vec<u8>> {
+        let BlocksSynced { footer, end, .. } = self.synced;
+        let len = end.min(header.file_len).saturating_sub(footer);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        let read = read_full_at(file, footer, &mut bytes)?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    /// Takes what the footer in its group tells, if it is sound; returns whether it is.
+    fn footer(&mut self, header: &SegmentHeader, group: &[u8]) -> bool {
+        let Some((bytes, footer)) = decode_footer(header, self.synced.footer, group) else { return false };
         self.defined = footer.definitions;
         let used = self.blocks(header, bytes, footer.blocks);
         self.opened = Some(Opened { header: *header, used, active: None });
-        Ok(true)
+        true
     }
 
     /// Takes what all records up to the durable end tell.
@@ -1233,27 +1246,14 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// The footer in the group at `at`, if it is sound: its body, and where its parts lie in that.
-fn read_footer(
-    file: &dyn File,
-    header: &SegmentHeader,
-    at: u64,
-    end: u64,
-) -> io::Result<Option<(Vec<u8>, FooterParts)>> {
-    let len = end.min(header.file_len).saturating_sub(at);
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-    let read = read_full_at(file, at, &mut bytes)?;
-    bytes.truncate(read);
-    let parse = || {
-        let group = GroupHeader::decode_at(&bytes, at, header)?;
-        let offset = at + GROUP_HEADER_LEN as u64;
-        let record = bytes.get(GROUP_HEADER_LEN..group.len as usize)?;
-        let head = RecordHead::decode_at(record, offset, header)?;
-        let body = record.get(RECORD_HEAD_LEN..head.len as usize)?;
-        let sound = head.known_kind() == Some(Kind::Footer) && head.tables_len == 0 && crc32(&[body]) == head.body_crc;
-        let raw = if sound { decompress_body(&head, body).ok()? } else { return None };
-        let parts = FooterParts::find(&raw).ok()?;
-        Some((raw, parts))
-    };
-    Ok(parse())
+/// The footer in the bytes of a group at `at`, if it is sound: its body, and where its parts lie in that.
+fn decode_footer(header: &SegmentHeader, at: u64, bytes: &[u8]) -> Option<(Vec<u8>, FooterParts)> {
+    let group = GroupHeader::decode_at(bytes, at, header)?;
+    let record = bytes.get(GROUP_HEADER_LEN..group.len as usize)?;
+    let head = RecordHead::decode_at(record, at + GROUP_HEADER_LEN as u64, header)?;
+    let body = record.get(RECORD_HEAD_LEN..head.len as usize)?;
+    let sound = head.known_kind() == Some(Kind::Footer) && head.tables_len == 0 && crc32(&[body]) == head.body_crc;
+    let raw = if sound { decompress_body(&head, body).ok()? } else { return None };
+    let parts = FooterParts::find(&raw).ok()?;
+    Some((raw, parts))
 }

@@ -44,7 +44,7 @@ pub use record::{
     SeriesDef, TableRow, Tables, decode_control, decompress_body, decompress_body_into,
 };
 pub use repair::{RecoverError, Recovered, Unattributed, recover, recover_doubting};
-pub use replay::ReplaySegment;
+pub use replay::{IsNeeded, ReplaySegment};
 pub use retention::{Contents, Hold, Retention};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_groups, scan_segment};
 pub use scrub::{Scrub, Scrubbed, Sealed};

@@ -8,6 +8,7 @@ use super::record::{
     Beginning, BlocksSynced, Gap, Open, Previous, Retiring, SeriesDef, SeriesRef, TableRow, Tables, decode_control,
     decompress_body,
 };
+use super::replay::IsNeeded;
 use super::retention::{Contents, Hold};
 use super::scan::{Bytes, Damage, GroupScan, RecordScan, SegmentScan};
 use super::verdict::{Finding, Part, Place, Verdict, verdict};
@@ -15,6 +16,7 @@ use crate::codec::align_up;
 use crate::planted::{Bug, is};
 use ahash::AHashMap;
 use parking_lot::Mutex;
+use rayon::prelude::*;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -56,6 +58,8 @@ pub struct Summary {
     undecided: Vec<RowEnd>,
     /// Sound Entries records in LSN order.
     entries: Arc<[Extent]>,
+    /// Their rows, if they are not too many.
+    rows: Option<Arc<EntryRows>>,
     holds: Vec<Hold>,
     /// Sound Entries records with lines that were in the log before.
     carried: Vec<RecordRef>,
@@ -105,6 +109,53 @@ impl Extent {
 pub(super) struct SegmentEntries {
     pub header: SegmentHeader,
     pub extents: Arc<[Extent]>,
+    pub rows: Option<Arc<EntryRows>>,
+}
+
+impl SegmentEntries {
+    /// Those of which `is_needed` holds for a row, or all if their rows are not known.
+    pub fn needed(&self, is_needed: &IsNeeded<'_>) -> Arc<[Extent]> {
+        let Some(rows) = &self.rows else { return self.extents.clone() };
+        let is_needed = |(n, extent): (usize, &Extent)| {
+            let rows = rows.get(n);
+            rows.is_none_or(|rows| rows.iter().any(|(stream, end)| is_needed(*stream, *end))).then_some(*extent)
+        };
+        self.extents.par_iter().enumerate().filter_map(is_needed).collect::<Vec<_>>().into()
+    }
+}
+
+/// Whose lines the records of a segment hold, and how far they go: those of which nothing is needed are not read again.
+#[derive(Clone, Debug, Default)]
+pub(super) struct EntryRows {
+    /// Stream id, and the seq after its last line in the record.
+    ends: Vec<(u64, u64)>,
+    /// Of each record, in LSN order, its rows.
+    records: Vec<Range<u32>>,
+}
+
+impl EntryRows {
+    /// Most rows of a segment that are kept, 16 bytes each.
+    const MOST: usize = 1 << 18;
+
+    /// Takes the rows of a record; returns where they are.
+    fn take(&mut self, rows: &[TableRow]) -> Range<u32> {
+        let begin = self.ends.len() as u32;
+        // One more than are kept tells that they are too many.
+        let room = (Self::MOST + 1).saturating_sub(self.ends.len());
+        self.ends.extend(rows.iter().take(room).map(|row| (row.stream, row.end_seq())));
+        begin..self.ends.len() as u32
+    }
+
+    /// `None` if they are too many.
+    fn of(self, records: Vec<Range<u32>>) -> Option<Arc<Self>> {
+        (self.ends.len() <= Self::MOST).then(|| Arc::new(Self { records, ..self }))
+    }
+
+    /// The rows of the record at this place in LSN order.
+    fn get(&self, record: usize) -> Option<&[(u64, u64)]> {
+        let rows = self.records.get(record)?;
+        self.ends.get(rows.start as usize..rows.end as usize)
+    }
 }
 
 /// A record in the log.
@@ -178,6 +229,7 @@ impl Summary {
             streams: AHashMap::new(),
             undecided: Vec::new(),
             entries: Arc::default(),
+            rows: None,
             holds: Vec::new(),
             carried: Vec::new(),
             damage: Vec::new(),
@@ -258,8 +310,9 @@ pub(super) struct Summing<'a> {
     known: &'a KnownSeries,
     /// A pair for each row of a durable record: stream id, and the seq after its last.
     ends: Vec<(u64, u64)>,
-    /// Sound Entries records, with their LSNs.
-    entries: Vec<(u64, Extent)>,
+    /// Sound Entries records, with their LSNs and rows.
+    entries: Vec<(u64, Extent, Range<u32>)>,
+    rows: EntryRows,
     /// What a header has told of it yet.
     durable: u64,
     any_group: bool,
@@ -284,8 +337,8 @@ impl<'a> Summing<'a> {
         }
         let damage = bad_header.into_iter().map(|bytes| Damage { bytes, part: Part::Header }).collect();
         let out = Summary { header: Some(*header), damage, ..Summary::empty(number) };
-        let (ends, entries) = (Vec::new(), Vec::new());
-        Ok(Self { out, known, ends, entries, durable: 0, any_group: false, something: false })
+        let (ends, entries, rows) = (Vec::new(), Vec::new(), EntryRows::default());
+        Ok(Self { out, known, ends, entries, rows, durable: 0, any_group: false, something: false })
     }
 
     /// The segment ends, `missing` bytes too early.
@@ -301,8 +354,9 @@ impl<'a> Summing<'a> {
         }
         self.out.tail.retain(|(r, _)| r.head.lsn >= self.durable);
         self.out.streams = highest(self.ends);
-        self.entries.sort_by_key(|(lsn, _)| *lsn);
-        self.out.entries = self.entries.into_iter().map(|(_, extent)| extent).collect();
+        self.entries.sort_by_key(|(lsn, ..)| *lsn);
+        self.out.entries = self.entries.iter().map(|(_, extent, _)| *extent).collect();
+        self.out.rows = self.rows.of(self.entries.into_iter().map(|(.., rows)| rows).collect());
         self.out
     }
 
@@ -386,7 +440,8 @@ impl<'a> Summing<'a> {
             return Some(0);
         }
         if kind == Kind::Entries {
-            self.entries.push((head.lsn, Extent::new(offset, head.len)?));
+            let taken = self.rows.take(&rows);
+            self.entries.push((head.lsn, Extent::new(offset, head.len)?, taken));
         }
         let body = head.body(bytes, 0);
         match kind {
@@ -610,7 +665,8 @@ pub(super) fn plan_with(summaries: &[Summary], elsewhere: &[Arc<SeriesDef>]) -> 
     for l in &live {
         out.replay.push((l.summary.number, l.lsn_end));
         if let Some(header) = l.summary.header {
-            let entries = SegmentEntries { header, extents: l.summary.entries.clone() };
+            let (extents, rows) = (l.summary.entries.clone(), l.summary.rows.clone());
+            let entries = SegmentEntries { header, extents, rows };
             out.entries.insert(l.summary.number, entries);
         }
         if (is(Bug::LaterSegmentsDropped) || is(Bug::DamageSilent)) && !l.summary.damage.is_empty() {
@@ -974,6 +1030,27 @@ mod tests {
         // A Gap behind the durable end, where nothing is durable, and where all below is there.
         assert_eq!(of(0..0, std::slice::from_ref(&(1..2))), []);
         assert_eq!(of(0..2, &[0..2, 5..6]), []);
+    }
+
+    #[test]
+    fn rows_are_kept_up_to_a_bound() {
+        let row = |stream| TableRow { stream, first_seq: 5, count: 2, part_len: 0 };
+        let of = |counts: &[u64]| {
+            let mut rows = EntryRows::default();
+            let mut records: Vec<_> = counts.iter().map(|n| rows.take(&(0..*n).map(row).collect::<Vec<_>>())).collect();
+            // They lie in the file in another order than that of their LSNs.
+            records.reverse();
+            rows.of(records)
+        };
+        let most = EntryRows::MOST as u64;
+        let rows = of(&[most - 3, 0, 2, 1]).unwrap();
+        assert_eq!(rows.get(0), Some(&[(0, 7)][..]));
+        assert_eq!(rows.get(1), Some(&[(0, 7), (1, 7)][..]));
+        assert_eq!(rows.get(2), Some(&[][..]));
+        assert_eq!(rows.get(3).map(<[_]>::len), Some(EntryRows::MOST - 3));
+        assert_eq!(rows.get(4), None);
+        assert!(of(&[most - 3, 0, 2, 2]).is_none());
+        assert!(of(&[3, most + 100, 7]).is_none());
     }
 
     struct Memory<'a>(&'a [u8]);

@@ -10,7 +10,7 @@ use super::record::{
     Beginning, BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Gap, Open, SeriesDef, TableRow, Tables,
     decode_control, encode_control,
 };
-use super::replay::ReplaySegment;
+use super::replay::{IsNeeded, ReplaySegment};
 use super::retention::{Contents, Hold};
 use super::scan::{Window, read_group, read_groups, read_start, scan_segment};
 use super::segment::{Prepared, file_number, segment_name, segment_number};
@@ -118,9 +118,14 @@ pub fn recover_doubting(
     let total = log + block_segments(&options) * FOOTER_WEIGHT;
     let mut done = 0;
     let (known, wide) = (KnownSeries::default(), log >= WIDE);
-    let work = |window: &mut Window, (number, len): (u64, u64)| (len, summarize(&options, number, window, &known));
     let store = Arc::new(BlockStore::new(&options));
-    let listed = listed_blocks(&options, &numbers);
+    let (newest, listed) = newest_open(&options, &numbers).map_or((0, Vec::new()), |open| open);
+    // What a start applies lies in the newest ones mostly, which are read again: the system is to keep those, and no others.
+    let again = newest.saturating_sub(numbers.len() as u64 / 2)..=newest;
+    let work = |window: &mut Window, (number, len): (u64, u64)| {
+        window.uncached = !again.contains(&number);
+        (len, summarize(&options, number, window, &known))
+    };
     let (ahead, read) = beside(
         wide,
         || Ahead::read(&store, listed, wide),
@@ -192,18 +197,19 @@ pub fn recover_doubting(
     })
 }
 
-/// What the newest Open lists of the block log. Who reads ahead by it checks each against the plan: what cannot be read here is met
-/// again by who reads the whole.
-fn listed_blocks(options: &WalOptions, newest_first: &[(u64, u64)]) -> Vec<BlocksSynced> {
+/// Number of the newest segment with an Open, and what that lists of the block log. Who reads ahead by it checks each against the
+/// plan: what cannot be read here is met again by who reads the whole.
+fn newest_open(options: &WalOptions, newest_first: &[(u64, u64)]) -> Option<(u64, Vec<BlocksSynced>)> {
     let mut window = Window::default();
-    let open = |(number, _): &(u64, u64)| -> Option<Open> {
+    let open = |(number, _): &(u64, u64)| -> Option<(u64, Vec<BlocksSynced>)> {
         let file = options.fs.open(&options.dir.join(segment_name(*number)), false).ok()?;
         let start = read_start(&*file, &mut window).ok()?.ok()?;
         let group = read_group(&*file, &mut window, &start, FIRST_GROUP).ok()??;
         let first = group.records.first().filter(|r| r.body_is_sound && r.head.known_kind() == Some(Kind::Open))?;
-        decode_control(&first.head, first.head.body(window.bytes(group.end).from(first.offset), 0)).ok()
+        let body = first.head.body(window.bytes(group.end).from(first.offset), 0);
+        decode_control(&first.head, body).ok().map(|open: Open| (*number, open.blocks))
     };
-    newest_first.iter().find_map(open).map(|open| open.blocks).unwrap_or_default()
+    newest_first.iter().find_map(open)
 }
 
 /// Files of the block log; none before it is there.
@@ -232,7 +238,9 @@ fn summarize(
     let file = options.fs.open(&path, false).map_err(io_error("open", &path))?;
     file.sync_data().map_err(io_error("sync", &path))?;
     file.drop_cache().map_err(io_error("drop the cache of", &path))?;
-    file.will_be_read();
+    if !window.uncached {
+        file.will_be_read();
+    }
     let start = match read_start(&*file, window).map_err(io_error("read", &path))? {
         Ok(start) if start.header.volume != options.volume => {
             return Err(RecoverError::Foreign(name, start.header.volume, options.volume));
@@ -330,19 +338,29 @@ impl Recovered {
     }
 
     /// The records whose lines were carried here from segments that are gone, in LSN order. They are applied before those of
-    /// [`Recovered::segments`]: entries with higher seqs may have smaller LSNs.
+    /// [`Recovered::segment`]: entries with higher seqs may have smaller LSNs.
     pub fn carried(&self) -> impl Iterator<Item = Result<ReplaySegment, RecoverError>> {
         let by_segment = self.plan.carried.chunk_by(|a, b| a.segment == b.segment);
-        by_segment.filter_map(|records| self.open_segment(records.first()?.segment, Some(records)).transpose())
+        by_segment
+            .filter_map(|records| self.open_segment(records.first()?.segment, Some(records), &|_, _| true).transpose())
     }
 
-    /// The records of these segments.
-    pub fn segments(&self, numbers: Vec<u64>) -> impl Iterator<Item = Result<ReplaySegment, RecoverError>> {
-        numbers.into_iter().filter_map(|number| self.open_segment(number, None).transpose())
+    /// The records of a segment of which `is_needed` holds for a row: a stream id, and the seq after its last line in the record. `None`
+    /// if the segment has no sound header.
+    ///
+    /// # Errors
+    /// The file could not be opened.
+    pub fn segment(&self, number: u64, is_needed: &IsNeeded<'_>) -> Result<Option<ReplaySegment>, RecoverError> {
+        self.open_segment(number, None, is_needed)
     }
 
-    fn open_segment(&self, number: u64, carried: Option<&[RecordRef]>) -> Result<Option<ReplaySegment>, RecoverError> {
-        ReplaySegment::open(self.fs(), &self.options.dir, &self.plan, number, carried)
+    fn open_segment(
+        &self,
+        number: u64,
+        carried: Option<&[RecordRef]>,
+        is_needed: &IsNeeded<'_>,
+    ) -> Result<Option<ReplaySegment>, RecoverError> {
+        ReplaySegment::open(self.fs(), &self.options.dir, &self.plan, number, carried, is_needed)
     }
 
     /// Hands the records of [`Recovered::carried`] on, with their bytes.
@@ -358,7 +376,10 @@ impl Recovered {
     /// # Errors
     /// A file could not be read.
     pub fn replay(&self, apply: &mut dyn FnMut(&RecordRef, &[u8])) -> Result<(), RecoverError> {
-        self.segments(self.needed(|_| true)).try_for_each(|segment| segment?.records(apply))
+        for number in self.needed(|_| true) {
+            self.segment(number, &|_, _| true)?.map_or(Ok(()), |segment| segment.records(apply))?;
+        }
+        Ok(())
     }
 
     /// Numbers of the segments for whose contents `is_needed` holds, and of those whose contents are unknown.

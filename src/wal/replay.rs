@@ -16,6 +16,9 @@ const RUN: u64 = 256 << 10;
 /// Bytes between two records of a run, at most: more are not worth reading.
 const BETWEEN: u64 = 16 << 10;
 
+/// Is something of these lines to be applied: of this stream, up to this seq? Asked by several threads.
+pub type IsNeeded<'a> = dyn Fn(u64, u64) -> bool + Sync + 'a;
+
 /// The Entries records of a segment that are applied, all sound when the log was recovered.
 pub struct ReplaySegment {
     /// Number.
@@ -34,13 +37,15 @@ pub struct ReplaySegment {
 }
 
 impl ReplaySegment {
-    /// All records of a segment that count, or `carried` alone. `None` if the segment has no sound header, and so no records.
+    /// Of the records of a segment that count, or of `carried` alone, those of which `is_needed` holds for a row: a stream id, and
+    /// the seq after its last line. `None` if the segment has no sound header, and so no records.
     pub(super) fn open(
         fs: &dyn Fs,
         dir: &Path,
         plan: &Plan,
         number: u64,
         carried: Option<&[RecordRef]>,
+        is_needed: &IsNeeded<'_>,
     ) -> Result<Option<Self>, RecoverError> {
         let Some(entries) = plan.entries.get(&number) else { return Ok(None) };
         let path = dir.join(segment_name(number));
@@ -50,7 +55,7 @@ impl ReplaySegment {
         let counting = listed.map_or(0, |(_, end)| (*end).min(plan.durable_lsn));
         let (extents, end) = match carried {
             Some(records) => (records.iter().filter_map(|r| Extent::new(r.offset, r.head.len)).collect(), u64::MAX),
-            None => (entries.extents.clone(), counting),
+            None => (entries.needed(is_needed), counting),
         };
         let tail = plan.tail.iter().filter(|r| r.segment == number).map(|r| r.offset).collect();
         Ok(Some(Self { number, file_len, file, path, header: entries.header, extents, end, tail }))

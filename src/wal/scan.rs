@@ -5,7 +5,7 @@ use super::format::{
 };
 use super::verdict::Part;
 use crate::codec::align_up;
-use crate::fs::{File, read_full_at};
+use crate::fs::{File, read_full_at, read_full_uncached_at};
 use crate::planted::{Bug, is};
 use memchr::memmem;
 use std::fmt;
@@ -154,9 +154,13 @@ impl<'a> Bytes<'a> {
 /// Reads a file piece by piece into a buffer that stays in the processor's cache.
 #[derive(Default)]
 pub(super) struct Window {
+    /// What was read begins at a page boundary, which reads past the page cache ask for.
     buffer: Vec<u8>,
+    begin: usize,
     base: u64,
     filled: usize,
+    /// Reads past the page cache.
+    pub uncached: bool,
 }
 
 impl Window {
@@ -172,22 +176,24 @@ impl Window {
             return Ok(());
         }
         let end = end.max(range.start + Self::size(file_len)).min(file_len);
-        let len = end.saturating_sub(range.start) as usize;
-        if self.buffer.len() < len {
+        let len = align_up(end.saturating_sub(range.start), GROUP_ALIGN) as usize;
+        if self.buffer.len() < self.begin + len {
             // Zeroed by the allocator, which costs nothing for fresh pages; `resize` would write each byte. More than is wanted, so that it is
             // not made anew for each group that is a little larger than the last.
-            self.buffer = vec![0; len.next_power_of_two()];
+            self.buffer = vec![0; len.next_power_of_two() + GROUP_ALIGN as usize];
+            self.begin = self.buffer.as_ptr().align_offset(GROUP_ALIGN as usize).min(GROUP_ALIGN as usize);
         }
-        let (buffer, _) = self.buffer.split_at_mut(len);
+        let read = if self.uncached { read_full_uncached_at } else { read_full_at };
+        let buffer = self.buffer.get_mut(self.begin..self.begin + len).unwrap_or_default();
         (self.base, self.filled) = (range.start, 0);
-        self.filled = read_full_at(file, range.start, buffer)?;
+        self.filled = read(file, range.start, buffer)?;
         Ok(())
     }
 
     /// What was read last, up to an offset of the file.
     pub fn bytes(&self, end: u64) -> Bytes<'_> {
         let len = (end.saturating_sub(self.base) as usize).min(self.filled);
-        Bytes { bytes: self.buffer.get(..len).unwrap_or_default(), base: self.base }
+        Bytes { bytes: self.buffer.get(self.begin..self.begin + len).unwrap_or_default(), base: self.base }
     }
 
     fn scan(&self, start: &SegmentStart) -> Scan<'_> {
