@@ -84,8 +84,9 @@ impl File for RealFile {
 
     fn read_uncached_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let len = buffer.len();
+        // An error that is one comes again.
         if buffer.as_ptr().align_offset(DIRECT_ALIGN) == 0
-            && let Some(read) = self.direct((offset, len), |fd| rustix::io::pread(fd, &mut *buffer, offset))?
+            && let Ok(Some(read)) = self.direct((offset, len), |fd| rustix::io::pread(fd, &mut *buffer, offset))
         {
             return Ok(read);
         }

@@ -1027,26 +1027,34 @@ pub(super) struct Ahead<'a> {
 }
 
 impl<'a> Ahead<'a> {
-    /// Reads those of them that are sound. What fails here is met again by who reads the rest.
-    pub fn read(store: &'a Arc<BlockStore>, listed: Vec<BlocksSynced>, wide: bool) -> Self {
+    /// Reads those of them that are sound. What fails here is met again by who reads the rest. `log_is_read` tells that the other log
+    /// needs no processor any more.
+    pub fn read(store: &'a Arc<BlockStore>, listed: Vec<BlocksSynced>, wide: bool, log_is_read: &AtomicBool) -> Self {
         /// They are small, and each waits for the disk behind megabytes of the other log.
         const WORKERS: usize = 12;
         /// Bytes of definitions that are kept until the plan is there. Each segment defines its streams again.
         const DEFINITIONS: usize = 128 << 20;
-        let kept = AtomicUsize::new(0);
+        let (kept, is_full) = (AtomicUsize::new(0), AtomicBool::new(false));
         // One decodes at a time, or twelve of them keep those from the processor who ask the disk for the other log.
         let turn = Mutex::new(());
         let finished = listed.into_iter().filter(|b| b.footer > 0).collect();
         let work = |_: &mut (), synced: BlocksSynced| {
+            if is_full.load(Ordering::Relaxed) {
+                return None;
+            }
             let mut reading = Reading::new(store, synced, synced.end);
             let (file, header) = reading.begin(false).ok()??;
             let group = reading.footer_group(&*file, &header).ok()?;
-            let _turn = turn.lock();
+            let _turn = (!log_is_read.load(Ordering::Relaxed)).then(|| turn.lock());
             let is_read = reading.footer(&header, &group) && reading.found.damage.is_empty();
             let definitions: usize = reading.found.blocks.iter().map(SegmentBlocks::tables_at).sum();
             let more = |kept: usize| kept.checked_add(definitions).filter(|kept| *kept <= DEFINITIONS);
-            let fits = || kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
-            (is_read && fits()).then_some(reading)
+            if is_read && kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok() {
+                return Some(reading);
+            }
+            // Not read ahead for nothing, either.
+            is_full.fetch_or(is_read, Ordering::Relaxed);
+            None
         };
         let workers = if wide { WORKERS } else { 1 };
         let readings = spread(finished, workers, || (), work, |_| {}).into_iter().flatten();

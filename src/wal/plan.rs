@@ -21,6 +21,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// After damage, stream ids go on this far ahead: ids of lost records are never given again.
 const ID_SKIP: u64 = 1 << 20;
@@ -134,8 +135,10 @@ pub(super) struct EntryRows {
 }
 
 impl EntryRows {
-    /// Most rows of a segment that are kept, 16 bytes each.
+    /// Most rows of a segment that are kept, 16 bytes each, and 8 for each record: 6 MiB.
     const MOST: usize = 1 << 18;
+    /// Most of all segments: 48 MiB.
+    const MOST_OF_ALL: usize = 1 << 21;
 
     /// Takes the rows of a record; returns where they are.
     fn take(&mut self, rows: &[TableRow]) -> Range<u32> {
@@ -146,9 +149,13 @@ impl EntryRows {
         begin..self.ends.len() as u32
     }
 
-    /// `None` if they are too many.
-    fn of(self, records: Vec<Range<u32>>) -> Option<Arc<Self>> {
-        (self.ends.len() <= Self::MOST).then(|| Arc::new(Self { records, ..self }))
+    /// `None` if they are too many; `kept` counts those of all segments.
+    fn of(mut self, records: Vec<Range<u32>>, kept: &AtomicUsize) -> Option<Arc<Self>> {
+        let more = |kept: usize| kept.checked_add(self.ends.len()).filter(|kept| *kept <= Self::MOST_OF_ALL);
+        let fits =
+            self.ends.len() <= Self::MOST && kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+        self.ends.shrink_to_fit();
+        fits.then(|| Arc::new(Self { records, ..self }))
     }
 
     /// The rows of the record at this place in LSN order.
@@ -172,7 +179,7 @@ pub struct RecordRef {
 /// Definitions of streams that segments have told so far: each segment defines its streams again, and what a newer one tells
 /// makes that of an older one needless.
 #[derive(Default)]
-pub(super) struct KnownSeries(Mutex<AHashMap<u64, (u64, u64)>>);
+struct KnownSeries(Mutex<AHashMap<u64, (u64, u64)>>);
 
 impl KnownSeries {
     /// Leaves those that no newer segment has told.
@@ -192,6 +199,14 @@ impl KnownSeries {
             }
         });
     }
+}
+
+/// What is told so far, by all segments that were read.
+#[derive(Default)]
+pub(super) struct SoFar {
+    series: KnownSeries,
+    /// Rows that are kept.
+    rows: AtomicUsize,
 }
 
 impl Summary {
@@ -242,8 +257,8 @@ impl Summary {
 
     /// Sums a scan up. `number` is the one in the file's name, `file` are the bytes that were scanned.
     pub fn of(number: u64, scan: &SegmentScan, file: &[u8]) -> Self {
-        let known = KnownSeries::default();
-        let mut out = match Summing::begin(number, &scan.header, scan.bad_header.clone(), &known) {
+        let so_far = SoFar::default();
+        let mut out = match Summing::begin(number, &scan.header, scan.bad_header.clone(), &so_far) {
             Ok(out) => out,
             Err(foreign) => return *foreign,
         };
@@ -307,7 +322,7 @@ struct RowEnd {
 /// A summary while its segment is read.
 pub(super) struct Summing<'a> {
     out: Summary,
-    known: &'a KnownSeries,
+    so_far: &'a SoFar,
     /// A pair for each row of a durable record: stream id, and the seq after its last.
     ends: Vec<(u64, u64)>,
     /// Sound Entries records, with their LSNs and rows.
@@ -321,7 +336,7 @@ pub(super) struct Summing<'a> {
 }
 
 impl<'a> Summing<'a> {
-    /// `number` is the one in the file's name. Definitions in `known` are left out.
+    /// `number` is the one in the file's name. Definitions that are known so far are left out.
     ///
     /// # Errors
     /// The file is named wrongly: then this is all that there is to say.
@@ -329,7 +344,7 @@ impl<'a> Summing<'a> {
         number: u64,
         header: &SegmentHeader,
         bad_header: Option<Range<u64>>,
-        known: &'a KnownSeries,
+        so_far: &'a SoFar,
     ) -> Result<Self, Box<Summary>> {
         if (header.number, header.log) != (number, LogKind::Wal) {
             let damage = vec![Damage { bytes: 0..FIRST_GROUP, part: Part::Name }];
@@ -338,7 +353,7 @@ impl<'a> Summing<'a> {
         let damage = bad_header.into_iter().map(|bytes| Damage { bytes, part: Part::Header }).collect();
         let out = Summary { header: Some(*header), damage, ..Summary::empty(number) };
         let (ends, entries, rows) = (Vec::new(), Vec::new(), EntryRows::default());
-        Ok(Self { out, known, ends, entries, rows, durable: 0, any_group: false, something: false })
+        Ok(Self { out, so_far, ends, entries, rows, durable: 0, any_group: false, something: false })
     }
 
     /// The segment ends, `missing` bytes too early.
@@ -356,7 +371,8 @@ impl<'a> Summing<'a> {
         self.out.streams = highest(self.ends);
         self.entries.sort_by_key(|(lsn, ..)| *lsn);
         self.out.entries = self.entries.iter().map(|(_, extent, _)| *extent).collect();
-        self.out.rows = self.rows.of(self.entries.into_iter().map(|(.., rows)| rows).collect());
+        let records = self.entries.into_iter().map(|(.., rows)| rows).collect();
+        self.out.rows = self.rows.of(records, &self.so_far.rows);
         self.out
     }
 
@@ -450,7 +466,7 @@ impl<'a> Summing<'a> {
                 let raw = decompress_body(&head, body).ok()?;
                 let mut definitions = SeriesRef::all(&raw).ok()?;
                 self.out.max_stream_id = definitions.iter().map(|d| d.id).fold(self.out.max_stream_id, u64::max);
-                self.known.fresh(self.out.number, &mut definitions);
+                self.so_far.series.fresh(self.out.number, &mut definitions);
                 let decoded: Result<Vec<_>, _> = definitions.iter().map(|d| d.decode().map(Arc::new)).collect();
                 self.out.definitions.extend(decoded.ok()?);
             }
@@ -1035,12 +1051,13 @@ mod tests {
     #[test]
     fn rows_are_kept_up_to_a_bound() {
         let row = |stream| TableRow { stream, first_seq: 5, count: 2, part_len: 0 };
+        let kept = AtomicUsize::new(0);
         let of = |counts: &[u64]| {
             let mut rows = EntryRows::default();
             let mut records: Vec<_> = counts.iter().map(|n| rows.take(&(0..*n).map(row).collect::<Vec<_>>())).collect();
             // They lie in the file in another order than that of their LSNs.
             records.reverse();
-            rows.of(records)
+            rows.of(records, &kept)
         };
         let most = EntryRows::MOST as u64;
         let rows = of(&[most - 3, 0, 2, 1]).unwrap();
@@ -1051,6 +1068,12 @@ mod tests {
         assert_eq!(rows.get(4), None);
         assert!(of(&[most - 3, 0, 2, 2]).is_none());
         assert!(of(&[3, most + 100, 7]).is_none());
+        // And those of all segments: of the first one above, seven more, and what is left.
+        for _ in 1..EntryRows::MOST_OF_ALL / EntryRows::MOST {
+            assert!(of(&[most]).is_some());
+        }
+        assert!(of(&[1]).is_none());
+        assert!(of(&[0]).is_some());
     }
 
     struct Memory<'a>(&'a [u8]);
@@ -1086,12 +1109,12 @@ mod tests {
     }
 
     fn in_pieces(number: u64, file: &[u8]) -> String {
-        let (mut window, known) = (Window::default(), KnownSeries::default());
+        let (mut window, so_far) = (Window::default(), SoFar::default());
         let start = match read_start(&Memory(file), &mut window).unwrap() {
             Ok(start) => start,
             Err(e) => return format!("{e:?}"),
         };
-        let mut summing = match Summing::begin(number, &start.header, start.bad_header.clone(), &known) {
+        let mut summing = match Summing::begin(number, &start.header, start.bad_header.clone(), &so_far) {
             Ok(summing) => summing,
             Err(foreign) => return shown(*foreign),
         };

@@ -4,7 +4,7 @@
 use super::blocks::{Ahead, BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks, Suspect};
 use super::by_id::ById;
 use super::format::{FIRST_GROUP, HeaderError, Kind, LogKind, RecordHead};
-use super::plan::{KnownSeries, Plan, RecordRef, Summary, Summing, plan, plan_with};
+use super::plan::{Plan, RecordRef, SoFar, Summary, Summing, plan, plan_with};
 use super::ranges::Ranges;
 use super::record::{
     Beginning, BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Gap, Open, SeriesDef, TableRow, Tables,
@@ -27,7 +27,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Why the log was not recovered. Nothing was changed on disk unless the text says so.
 #[derive(Debug, thiserror::Error)]
@@ -117,23 +117,25 @@ pub fn recover_doubting(
     let log: u64 = numbers.iter().map(|(_, len)| len).sum();
     let total = log + block_segments(&options) * FOOTER_WEIGHT;
     let mut done = 0;
-    let (known, wide) = (KnownSeries::default(), log >= WIDE);
+    let (so_far, log_is_read, wide) = (SoFar::default(), AtomicBool::new(false), log >= WIDE);
     let store = Arc::new(BlockStore::new(&options));
     let (newest, listed) = newest_open(&options, &numbers).map_or((0, Vec::new()), |open| open);
     // What a start applies lies in the newest ones mostly, which are read again: the system is to keep those, and no others.
     let again = newest.saturating_sub(numbers.len() as u64 / 2)..=newest;
     let work = |window: &mut Window, (number, len): (u64, u64)| {
         window.uncached = !again.contains(&number);
-        (len, summarize(&options, number, window, &known))
+        (len, summarize(&options, number, window, &so_far))
     };
     let (ahead, read) = beside(
         wide,
-        || Ahead::read(&store, listed, wide),
+        || Ahead::read(&store, listed, wide, &log_is_read),
         || {
-            spread(numbers, workers(wide), Window::default, work, |(len, _)| {
+            let read = spread(numbers, workers(wide), Window::default, work, |(len, _)| {
                 done += len;
                 progress(done, total);
-            })
+            });
+            log_is_read.store(true, Ordering::Relaxed);
+            read
         },
     );
     let (mut bytes, mut summaries) = (0, Vec::with_capacity(read.len()));
@@ -227,12 +229,7 @@ fn known_lost(plan: &Plan, found: &FoundBlocks) -> Vec<(u64, Range<u64>)> {
 
 /// Reads and sums up a segment: the bytes on the disk, not those of a page cache that an I/O error has left behind. What is
 /// dirty is written first, then dropped.
-fn summarize(
-    options: &WalOptions,
-    number: u64,
-    window: &mut Window,
-    known: &KnownSeries,
-) -> Result<Summary, RecoverError> {
+fn summarize(options: &WalOptions, number: u64, window: &mut Window, so_far: &SoFar) -> Result<Summary, RecoverError> {
     let name = segment_name(number);
     let path = options.dir.join(&name);
     let file = options.fs.open(&path, false).map_err(io_error("open", &path))?;
@@ -249,7 +246,7 @@ fn summarize(
         Err(e @ HeaderError::Version(_)) => return Err(RecoverError::Version(name, e)),
         Err(HeaderError::NotASegment | HeaderError::Damaged) => return Ok(Summary::unusable(number)),
     };
-    let mut summing = match Summing::begin(number, &start.header, start.bad_header.clone(), known) {
+    let mut summing = match Summing::begin(number, &start.header, start.bad_header.clone(), so_far) {
         Ok(summing) => summing,
         Err(foreign) => return Ok(*foreign),
     };
