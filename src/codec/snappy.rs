@@ -222,10 +222,8 @@ fn extend_back(src: &[u8], at: usize, distance: usize, emitted: usize) -> usize 
 /// end there, and nothing foretells where.
 #[inline(always)]
 fn extend(src: &[u8], at: usize, distance: usize) -> usize {
-    let words = |at: usize| Some(src.get(at..)?.first_chunk::<32>()?.as_chunks::<8>().0);
-    let Some(([a, b, c, d], [e, f, g, h])) =
-        words(at).and_then(|w| w.first_chunk()).zip(words(at - distance).and_then(|w| w.first_chunk()))
-    else {
+    let words = |at: usize| src.get(at..)?.as_chunks::<8>().0.first_chunk::<4>();
+    let Some(([a, b, c, d], [e, f, g, h])) = words(at).zip(words(at - distance)) else {
         return extend_far(src, at, distance);
     };
     let differ = |here: &[u8; 8], before: &[u8; 8]| u64::from_le_bytes(*here) ^ u64::from_le_bytes(*before);

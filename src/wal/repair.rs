@@ -10,7 +10,7 @@ use super::record::{
     Beginning, BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Gap, Open, SeriesDef, TableRow, Tables,
     decode_control, encode_control,
 };
-use super::replay::{IsNeeded, ReplaySegment};
+use super::replay::{IsNeeded, ReplaySegment, Which};
 use super::retention::{Contents, Hold};
 use super::scan::{Window, read_group, read_groups, read_start, scan_segment};
 use super::segment::{Prepared, file_number, segment_name, segment_number};
@@ -338,8 +338,9 @@ impl Recovered {
     /// [`Recovered::segment`]: entries with higher seqs may have smaller LSNs.
     pub fn carried(&self) -> impl Iterator<Item = Result<ReplaySegment, RecoverError>> {
         let by_segment = self.plan.carried.chunk_by(|a, b| a.segment == b.segment);
-        by_segment
-            .filter_map(|records| self.open_segment(records.first()?.segment, Some(records), &|_, _| true).transpose())
+        let open =
+            |records: &[RecordRef]| self.open_segment(records.first()?.segment, Which::Carried(records)).transpose();
+        by_segment.filter_map(open)
     }
 
     /// The records of a segment of which `is_needed` holds for a row: a stream id, and the seq after its last line in the record. `None`
@@ -348,16 +349,11 @@ impl Recovered {
     /// # Errors
     /// The file could not be opened.
     pub fn segment(&self, number: u64, is_needed: &IsNeeded<'_>) -> Result<Option<ReplaySegment>, RecoverError> {
-        self.open_segment(number, None, is_needed)
+        self.open_segment(number, Which::Needed(is_needed))
     }
 
-    fn open_segment(
-        &self,
-        number: u64,
-        carried: Option<&[RecordRef]>,
-        is_needed: &IsNeeded<'_>,
-    ) -> Result<Option<ReplaySegment>, RecoverError> {
-        ReplaySegment::open(self.fs(), &self.options.dir, &self.plan, number, carried, is_needed)
+    fn open_segment(&self, number: u64, which: Which<'_>) -> Result<Option<ReplaySegment>, RecoverError> {
+        ReplaySegment::open(self.fs(), &self.options.dir, &self.plan, number, which)
     }
 
     /// Hands the records of [`Recovered::carried`] on, with their bytes.

@@ -19,6 +19,14 @@ const BETWEEN: u64 = 16 << 10;
 /// Is something of these lines to be applied: of this stream, up to this seq? Asked by several threads.
 pub type IsNeeded<'a> = dyn Fn(u64, u64) -> bool + Sync + 'a;
 
+/// Which records of a segment are read again.
+pub(super) enum Which<'a> {
+    /// Those that were carried.
+    Carried(&'a [RecordRef]),
+    /// Those that count, if this holds for one of their rows.
+    Needed(&'a IsNeeded<'a>),
+}
+
 /// The Entries records of a segment that are applied, all sound when the log was recovered.
 pub struct ReplaySegment {
     /// Number.
@@ -37,15 +45,13 @@ pub struct ReplaySegment {
 }
 
 impl ReplaySegment {
-    /// Of the records of a segment that count, or of `carried` alone, those of which `is_needed` holds for a row: a stream id, and
-    /// the seq after its last line. `None` if the segment has no sound header, and so no records.
+    /// `None` if the segment has no sound header, and so no records.
     pub(super) fn open(
         fs: &dyn Fs,
         dir: &Path,
         plan: &Plan,
         number: u64,
-        carried: Option<&[RecordRef]>,
-        is_needed: &IsNeeded<'_>,
+        which: Which<'_>,
     ) -> Result<Option<Self>, RecoverError> {
         let Some(entries) = plan.entries.get(&number) else { return Ok(None) };
         let path = dir.join(segment_name(number));
@@ -53,9 +59,11 @@ impl ReplaySegment {
         let file_len = file.len().map_err(io_error("size of", &path))?;
         let listed = plan.replay.iter().find(|(n, _)| *n == number);
         let counting = listed.map_or(0, |(_, end)| (*end).min(plan.durable_lsn));
-        let (extents, end) = match carried {
-            Some(records) => (records.iter().filter_map(|r| Extent::new(r.offset, r.head.len)).collect(), u64::MAX),
-            None => (entries.needed(is_needed), counting),
+        let (extents, end) = match which {
+            Which::Carried(records) => {
+                (records.iter().filter_map(|r| Extent::new(r.offset, r.head.len)).collect(), u64::MAX)
+            }
+            Which::Needed(is_needed) => (entries.needed(is_needed), counting),
         };
         let tail = plan.tail.iter().filter(|r| r.segment == number).map(|r| r.offset).collect();
         Ok(Some(Self { number, file_len, file, path, header: entries.header, extents, end, tail }))

@@ -97,7 +97,7 @@ fn records_of_which_nothing_is_needed_are_not_read() {
     wal.stop();
     drop(wal);
     let recovered = recover(options(tmp.path()), &mut |_, _| {}).unwrap();
-    let read = |is_needed: &(dyn Fn(u64, u64) -> bool + Sync)| {
+    let read = |is_needed: &IsNeeded<'_>| {
         let mut lsns = Vec::new();
         for number in recovered.needed(|_| true) {
             let segment = recovered.segment(number, is_needed).unwrap().unwrap();
