@@ -12,6 +12,7 @@ mod tenant;
 mod token_bucket;
 mod traffic;
 mod wall_clock;
+mod within;
 
 pub use entry::{LogEntry, Metadata};
 pub use error::PushError;
@@ -25,3 +26,4 @@ pub use tenant::{Tenant, TenantError};
 pub use token_bucket::TokenBucket;
 pub use traffic::{Agent, Agents, Amount, Busy, Recent, RefusedStream, TenantReason, TenantStream, Traffic};
 pub use wall_clock::WallClock;
+pub use within::add_within;

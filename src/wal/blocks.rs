@@ -21,6 +21,7 @@ use super::verdict::{Cost, Finding, Part, Place, verdict};
 use super::writer::{Decision, LogError, StreamLog, Unavailable, Wal, WalOptions, spawn_critical};
 use crate::codec::{align_up, crc32};
 use crate::fs::{File, Fs, read_full_at, write_all_at, write_all_uncached_at};
+use crate::model::add_within;
 use crate::planted::{Bug, is};
 use ahash::{AHashMap, AHashSet};
 use bytes::Bytes;
@@ -1048,8 +1049,7 @@ impl<'a> Ahead<'a> {
             let _turn = (!log_is_read.load(Ordering::Relaxed)).then(|| turn.lock());
             let is_read = reading.footer(&header, &group) && reading.found.damage.is_empty();
             let definitions: usize = reading.found.blocks.iter().map(SegmentBlocks::tables_at).sum();
-            let more = |kept: usize| kept.checked_add(definitions).filter(|kept| *kept <= DEFINITIONS);
-            if is_read && kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok() {
+            if is_read && add_within(&kept, definitions, DEFINITIONS).is_ok() {
                 return Some(reading);
             }
             // Not read ahead for nothing, either.

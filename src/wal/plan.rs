@@ -13,6 +13,7 @@ use super::retention::{Contents, Hold};
 use super::scan::{Bytes, Damage, GroupScan, RecordScan, SegmentScan};
 use super::verdict::{Finding, Part, Place, Verdict, verdict};
 use crate::codec::align_up;
+use crate::model::add_within;
 use crate::planted::{Bug, is};
 use ahash::AHashMap;
 use parking_lot::Mutex;
@@ -21,7 +22,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
 /// After damage, stream ids go on this far ahead: ids of lost records are never given again.
 const ID_SKIP: u64 = 1 << 20;
@@ -151,9 +152,8 @@ impl EntryRows {
 
     /// `None` if they are too many; `kept` counts those of all segments.
     fn of(mut self, records: Vec<Range<u32>>, kept: &AtomicUsize) -> Option<Arc<Self>> {
-        let more = |kept: usize| kept.checked_add(self.ends.len()).filter(|kept| *kept <= Self::MOST_OF_ALL);
-        let fits =
-            self.ends.len() <= Self::MOST && kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+        let rows = self.ends.len();
+        let fits = rows <= Self::MOST && add_within(kept, rows, Self::MOST_OF_ALL).is_ok();
         self.ends.shrink_to_fit();
         fits.then(|| Arc::new(Self { records, ..self }))
     }

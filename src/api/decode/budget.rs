@@ -1,4 +1,4 @@
-use crate::model::PushError;
+use crate::model::{PushError, add_within};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -95,12 +95,6 @@ impl Budget {
     pub fn lease(self: &Arc<Self>) -> Lease {
         Lease { budget: Arc::clone(self), reserved: 0, taken: 0, len: 0, most: usize::MAX }
     }
-}
-
-/// Adds `bytes` to `counter` if it stays within `limit`, or says what it is.
-fn add_within(counter: &AtomicUsize, bytes: usize, limit: usize) -> Result<(), usize> {
-    let add = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= limit);
-    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map(drop)
 }
 
 /// What a lease of `reserved` bytes adds to what large leases hold.
