@@ -20,6 +20,7 @@ pub use real::RealFs;
 pub use traced::{Before, Change, TracedFs};
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -262,6 +263,50 @@ pub fn read_full_at(file: &dyn File, offset: u64, buffer: &mut [u8]) -> io::Resu
 /// The first error of [`File::read_uncached_at`].
 pub fn read_full_uncached_at(file: &dyn File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
     read_full(buffer, |done, rest| file.read_uncached_at(offset + done, rest))
+}
+
+/// Memory that begins at a page boundary, which reads past the page cache ask for, and what was read into it last. It is used again.
+#[derive(Default)]
+pub struct PageBuffer {
+    memory: Vec<u8>,
+    read: Range<usize>,
+}
+
+impl PageBuffer {
+    const PAGE: u64 = 4096;
+
+    /// Reads a range of a file, past the page cache if it is `uncached`; shorter where the file ends.
+    ///
+    /// # Errors
+    /// The first error of [`File::read_at`].
+    pub fn read(&mut self, file: &dyn File, range: Range<u64>, uncached: bool) -> io::Result<&[u8]> {
+        self.forget();
+        let begin = range.start - range.start % Self::PAGE;
+        let end = range.end.max(begin).next_multiple_of(Self::PAGE);
+        let len = usize::try_from(end - begin).unwrap_or(usize::MAX);
+        if self.memory.len() < len + Self::PAGE as usize {
+            // Zeroed by the allocator, which costs nothing for fresh pages; `resize` would write each byte. More than is wanted, so that it is
+            // not made anew for each range that is a little longer than the last.
+            self.memory = vec![0; len.next_power_of_two() + Self::PAGE as usize];
+        }
+        let page = self.memory.as_ptr().align_offset(Self::PAGE as usize).min(Self::PAGE as usize);
+        let memory = self.memory.get_mut(page..page + len).unwrap_or_default();
+        let read = if uncached { read_full_uncached_at } else { read_full_at };
+        let filled = page + read(file, begin, memory)?;
+        let at = |offset: u64| (page + (offset - begin) as usize).min(filled);
+        self.read = at(range.start)..at(range.end.max(range.start));
+        Ok(self.bytes())
+    }
+
+    /// Forgets what was read; the memory stays.
+    pub fn forget(&mut self) {
+        self.read = 0..0;
+    }
+
+    /// What was read last; nothing if that failed.
+    pub fn bytes(&self) -> &[u8] {
+        self.memory.get(self.read.clone()).unwrap_or_default()
+    }
 }
 
 fn read_full(buffer: &mut [u8], mut read: impl FnMut(u64, &mut [u8]) -> io::Result<usize>) -> io::Result<usize> {

@@ -16,6 +16,7 @@ mod metrics;
 #[cfg(feature = "planted-bugs")]
 mod planted;
 mod recovery;
+mod restore;
 mod retain;
 mod scrub;
 mod seal;

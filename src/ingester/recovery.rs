@@ -2,41 +2,26 @@
 
 use super::commit::{Committer, shard_of};
 use super::data_dir::{Dirs, Identity, holds_segments};
-use super::instance::Instance;
-use super::memory::Meter;
+use super::restore::{Drafts, Maker, Restored, draft, restore};
 use super::retain::Retainer;
 use super::seal::Sealed;
-use super::sealed::SealedBlock;
-use super::stream::{ChunkState, CloseReason};
 use super::{
     DataDir, DataDirError, Ingester, IngesterConfig, IngesterMetrics, Live, NilRecord, OnPoisoned, State, Stream,
 };
-use crate::chunk::Symbols;
-use crate::model::{LabelSet, Overrides, Tenant};
+use crate::model::{Overrides, Tenant};
 use crate::planted::{Bug, is};
-use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
-    BlockLogOptions, BlockPlace, BlockStore, BodyView, ById, Contents, Cut, DamageReport, FoundBlock, Hold,
-    ListedBlock, Plan, Quarantine, RecordHead, RecoverError, Recovered, ReplaySegment, SeriesDef, Side, StreamLog,
-    TableRow, Tables, WalMetrics, WalOptions, decompress_body_into, recover_doubting,
+    Batch, BlockLogOptions, BodyView, ById, Contents, Cut, DamageReport, Plan, Quarantine, RecordHead, RecoverError,
+    Recovered, ReplaySegment, Side, TableRow, Tables, WalMetrics, WalOptions, decompress_body_into, recover_ahead,
+    recover_doubting,
 };
 use ahash::AHashMap;
 use rayon::prelude::*;
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 use uuid::Uuid;
-
-/// Records are decompressed and applied in batches of about this many stored bytes: what was decompressed is mostly still cached
-/// when it is applied, and the threads seldom wait for each other.
-const BATCH: usize = 8 << 20;
-/// Blocks that are touched at a time: less than what a processor's own cache holds.
-const TOUCHED: usize = 256;
-/// Fewer blocks are not worth a thread.
-const FEW_BLOCKS: usize = 10_000;
 
 /// How far recovery is; for `/ready` and the log.
 #[derive(Debug, Default)]
@@ -143,21 +128,22 @@ impl Ingester<NilRecord> {
         let options = wal_options(config, data_dir.identity.volume, state.next_stream_id.clone(), metrics);
         let quarantine = Quarantine::read(&*config.fs, &config.quarantine_dir).unwrap_or_default();
         // Reading counts for half of the way, applying for the other.
-        let recovered = recover_doubting(options, &quarantine.suspects(), &mut |done, total| {
+        let mut show_progress = |done, total| {
             progress.total.store(total * 2, Ordering::Relaxed);
             progress.done.store(done, Ordering::Relaxed);
             state.metrics.replay_is_at(progress);
-        })?;
+        };
+        let (recovered, drafts) =
+            recover_ahead(options, &quarantine.suspects(), &mut show_progress, |ahead| draft(&state, ahead))?;
         let mut replay = Replay {
             state: &state,
             plan: &recovered.plan,
             streams: ById::for_ids(recovered.plan.definitions.keys().copied()),
             made: Vec::new(),
-            spare: Vec::new(),
             report: RecoveryReport::default(),
         };
         replay.report.read_seconds = started.elapsed().as_secs_f64();
-        let restored = replay.restore(&recovered);
+        let restored = replay.restore(&recovered, drafts);
         replay.report.restored_seconds = started.elapsed().as_secs_f64();
         let total = recovered.bytes.max(1);
         // What was read had the metadata of blocks in it.
@@ -296,7 +282,6 @@ struct Replay<'a> {
     streams: ById<Known>,
     /// Those of them of which nothing was known but a definition.
     made: Vec<u64>,
-    spare: Vec<Slot>,
     report: RecoveryReport,
 }
 
@@ -310,21 +295,14 @@ struct Known {
 }
 
 impl Known {
-    fn new(stream: Arc<Stream>, definition: &SeriesDef) -> Self {
-        Self { settled: stream.next_seq(), defined: definition.next_seq, stream }
+    fn new(stream: Arc<Stream>, defined: u64) -> Self {
+        Self { settled: stream.next_seq(), defined, stream }
     }
 
     /// Are there seqs below this one that are neither in a block nor applied?
     fn needs(&self, end_seq: u64) -> bool {
         self.settled < end_seq && self.stream.next_seq() < end_seq || is(Bug::AppliedTwice)
     }
-}
-
-/// Buffers for a run of records; their memory is used again.
-#[derive(Default)]
-struct Slot {
-    stored: Vec<u8>,
-    bodies: Vec<Body>,
 }
 
 /// A decompressed body, or the side of it that is needed, if it is sound.
@@ -352,280 +330,12 @@ impl Body {
     }
 }
 
-/// What was decided about a stream's chunks, by chunk number.
-#[derive(Default)]
-struct Decided {
-    closed: AHashMap<u64, CloseReason>,
-    flushed: AHashMap<u64, Range<u64>>,
-}
-
-/// Gives a stream its chunks from the blocks that were found; returns the lines in them.
-fn restore_stream(
-    stream: &Stream,
-    blocks: &mut Vec<FoundBlock<'_>>,
-    decided: &Decided,
-    settled_seq: u64,
-    store: &Arc<BlockStore>,
-    metadata: &Meter,
-) -> u64 {
-    // Of equal blocks, one is a copy that was made for cleaning: the newer place stays.
-    blocks.sort_by_key(|b| (b.tables.first_seq, Reverse((b.place.segment, b.place.offset))));
-    take_replaced(blocks).into_iter().for_each(|place| store.free(place));
-    let mut chunks: BTreeMap<u64, (ChunkState, BTreeMap<u32, &[u8]>)> = BTreeMap::new();
-    let mut settled: Vec<Range<u64>> = Vec::with_capacity(decided.flushed.len() + 1 + blocks.len());
-    settled.extend(decided.flushed.values().cloned());
-    settled.extend((settled_seq > 0).then_some(0..settled_seq));
-    let (mut end, mut lines, mut newest_chunk) = (0, 0, decided.flushed.keys().max().copied());
-    for number in decided.flushed.keys() {
-        let places = blocks.iter().filter(|b| b.tables.chunk == *number).map(|b| b.place);
-        stream.note_flushed(*number, &places.collect::<Vec<_>>());
-    }
-    let mut newest_timestamp = None;
-    let shelf = stream.shelf(store, metadata);
-    for same_chunk in blocks.chunk_by(|a, b| a.tables.chunk == b.tables.chunk) {
-        for FoundBlock { place, tables } in same_chunk {
-            newest_chunk = newest_chunk.max(Some(tables.chunk));
-            newest_timestamp = newest_timestamp.max(Some(tables.newest_timestamp));
-            let data_len = place.len.saturating_sub(RECORD_HEAD_LEN as u32 + tables.encoded_len() as u32);
-            let is_needed = tables.first_seq >= end && !decided.flushed.contains_key(&tables.chunk);
-            let block = is_needed.then(|| SealedBlock::of(tables, *place, data_len, shelf));
-            let Some(Ok(block)) = block else {
-                store.free(*place);
-                continue;
-            };
-            end = tables.end_seq;
-            lines += u64::from(tables.entries);
-            settled.push(block.seqs.clone());
-            let (chunk, symbols) = chunks.entry(tables.chunk).or_default();
-            if chunk.blocks.is_empty() {
-                chunk.number = tables.chunk;
-                chunk.closed = decided.closed.get(&tables.chunk).copied();
-                chunk.blocks.reserve(same_chunk.len());
-            }
-            chunk.compressed += block.len();
-            chunk.blocks.push(Arc::new(block));
-            symbols.extend(tables.symbols.iter());
-        }
-    }
-    newest_timestamp.into_iter().for_each(|timestamp| stream.note_newest(timestamp));
-    let newest = newest_chunk.map_or(0, |n| n + 1);
-    let chunks: VecDeque<ChunkState> = chunks
-        .into_values()
-        .map(|(mut chunk, texts)| {
-            chunk.symbols = Arc::new(table_of(&texts));
-            // A chunk with a successor takes no more.
-            let succeeded = chunk.number + 1 < newest;
-            chunk.closed = chunk.closed.or(succeeded.then_some(CloseReason::Full));
-            chunk
-        })
-        .collect();
-    let settled = merged(settled);
-    let prefix = settled.front().filter(|r| r.start == 0).map_or(0, |r| r.end);
-    let last = blocks.iter().map(|b| &b.tables).rfind(|t| t.end_seq == prefix);
-    let last = last.map(|t| (t.last_timestamp, t.last_hash));
-    stream.restore(chunks, newest, settled, last);
-    lines
-}
-
-/// Takes out damaged blocks in whose place an earlier start has made others, of what the log still had of their lines: also
-/// when nobody tells any more that they are damaged. No others overlap but in the whole. `blocks` are sorted by their first
-/// seq, the newest of equal ones first.
-fn take_replaced(blocks: &mut Vec<FoundBlock<'_>>) -> Vec<BlockPlace> {
-    let place = |b: &FoundBlock<'_>| (b.place.segment, b.place.offset);
-    let mut out = Vec::new();
-    let mut at = 1;
-    while let Some([before, block]) = blocks.get(at - 1..=at) {
-        let inside = (before.tables.first_seq + 1..before.tables.end_seq).contains(&block.tables.first_seq);
-        if inside && place(block) > place(before) {
-            out.push(blocks.remove(at - 1).place);
-            at = at.max(2) - 1;
-        } else {
-            at += 1;
-        }
-    }
-    out
-}
-
-/// The chunk's symbols with their ids. An id that only a damaged block used stands for nothing.
-fn table_of(texts: &BTreeMap<u32, &[u8]>) -> Symbols {
-    let mut symbols = Symbols::new();
-    for (id, text) in texts {
-        while symbols.len() < *id as usize {
-            symbols.push(b"");
-        }
-        symbols.push(text);
-    }
-    symbols
-}
-
-/// What a restoration needs to know of all streams.
-struct Restoring<'a> {
-    state: &'a Arc<State>,
-    plan: &'a Plan,
-    recovered: &'a Recovered,
-    decided: AHashMap<u64, Decided>,
-    /// Nothing is damaged.
-    sound: bool,
-}
-
-/// What was made of some streams.
-#[derive(Default)]
-struct Restored {
-    streams: Vec<Known>,
-    /// Those that have lines.
-    visible: Vec<Arc<Stream>>,
-    lines: u64,
-}
-
-/// Some streams and their blocks, with those of each beside each other, in the order of the log.
-struct ByStream<'a> {
-    definitions: Vec<&'a SeriesDef>,
-    blocks: Vec<ListedBlock<'a>>,
-    /// Where those of each stream end.
-    ends: Vec<usize>,
-    /// Lines in blocks of none of the streams.
-    unnamed_lines: u64,
-}
-
-impl<'a> ByStream<'a> {
-    /// `ours` gives the same blocks twice. Counting them first spares sorting them.
-    fn new<B: Iterator<Item = ListedBlock<'a>>>(definitions: Vec<&'a SeriesDef>, ours: impl Fn() -> B) -> Self {
-        let mut at = ById::for_ids(definitions.iter().map(|d| d.id));
-        (0..).zip(&definitions).for_each(|(n, d): (u32, _)| at.insert(d.id, n));
-        let lines = |b: ListedBlock<'_>| b.read().map_or(0, |b| u64::from(b.tables.entries));
-        let (mut counts, mut unnamed_lines) = (vec![0; definitions.len()], 0);
-        // Which stream each block is of: looked up once.
-        let mut streams: Vec<u32> = Vec::new();
-        for block in ours() {
-            let stream = at.get(block.stream).copied().unwrap_or(u32::MAX);
-            match counts.get_mut(stream as usize) {
-                Some(count) => *count += 1,
-                None => unnamed_lines += lines(block),
-            }
-            streams.push(stream);
-        }
-        // Where the next one of each goes: behind the last, where its stream's blocks end.
-        let mut next = 0;
-        let begin = |count: usize| {
-            next += count;
-            next - count
-        };
-        let mut ends: Vec<usize> = counts.into_iter().map(begin).collect();
-        let mut blocks = vec![ListedBlock::default(); next];
-        for (block, stream) in ours().zip(streams) {
-            let Some(end) = ends.get_mut(stream as usize) else { continue };
-            if let Some(slot) = blocks.get_mut(*end) {
-                *slot = block;
-            }
-            *end += 1;
-        }
-        Self { definitions, blocks, ends, unnamed_lines }
-    }
-
-    /// The streams a few at a time: so many that the processors end at about the same time.
-    fn parts(&self) -> impl Iterator<Item = Range<usize>> {
-        const STREAMS: usize = 500;
-        let count = self.definitions.len();
-        (0..count).step_by(STREAMS).map(move |begin| begin..count.min(begin + STREAMS))
-    }
-
-    /// The definitions of some streams, each with its blocks.
-    fn streams(&self, part: Range<usize>) -> impl Iterator<Item = (&'a SeriesDef, &[ListedBlock<'a>])> {
-        let begin = part.start.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
-        let definitions = self.definitions.get(part.clone()).unwrap_or_default();
-        let ends = self.ends.get(part).unwrap_or_default();
-        let blocks = self.blocks.get(begin..ends.last().copied().unwrap_or(begin)).unwrap_or_default();
-        let (mut at, mut touched) = (begin, 0);
-        definitions.iter().zip(ends).map(move |(definition, end)| {
-            // What lies far from each other is fetched for many streams at once.
-            while touched < blocks.len() && touched < end - begin + TOUCHED {
-                let next = blocks.get(touched..).unwrap_or_default();
-                let next = next.get(..TOUCHED).unwrap_or(next);
-                std::hint::black_box(next.iter().fold(0, |sum, block| sum ^ block.touch()));
-                touched += next.len();
-            }
-            let own = blocks.get(at - begin..end - begin).unwrap_or_default();
-            at = *end;
-            (*definition, own)
-        })
-    }
-}
-
-impl Restoring<'_> {
-    fn by_stream(&self, shard: usize, shards: usize) -> ByStream<'_> {
-        let is_ours = |id: u64| shard_of(id, shards) == shard;
-        let definitions = self.plan.definitions.values().map(|d| &**d);
-        let ours = || self.recovered.blocks().listed().filter(|b| is_ours(b.stream));
-        ByStream::new(definitions.filter(|d| is_ours(d.id)).collect(), ours)
-    }
-
-    fn restore(&self, by_stream: &ByStream<'_>, part: Range<usize>) -> Restored {
-        let mut out = Restored::default();
-        let nothing = Decided::default();
-        let (mut maker, mut read) = (Maker::new(self.state), Vec::new());
-        for (definition, blocks) in by_stream.streams(part) {
-            read.clear();
-            read.extend(blocks.iter().filter_map(ListedBlock::read));
-            let settled_seq = if self.sound { definition.settled_seq } else { 0 };
-            let decided = self.decided.get(&definition.id).unwrap_or(&nothing);
-            if read.is_empty() && decided.flushed.is_empty() && settled_seq == 0 {
-                continue;
-            }
-            if let Some(stream) = maker.make(definition) {
-                let store = self.recovered.block_store();
-                out.lines += restore_stream(&stream, &mut read, decided, settled_seq, store, &self.state.metadata);
-                out.visible.extend(stream.is_visible().then(|| stream.clone()));
-                out.streams.push(Known::new(stream, definition));
-            }
-        }
-        out
-    }
-}
-
-/// Makes streams of definitions. Most have the tenant of the one before.
-struct Maker<'a> {
-    state: &'a State,
-    last: Option<Arc<Instance>>,
-}
-
-impl<'a> Maker<'a> {
-    fn new(state: &'a State) -> Self {
-        Self { state, last: None }
-    }
-
-    /// The stream that a definition tells of; `None` if its tenant cannot be one.
-    fn make(&mut self, definition: &SeriesDef) -> Option<Arc<Stream>> {
-        let instance = match self.last.take().filter(|last| last.tenant.as_str() == definition.tenant) {
-            Some(last) => last,
-            None => self.state.instance(&Tenant::new(&definition.tenant).ok()?),
-        };
-        let labels = Arc::new(LabelSet::new(definition.labels.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
-        let log = StreamLog::new(definition.id, instance.tenant.clone(), labels, 0);
-        let stream = Stream::new(Arc::new(log), &self.state.metadata, &instance.blocks);
-        self.last = Some(instance);
-        Some(Arc::new(stream))
-    }
-}
-
-/// Ranges sorted, those that touch made one.
-fn merged(mut ranges: Vec<Range<u64>>) -> VecDeque<Range<u64>> {
-    ranges.sort_by_key(|r| r.start);
-    let mut out: VecDeque<Range<u64>> = VecDeque::new();
-    for range in ranges {
-        match out.back_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => out.push_back(range),
-        }
-    }
-    out
-}
-
 /// A record with the rows of its table that are needed: those whose entries are not all in blocks, in the object store, or
 /// applied already.
 struct Part<'a> {
     /// With their streams, and where their parts begin in the body.
     rows: Vec<(TableRow, &'a Arc<Stream>, usize)>,
-    /// Which of the slot's.
+    /// Which of the run's.
     body: usize,
 }
 
@@ -634,7 +344,8 @@ struct Run<'a> {
     parts: Vec<Part<'a>>,
     /// Lines of streams that no definition names.
     unattributed: u64,
-    slot: Slot,
+    /// Their memory is used again.
+    bodies: Vec<Body>,
 }
 
 #[derive(Default)]
@@ -659,46 +370,17 @@ fn needed_sides(cut: Cut, rows: &[(TableRow, &Arc<Stream>, usize)]) -> (Option<S
 }
 
 impl Replay<'_> {
-    /// Makes the streams and chunks again that the block log holds, without reading a block; returns the streams that have lines.
-    fn restore(&mut self, recovered: &Recovered) -> Vec<Vec<Arc<Stream>>> {
-        let mut decided: AHashMap<u64, Decided> = AHashMap::new();
-        for hold in self.plan.contents.iter().flat_map(|c| &c.holds) {
-            match hold {
-                Hold::Closed(c) => {
-                    let reason = CloseReason::from_code(c.reason);
-                    decided.entry(c.stream).or_default().closed.insert(c.chunk, reason);
-                }
-                Hold::Flushed(c) => {
-                    decided.entry(c.stream).or_default().flushed.insert(
-                        c.chunk,
-                        if is(Bug::FlushedAsPrefix) { 0..c.end_seq + 1000 } else { c.first_seq..c.end_seq },
-                    );
-                }
-                Hold::Gap(_) => {}
-            }
-        }
-        let restoring = Restoring {
-            state: self.state,
-            plan: self.plan,
-            recovered,
-            decided,
-            // What a definition says of a prefix saves the look at each record. After damage the blocks that it means may be gone
-            // while the write-ahead log still has their lines; what is flushed, ChunkFlushed records say as long as it matters.
-            sound: recovered.blocks().damage.is_empty() && self.plan.loss.is_empty() && self.plan.gaps.is_empty(),
-        };
-        let threads = if recovered.blocks().len() < FEW_BLOCKS { 1 } else { self.state.config.threads.max(1) };
-        let by_stream: Vec<ByStream<'_>> =
-            (0..threads).into_par_iter().map(|n| restoring.by_stream(n, threads)).collect();
-        let parts: Vec<_> = by_stream.iter().flat_map(|b| b.parts().map(move |part| (b, part))).collect();
-        let restored = parts.into_par_iter().with_max_len(1).map(|(b, part)| restoring.restore(b, part));
-        let restored: Vec<Restored> = restored.collect();
-        // They are kept, and told.
-        self.report.unattributed_lines += by_stream.iter().map(|b| b.unnamed_lines).sum::<u64>();
+    /// Makes the streams and chunks again that the block log holds; returns the streams that have lines.
+    fn restore(&mut self, recovered: &Recovered, drafts: Drafts) -> Vec<Vec<Arc<Stream>>> {
+        let (restored, unnamed_lines) = restore(self.state, recovered, drafts);
+        self.report.unattributed_lines += unnamed_lines;
         let mut visible = Vec::with_capacity(restored.len());
         for part in restored {
-            self.report.block_lines += part.lines;
-            part.streams.into_iter().for_each(|known| self.streams.insert(known.stream.id(), known));
-            visible.push(part.visible);
+            visible.push(part.iter().map(|r| &r.stream).filter(|s| s.is_visible()).cloned().collect());
+            for Restored { stream, id, lines, next_seq, .. } in part {
+                self.report.block_lines += lines;
+                self.streams.insert(id, Known::new(stream, next_seq));
+            }
         }
         visible
     }
@@ -723,7 +405,7 @@ impl Replay<'_> {
             let definition = self.plan.definitions.get(&id)?;
             let made = maker.make(definition)?;
             made.expect(end);
-            Some((id, Known::new(made, definition)))
+            Some((id, Known::new(made, definition.next_seq)))
         };
         let made = ends.into_par_iter().map_init(|| Maker::new(self.state), make);
         let made: Vec<(u64, Known)> = made.flatten_iter().collect();
@@ -740,56 +422,46 @@ impl Replay<'_> {
     fn apply_all(&mut self, recovered: &Recovered, done: &(dyn Fn(u64) + Sync)) -> Result<(), RecoverError> {
         self.make_streams();
         // Entries that were carried to a newer segment come first: those behind them have smaller LSNs.
-        recovered.carried().try_for_each(|segment| self.segment(&segment?))?;
+        let carried = self.apply_segments(recovered, recovered.carried(), &|_| {})?;
         let numbers = recovered.needed(|contents| {
             let needed = self.needs(contents);
             done(if needed { 0 } else { contents.file_len });
             needed
         });
-        numbers.into_iter().try_for_each(|number| {
-            let is_needed = |id: u64, end: u64| self.streams.get(id).is_none_or(|known| known.needs(end));
-            let Some(segment) = recovered.segment(number, &is_needed)? else { return Ok(()) };
-            self.segment(&segment)?;
-            done(segment.file_len);
-            Ok(())
-        })
-    }
-
-    /// Applies a segment's records, batch by batch. That one is loaded while another is applied would cost more of the cache
-    /// than it gains.
-    fn segment(&mut self, segment: &ReplaySegment) -> Result<(), RecoverError> {
-        let mut spare = std::mem::take(&mut self.spare);
-        let mut totals = Totals::default();
-        for batch in batches(segment, &segment.runs()) {
-            let with_slots = batch.iter().map(|run| (run, spare.pop().unwrap_or_default())).collect();
-            let loaded = self.load(segment, with_slots)?;
-            totals.add(&self.apply(&loaded));
-            spare.extend(loaded.into_iter().map(|run| run.slot));
+        let is_needed = |id: u64, end: u64| self.streams.get(id).is_none_or(|known| known.needs(end));
+        let segments = numbers.into_iter().filter_map(|number| recovered.segment(number, &is_needed).transpose());
+        let applied = self.apply_segments(recovered, segments, done)?;
+        for totals in [carried, applied] {
+            self.report.lines += totals.lines;
+            self.report.line_bytes += totals.bytes;
+            self.report.unattributed_lines += totals.unattributed;
         }
-        self.spare = spare;
-        self.report.lines += totals.lines;
-        self.report.line_bytes += totals.bytes;
-        self.report.unattributed_lines += totals.unattributed;
         Ok(())
     }
 
-    fn load<'a>(
-        &'a self,
-        segment: &ReplaySegment,
-        runs: Vec<(&Range<usize>, Slot)>,
-    ) -> Result<Vec<Run<'a>>, RecoverError> {
-        runs.into_par_iter().map(|(run, slot)| self.load_run(segment, run, slot)).collect()
+    /// Applies the records of these segments, batch by batch.
+    fn apply_segments(
+        &self,
+        recovered: &Recovered,
+        segments: impl Iterator<Item = Result<ReplaySegment, RecoverError>> + Send,
+        done: &(dyn Fn(u64) + Sync),
+    ) -> Result<Totals, RecoverError> {
+        let (mut totals, mut spare) = (Totals::default(), Vec::new());
+        recovered.each_batch(segments, &mut |batch| {
+            let with_bodies: Vec<_> = batch.runs().map(|run| (run, spare.pop().unwrap_or_default())).collect();
+            let loaded = with_bodies.into_par_iter().map(|(run, bodies)| self.load_run(batch, run, bodies));
+            let loaded = loaded.collect::<Result<Vec<_>, _>>()?;
+            totals.add(&self.apply(&loaded));
+            spare.extend(loaded.into_iter().map(|run| run.bodies));
+            done(batch.done);
+            Ok(())
+        })?;
+        Ok(totals)
     }
 
-    /// Reads a run and decompresses what is needed of it.
-    fn load_run<'a>(
-        &'a self,
-        segment: &ReplaySegment,
-        run: &Range<usize>,
-        mut slot: Slot,
-    ) -> Result<Run<'a>, RecoverError> {
-        let Slot { stored, bodies } = &mut slot;
-        let records = segment.read(run, stored)?;
+    /// Decompresses what is needed of a run.
+    fn load_run<'a>(&'a self, batch: &Batch, run: usize, mut bodies: Vec<Body>) -> Result<Run<'a>, RecoverError> {
+        let records = batch.records(run)?;
         if bodies.len() < records.len() {
             bodies.resize_with(records.len(), Body::default);
         }
@@ -806,7 +478,7 @@ impl Replay<'_> {
                 parts.push(Part { rows, body: n });
             }
         }
-        Ok(Run { parts, unattributed, slot })
+        Ok(Run { parts, unattributed, bodies })
     }
 
     fn apply(&self, runs: &[Run<'_>]) -> Totals {
@@ -869,27 +541,10 @@ impl Replay<'_> {
     }
 }
 
-/// The runs in batches that are loaded at once.
-fn batches<'a>(segment: &ReplaySegment, runs: &'a [Range<usize>]) -> Vec<&'a [Range<usize>]> {
-    let mut out = Vec::new();
-    let mut rest = runs;
-    while !rest.is_empty() {
-        let mut bytes = 0;
-        let fits = |run: &&Range<usize>| {
-            bytes += segment.len_of(run);
-            bytes <= BATCH
-        };
-        let (batch, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-        out.push(batch);
-        rest = later;
-    }
-    out
-}
-
 fn apply_shard(state: &State, runs: &[Run<'_>], shard: usize, threads: usize) -> Totals {
     let mut totals = Totals::default();
     let parts =
-        runs.iter().flat_map(|run| run.parts.iter().filter_map(|part| Some((part, run.slot.bodies.get(part.body)?))));
+        runs.iter().flat_map(|run| run.parts.iter().filter_map(|part| Some((part, run.bodies.get(part.body)?))));
     for (part, body) in parts {
         let Some(Ok(view)) = body.sound.then(|| BodyView::new(&body.raw)) else { continue };
         let ours = || part.rows.iter().filter(|(row, _, _)| shard_of(row.stream, threads) == shard);
@@ -950,42 +605,5 @@ impl IngesterMetrics {
         self.corruptions.with_label_values(&["segment"]).inc_by(report.damaged_places as u64);
         self.lost_lines.inc_by(report.lost_lines);
         self.unresolved_lsns.inc_by(report.unresolved);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wal::{BlockSymbolsRef, BlockTables};
-
-    /// Blocks by place: first and end seq. What is left of them, in the order of their seqs.
-    fn left(blocks: &[(u64, u64)]) -> (Vec<(u64, u64)>, Vec<u64>) {
-        let block = |(offset, (first_seq, end_seq)): (u64, &(u64, u64))| FoundBlock {
-            place: BlockPlace { segment: 1, offset, len: 1 },
-            tables: BlockTables::<BlockSymbolsRef<'_>> {
-                first_seq: *first_seq,
-                end_seq: *end_seq,
-                ..Default::default()
-            },
-        };
-        let mut blocks: Vec<FoundBlock<'_>> = (0..).zip(blocks).map(block).collect();
-        blocks.sort_by_key(|b| (b.tables.first_seq, Reverse(b.place.offset)));
-        let taken = take_replaced(&mut blocks).iter().map(|p| p.offset).collect();
-        (blocks.iter().map(|b| (b.tables.first_seq, b.tables.end_seq)).collect(), taken)
-    }
-
-    #[test]
-    fn what_was_made_again_of_a_damaged_block_takes_its_place() {
-        // Only its end was left in the log, and lines behind it came into the same block.
-        assert_eq!(left(&[(0, 10), (10, 20), (15, 30), (30, 40)]), (vec![(0, 10), (15, 30), (30, 40)], vec![1]));
-        // It was made again in two parts.
-        assert_eq!(left(&[(0, 10), (10, 20), (12, 15), (15, 30)]), (vec![(0, 10), (12, 15), (15, 30)], vec![1]));
-        assert_eq!(left(&[(0, 10), (0, 5), (5, 10)]).1, [0]);
-        // Two neighbours were damaged.
-        assert_eq!(left(&[(0, 10), (10, 20), (5, 18), (18, 30)]), (vec![(5, 18), (18, 30)], vec![0, 1]));
-        // Copies are no replacement, and neighbours none.
-        let copies = [(0, 10), (10, 20), (0, 10), (10, 20)];
-        assert_eq!(left(&copies), (vec![(0, 10), (0, 10), (10, 20), (10, 20)], vec![]));
-        assert_eq!(left(&[]), (vec![], vec![]));
     }
 }

@@ -3,6 +3,7 @@
 //! Its thread gathers blocks, writes them as one group, syncs, and logs [`BlocksSynced`] in the write-ahead log. Only then
 //! does a block count: what lies behind the durable end is written over after a restart.
 
+use super::by_id::ById;
 use super::format::{
     FIRST_GROUP, GROUP_ALIGN, GROUP_HEADER_LEN, GroupHeader, HeaderError, Kind, LogKind, RECORD_HEAD_LEN, RecordHead,
     SegmentHeader,
@@ -20,12 +21,13 @@ use super::spread::{spread, workers};
 use super::verdict::{Cost, Finding, Part, Place, verdict};
 use super::writer::{Decision, LogError, StreamLog, Unavailable, Wal, WalOptions, spawn_critical};
 use crate::codec::{align_up, crc32};
-use crate::fs::{File, Fs, read_full_at, write_all_at, write_all_uncached_at};
+use crate::fs::{File, Fs, PageBuffer, read_full_at, write_all_at, write_all_uncached_at};
 use crate::model::add_within;
 use crate::planted::{Bug, is};
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashSet;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
+use rayon::prelude::*;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
 use std::ops::Range;
@@ -728,6 +730,8 @@ struct SegmentBlocks {
     blocks: Vec<Listed>,
     /// Their tables, and whatever else was read with them.
     bytes: Vec<u8>,
+    /// They were in [`Ahead`].
+    is_ahead: bool,
 }
 
 struct Listed {
@@ -797,9 +801,17 @@ pub struct FoundBlocks {
     pub bytes: u64,
     /// Definitions of streams.
     pub definitions: Vec<Arc<SeriesDef>>,
+    /// Streams of blocks that were in [`Ahead`] and do not count.
+    dropped: Vec<u64>,
 }
 
 impl FoundBlocks {
+    /// Streams of which [`Ahead`] told other blocks; some more than once.
+    pub fn changed(&self) -> impl Iterator<Item = u64> {
+        let came = self.blocks.iter().filter(|segment| !segment.is_ahead).flat_map(|segment| &segment.blocks);
+        came.map(|block| block.stream).chain(self.dropped.iter().copied())
+    }
+
     /// Sound blocks, in the order of the log.
     pub fn listed(&self) -> impl Iterator<Item = ListedBlock<'_>> {
         self.blocks.iter().flat_map(|segment| segment.blocks.iter().map(|block| segment.listed(block)))
@@ -879,14 +891,17 @@ impl RecoveredBlocks {
             found: FoundBlocks::default(),
         };
         let total: u64 = entries.iter().map(|e| e.len).sum();
-        let (store, ahead) = (out.store.clone(), &ahead);
-        let work = |_: &mut (), (synced, told): (BlocksSynced, u64)| {
-            let mut reading = match ahead.take(synced, told) {
-                Some(reading) => reading,
+        let (store, ahead) = (out.store.clone(), Mutex::new(ahead.readings));
+        let work = |buffer: &mut PageBuffer, (synced, told): (BlocksSynced, u64)| {
+            let mut reading = match take_reading(&ahead, synced, told) {
+                Some(mut reading) => {
+                    reading.found.blocks.iter_mut().for_each(|blocks| blocks.is_ahead = true);
+                    reading
+                }
                 None => {
                     let mut reading = Reading::new(&store, synced, told);
                     if files.binary_search(&synced.segment).is_ok() {
-                        reading.run(Some(synced.segment) == newest)?;
+                        reading.run(Some(synced.segment) == newest, buffer)?;
                     } else {
                         reading.judge(Part::Missing, 0..told, true);
                     }
@@ -899,15 +914,18 @@ impl RecoveredBlocks {
         let mut to_read: Vec<_> = plan.blocks_to_read().zip(live).map(|(read, told)| (read, told.end)).collect();
         // The newest first: it has no footer yet, and is read as a whole.
         to_read.reverse();
-        let readings: Vec<Reading<'_>> =
-            spread(to_read, workers(total >= WIDE), || (), work, |_| read()).into_iter().collect::<io::Result<_>>()?;
+        let readings: Vec<Reading<'_>> = spread(to_read, workers(total >= WIDE), PageBuffer::default, work, |_| read())
+            .into_iter()
+            .collect::<io::Result<_>>()?;
         readings.into_iter().rev().for_each(|reading| out.take(reading));
+        let refused = ahead.into_inner().into_values().flat_map(|reading| reading.found.blocks);
+        out.found.dropped = refused.flat_map(|segment| segment.blocks).map(|block| block.stream).collect();
         for number in files.into_iter().filter(|n| !live.iter().any(|b| b.segment == *n)) {
             if plan.blocks_are_uncertain && !plan.retired_blocks.contains(&number) {
                 // The record that names it may be lost. What it holds is sound where its checksums hold.
                 let whole = BlocksSynced { segment: number, end: u64::MAX, footer: 0 };
                 let mut reading = Reading::new(&store, whole, 0);
-                reading.run(false)?;
+                reading.run(false, &mut PageBuffer::default())?;
                 reading.define(known);
                 let holds_nothing = reading.found.is_empty();
                 out.take(reading);
@@ -933,6 +951,7 @@ impl RecoveredBlocks {
             suspected.contains(&b.place) && matches!(self.store.read(b.place), Err(BlockError::Damaged(_)))
         };
         for (place, tables) in self.found.extract(is_damaged) {
+            self.found.dropped.push(tables.stream);
             let bytes = place.offset..place.offset + u64::from(place.len);
             let part = Part::Record(Kind::Block);
             self.found.damage.push((place.segment, Damage { bytes: bytes.clone(), part }));
@@ -1022,32 +1041,31 @@ impl RecoveredBlocks {
 
 /// Footers that are read before the plan is there, while the disk leaves the processors time: those of segments that an
 /// Open says to be finished, as they stay. They are read again if the plan says otherwise of a segment.
-pub(super) struct Ahead<'a> {
+pub struct Ahead<'a> {
     store: &'a Arc<BlockStore>,
-    readings: Mutex<AHashMap<u64, Reading<'a>>>,
+    /// By number.
+    readings: BTreeMap<u64, Reading<'a>>,
+    /// None is missing.
+    is_whole: bool,
 }
 
 impl<'a> Ahead<'a> {
-    /// Reads those of them that are sound. What fails here is met again by who reads the rest. `log_is_read` tells that the other log
-    /// needs no processor any more.
-    pub fn read(store: &'a Arc<BlockStore>, listed: Vec<BlocksSynced>, wide: bool, log_is_read: &AtomicBool) -> Self {
-        /// They are small, and each waits for the disk behind megabytes of the other log.
+    /// Reads those of them that are sound. What fails here is met again by who reads the rest.
+    pub(super) fn read(store: &'a Arc<BlockStore>, listed: Vec<BlocksSynced>, wide: bool) -> Self {
+        /// They are small: most of them wait for the disk.
         const WORKERS: usize = 12;
         /// Bytes of definitions that are kept until the plan is there. Each segment defines its streams again.
         const DEFINITIONS: usize = 128 << 20;
         let (kept, is_full) = (AtomicUsize::new(0), AtomicBool::new(false));
-        // One decodes at a time, or twelve of them keep those from the processor who ask the disk for the other log.
-        let turn = Mutex::new(());
-        let finished = listed.into_iter().filter(|b| b.footer > 0).collect();
-        let work = |_: &mut (), synced: BlocksSynced| {
+        let finished: Vec<BlocksSynced> = listed.into_iter().filter(|b| b.footer > 0).collect();
+        let count = finished.len();
+        let work = |buffer: &mut PageBuffer, synced: BlocksSynced| {
             if is_full.load(Ordering::Relaxed) {
                 return None;
             }
             let mut reading = Reading::new(store, synced, synced.end);
-            let (file, header) = reading.begin(false).ok()??;
-            let group = reading.footer_group(&*file, &header).ok()?;
-            let _turn = (!log_is_read.load(Ordering::Relaxed)).then(|| turn.lock());
-            let is_read = reading.footer(&header, &group) && reading.found.damage.is_empty();
+            let (file, header) = reading.begin(false, buffer).ok()??;
+            let is_read = reading.footer(&*file, &header, buffer).ok()? && reading.found.damage.is_empty();
             let definitions: usize = reading.found.blocks.iter().map(SegmentBlocks::tables_at).sum();
             if is_read && add_within(&kept, definitions, DEFINITIONS).is_ok() {
                 return Some(reading);
@@ -1057,14 +1075,61 @@ impl<'a> Ahead<'a> {
             None
         };
         let workers = if wide { WORKERS } else { 1 };
-        let readings = spread(finished, workers, || (), work, |_| {}).into_iter().flatten();
-        Self { store, readings: Mutex::new(readings.map(|r| (r.synced.segment, r)).collect()) }
+        let readings = spread(finished, workers, PageBuffer::default, work, |_| {}).into_iter().flatten();
+        let readings: BTreeMap<u64, Reading<'a>> = readings.map(|r| (r.synced.segment, r)).collect();
+        Self { store, is_whole: readings.len() == count, readings }
     }
 
-    fn take(&self, synced: BlocksSynced, told: u64) -> Option<Reading<'a>> {
-        let reading = self.readings.lock().remove(&synced.segment)?;
-        ((reading.synced, reading.told) == (synced, told)).then_some(reading)
+    /// Is there the footer of each segment that is said to be finished?
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
     }
+
+    /// Reads the blocks.
+    pub fn store(&self) -> &Arc<BlockStore> {
+        self.store
+    }
+
+    /// The blocks that they list, in the order of the log.
+    pub fn blocks(&self) -> impl Iterator<Item = ListedBlock<'_>> {
+        self.readings.values().flat_map(|reading| reading.found.listed())
+    }
+
+    /// Number of these blocks.
+    pub fn len(&self) -> usize {
+        self.readings.values().map(|reading| reading.found.len()).sum()
+    }
+
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The streams that they define, each as the newest of them does.
+    pub fn definitions(&self) -> Vec<SeriesDef> {
+        let all = || self.readings.values().rev().flat_map(|r| r.defined.iter().map(move |at| (r, at)));
+        let mut is_known = ById::for_ids(all().map(|(_, at)| at.id));
+        let mut newest = Vec::new();
+        for (reading, at) in all() {
+            if is_known.get(at.id).is_none() {
+                is_known.insert(at.id, ());
+                newest.push((reading, at));
+            }
+        }
+        let decode = |(reading, at): (&Reading<'_>, &SeriesAt)| at.decode(&reading.found.blocks.last()?.bytes).ok();
+        newest.into_par_iter().filter_map(decode).collect()
+    }
+}
+
+/// Takes the reading of a segment of which the same is told.
+fn take_reading<'a>(
+    readings: &Mutex<BTreeMap<u64, Reading<'a>>>,
+    synced: BlocksSynced,
+    told: u64,
+) -> Option<Reading<'a>> {
+    let mut readings = readings.lock();
+    let is_same = |r: &Reading<'_>| (r.synced, r.told) == (synced, told);
+    readings.get(&synced.segment).is_some_and(is_same).then(|| readings.remove(&synced.segment)).flatten()
 }
 
 /// One segment of the block log on its way into [`FoundBlocks`].
@@ -1115,29 +1180,26 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn run(&mut self, newest: bool) -> io::Result<()> {
-        let Some((file, header)) = self.begin(newest)? else { return Ok(()) };
+    fn run(&mut self, newest: bool, buffer: &mut PageBuffer) -> io::Result<()> {
+        let Some((file, header)) = self.begin(newest, buffer)? else { return Ok(()) };
         if self.synced.footer > 0 {
-            let group = self.footer_group(&*file, &header)?;
-            if self.footer(&header, &group) {
+            if self.footer(&*file, &header, buffer)? {
                 return Ok(());
             }
             self.judge(Part::Record(Kind::Footer), self.synced.footer..self.synced.end, false);
         }
-        self.whole(file, header, newest)
+        self.whole(file, header, newest, buffer)
     }
 
     /// Opens the file and reads its header; `None` if that is of no use.
-    fn begin(&mut self, newest: bool) -> io::Result<Option<(Arc<dyn File>, SegmentHeader)>> {
+    fn begin(&mut self, newest: bool, buffer: &mut PageBuffer) -> io::Result<Option<(Arc<dyn File>, SegmentHeader)>> {
         let path = self.store.path(self.synced.segment);
         let file = self.store.fs.open(&path, newest)?;
         // The bytes of the disk, not those of a page cache that an I/O error has left behind.
         file.sync_data()?;
         file.drop_cache()?;
-        let mut start = vec![0; FIRST_GROUP as usize];
-        let read = read_full_at(&*file, 0, &mut start)?;
-        start.truncate(read);
-        let header = match SegmentHeader::decode(&start) {
+        let start = buffer.read(&*file, 0..FIRST_GROUP, true)?;
+        let header = match SegmentHeader::decode(start) {
             Ok(header) => header,
             Err(e @ HeaderError::Version(_)) => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
             Err(HeaderError::NotASegment | HeaderError::Damaged) => {
@@ -1149,36 +1211,34 @@ impl<'a> Reading<'a> {
             self.judge(Part::Name, 0..FIRST_GROUP, false);
             return Ok(None);
         }
-        if let Some(copy) = SegmentHeader::damaged_copy(&start) {
+        if let Some(copy) = SegmentHeader::damaged_copy(start) {
             self.judge(Part::Header, copy, true);
         }
         self.found.bytes = header.file_len;
         Ok(Some((file, header)))
     }
 
-    /// Reads the group that should hold the footer.
-    fn footer_group(&self, file: &dyn File, header: &SegmentHeader) -> io::Result<Vec<u8>> {
+    /// Reads the group that should hold the footer, and takes what that tells, if it is sound; returns whether it is.
+    fn footer(&mut self, file: &dyn File, header: &SegmentHeader, buffer: &mut PageBuffer) -> io::Result<bool> {
         let BlocksSynced { footer, end, .. } = self.synced;
-        let len = end.min(header.file_len).saturating_sub(footer);
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-        let read = read_full_at(file, footer, &mut bytes)?;
-        bytes.truncate(read);
-        Ok(bytes)
-    }
-
-    /// Takes what the footer in its group tells, if it is sound; returns whether it is.
-    fn footer(&mut self, header: &SegmentHeader, group: &[u8]) -> bool {
-        let Some((bytes, footer)) = decode_footer(header, self.synced.footer, group) else { return false };
-        self.defined = footer.definitions;
-        let used = self.blocks(header, bytes, footer.blocks);
+        let group = buffer.read(file, footer..end.min(header.file_len), true)?;
+        let Some((bytes, parts)) = decode_footer(header, footer, group) else { return Ok(false) };
+        self.defined = parts.definitions;
+        let used = self.blocks(header, bytes, parts.blocks);
         self.opened = Some(Opened { header: *header, used, active: None });
-        true
+        Ok(true)
     }
 
     /// Takes what all records up to the durable end tell.
-    fn whole(&mut self, file: Arc<dyn File>, header: SegmentHeader, newest: bool) -> io::Result<()> {
+    fn whole(
+        &mut self,
+        file: Arc<dyn File>,
+        header: SegmentHeader,
+        newest: bool,
+        buffer: &mut PageBuffer,
+    ) -> io::Result<()> {
         let synced = self.synced;
-        let footer = self.scan(&*file, &header)?;
+        let footer = self.scan(&*file, &header, buffer)?;
         let mut bytes = Vec::new();
         let in_bytes = |(offset, len, tables): &(u64, u32, Vec<u8>)| {
             let begin = bytes.len();
@@ -1197,7 +1257,9 @@ impl<'a> Reading<'a> {
     /// Takes blocks by their tables in the bytes; returns the bytes of their records.
     fn blocks(&mut self, header: &SegmentHeader, bytes: Vec<u8>, blocks: Vec<(u64, u32, Range<usize>)>) -> u64 {
         let mut used = 0;
-        let mut sound = SegmentBlocks { number: header.number, blocks: Vec::with_capacity(blocks.len()), bytes };
+        let blocks_len = blocks.len();
+        let mut sound =
+            SegmentBlocks { number: header.number, blocks: Vec::with_capacity(blocks_len), bytes, is_ahead: false };
         for (offset, len, tables) in blocks {
             if sound.list(offset, len, tables).is_err() {
                 self.judge(Part::Record(Kind::Block), offset..offset + u64::from(len), false);
@@ -1210,20 +1272,17 @@ impl<'a> Reading<'a> {
     }
 
     /// Reads a segment up to its durable end, and makes its footer.
-    fn scan(&mut self, file: &dyn File, header: &SegmentHeader) -> io::Result<Footer> {
+    fn scan(&mut self, file: &dyn File, header: &SegmentHeader, buffer: &mut PageBuffer) -> io::Result<Footer> {
         let synced = self.synced;
         let end = synced.end.min(header.file_len);
-        file.will_be_read();
-        let mut bytes = vec![0; usize::try_from(end).unwrap_or(usize::MAX)];
-        let read = read_full_at(file, 0, &mut bytes)?;
-        bytes.truncate(read);
+        let bytes = buffer.read(file, 0..end, true)?;
         // Of one that no record names all of the file is missed.
         let missed = if self.told == 0 { end } else { self.told.min(end) };
-        if (read as u64) < missed {
-            self.judge(Part::Cut, read as u64..missed, true);
+        if (bytes.len() as u64) < missed {
+            self.judge(Part::Cut, bytes.len() as u64..missed, true);
         }
         let mut footer = Footer::default();
-        let Ok(scan) = super::scan::scan_segment(&bytes) else { return Ok(footer) };
+        let Ok(scan) = super::scan::scan_segment(bytes) else { return Ok(footer) };
         for group in &scan.groups {
             // The footer is judged already.
             let before_footer = |d: &&Damage| synced.footer == 0 || d.bytes.start < synced.footer;
@@ -1235,14 +1294,14 @@ impl<'a> Reading<'a> {
                 let place = offset..offset + u64::from(head.len);
                 match (head.known_kind(), record.body_is_sound) {
                     (Some(Kind::Block), true) => {
-                        footer.blocks.push((offset, head.len, head.tables(&bytes, offset).to_vec()));
+                        footer.blocks.push((offset, head.len, head.tables(bytes, offset).to_vec()));
                     }
                     // Behind the end that is told it is the rest of a write.
                     (Some(Kind::Block), false) if offset < self.told => {
-                        let tables = BlockTables::decode(head.tables(&bytes, offset)).ok();
+                        let tables = BlockTables::decode(head.tables(bytes, offset)).ok();
                         self.found.damaged.extend(tables.map(|t| (header.number, place, t)));
                     }
-                    (Some(Kind::Series), true) => match decode_control(&head, head.body(&bytes, offset)) {
+                    (Some(Kind::Series), true) => match decode_control(&head, head.body(bytes, offset)) {
                         Ok(definitions) => footer.definitions.extend::<Vec<_>>(definitions),
                         Err(_) => self.judge(Part::Record(Kind::Series), place, false),
                     },

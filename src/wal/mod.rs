@@ -29,7 +29,7 @@ mod verdict;
 mod writer;
 
 pub use blocks::{
-    BlockAppend, BlockError, BlockLog, BlockLogOptions, BlockPlace, BlockSink, BlockStore, Decide, FoundBlock,
+    Ahead, BlockAppend, BlockError, BlockLog, BlockLogOptions, BlockPlace, BlockSink, BlockStore, Decide, FoundBlock,
     FoundBlocks, ListedBlock, Suspect,
 };
 pub use by_id::ById;
@@ -43,8 +43,8 @@ pub use record::{
     ChunkFlushed, Codec, EntriesBuilder, EntriesRecord, EntryView, Footer, Gap, Open, PartIter, Previous, Retiring,
     SeriesDef, TableRow, Tables, decode_control, decompress_body, decompress_body_into,
 };
-pub use repair::{RecoverError, Recovered, Unattributed, recover, recover_doubting};
-pub use replay::{IsNeeded, ReplaySegment};
+pub use repair::{RecoverError, Recovered, Unattributed, recover, recover_ahead, recover_doubting};
+pub use replay::{Batch, IsNeeded, ReplaySegment};
 pub use retention::{Contents, Hold, Retention};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_groups, scan_segment};
 pub use scrub::{Scrub, Scrubbed, Sealed};

@@ -10,7 +10,7 @@ use super::record::{
     Beginning, BlocksSynced, BodyError, ChunkClosed, ChunkFlushed, Gap, Open, SeriesDef, TableRow, Tables,
     decode_control, encode_control,
 };
-use super::replay::{IsNeeded, ReplaySegment, Which};
+use super::replay::{Batch, IsNeeded, ReplaySegment, Which, each_batch};
 use super::retention::{Contents, Hold};
 use super::scan::{Window, read_group, read_groups, read_start, scan_segment};
 use super::segment::{Prepared, file_number, segment_name, segment_number};
@@ -24,10 +24,12 @@ use ahash::{AHashMap, AHashSet};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Instant;
 
 /// Why the log was not recovered. Nothing was changed on disk unless the text says so.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +85,8 @@ pub struct Recovered {
     pub bytes: u64,
     /// Segments that hold something.
     pub segments: usize,
+    /// What is read again is not in the page cache.
+    uncached: bool,
 }
 
 /// What the metadata of a block segment counts for in the progress, in bytes of the write-ahead log.
@@ -109,6 +113,20 @@ pub fn recover_doubting(
     suspects: &[Suspect],
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Recovered, RecoverError> {
+    recover_ahead(options, suspects, progress, |_| ()).map(|(recovered, ())| recovered)
+}
+
+/// As [`recover_doubting`]; `aside` gets what footers tell before the log is read, and runs beside its reading if that takes long. What it
+/// makes of it holds as far as [`FoundBlocks::changed`] and the plan do not say otherwise.
+///
+/// # Errors
+/// As [`recover`].
+pub fn recover_ahead<A: Send>(
+    options: WalOptions,
+    suspects: &[Suspect],
+    progress: &mut dyn FnMut(u64, u64),
+    aside: impl FnOnce(&Ahead<'_>) -> A + Send,
+) -> Result<(Recovered, A), RecoverError> {
     let list = options.fs.list(&options.dir).map_err(io_error("list", &options.dir))?;
     let given_up: Vec<Summary> = list.iter().filter_map(given_up).map(Summary::given_up).collect();
     let mut numbers: Vec<(u64, u64)> = list.iter().filter_map(|e| Some((segment_number(&e.name)?, e.len))).collect();
@@ -116,37 +134,44 @@ pub fn recover_doubting(
     numbers.sort_unstable_by_key(|(number, _)| Reverse(*number));
     let log: u64 = numbers.iter().map(|(_, len)| len).sum();
     let total = log + block_segments(&options) * FOOTER_WEIGHT;
-    let mut done = 0;
-    let (so_far, log_is_read, wide) = (SoFar::default(), AtomicBool::new(false), log >= WIDE);
+    let mut bytes_done = 0;
+    let (so_far, wide) = (SoFar::default(), log >= WIDE);
     let store = Arc::new(BlockStore::new(&options));
     let (newest, listed) = newest_open(&options, &numbers).map_or((0, Vec::new()), |open| open);
-    // What a start applies lies in the newest ones mostly, which are read again: the system is to keep those, and no others.
-    let again = newest.saturating_sub(numbers.len() as u64 / 2)..=newest;
+    let pace = Pace::new(newest, numbers.len());
     let work = |window: &mut Window, (number, len): (u64, u64)| {
-        window.uncached = !again.contains(&number);
-        (len, summarize(&options, number, window, &so_far))
+        window.uncached = pace.spares_cache(number);
+        let summary = summarize(&options, number, window, &so_far);
+        pace.read(len);
+        (len, summary)
     };
-    let (ahead, read) = beside(
+    let (footers_are_read, wait_for_footers) = channel();
+    let ((ahead, made), planned) = beside(
         wide,
-        || Ahead::read(&store, listed, wide, &log_is_read),
         || {
-            let read = spread(numbers, workers(wide), Window::default, work, |(len, _)| {
-                done += len;
-                progress(done, total);
-            });
-            log_is_read.store(true, Ordering::Relaxed);
-            read
+            let ahead = Ahead::read(&store, listed, wide);
+            // The other thread may have failed, and gone.
+            let _ = footers_are_read.send(());
+            let made = aside(&ahead);
+            (ahead, made)
+        },
+        || {
+            let mut done = |(len, _): &(u64, _)| {
+                bytes_done += len;
+                progress(bytes_done, total);
+            };
+            // Footers are small, and would wait for the disk behind megabytes of the log: only one segment is read beside them.
+            let (beside_footers, later): (Vec<_>, Vec<_>) =
+                numbers.into_iter().partition(|(n, _)| wide && *n == newest);
+            let mut read = spread(beside_footers, 1, Window::default, work, &mut done);
+            if wide {
+                let _ = wait_for_footers.recv();
+            }
+            read.extend(spread(later, workers(wide), Window::default, work, &mut done));
+            plan_of(read, given_up)
         },
     );
-    let (mut bytes, mut summaries) = (0, Vec::with_capacity(read.len()));
-    for (len, summary) in read {
-        let summary = summary?;
-        bytes += if summary.is_empty() { 0 } else { len };
-        summaries.push(summary);
-    }
-    summaries.extend(given_up);
-    summaries.sort_by_key(|s| s.number);
-    let mut plan = plan(&summaries);
+    let (summaries, bytes, mut plan) = planned?;
     if is(Bug::StreamIdsAgain) {
         plan.next_stream_id = 1;
     }
@@ -156,8 +181,8 @@ pub fn recover_doubting(
     plan.definitions.iter().for_each(|(id, d)| next_seqs.insert(*id, d.next_seq));
     let known = |id: u64, next_seq: u64| next_seqs.get(id).is_some_and(|known| *known >= next_seq);
     let mut read = || {
-        done = total.min(done + FOOTER_WEIGHT);
-        progress(done, total);
+        bytes_done = total.min(bytes_done + FOOTER_WEIGHT);
+        progress(bytes_done, total);
     };
     let mut blocks = RecoveredBlocks::read(&options, &plan, &known, ahead, &mut read)
         .map_err(io_error("read the block log in", &blocks_dir))?;
@@ -188,15 +213,64 @@ pub fn recover_doubting(
             lost_segments = survivors.lost_segments(&plan, &block_seqs(found), &known_lost(&plan, found));
         }
     }
-    Ok(Recovered {
-        plan,
-        blocks,
-        lost_blocks,
-        lost_segments,
-        bytes,
-        segments: summaries.iter().filter(|s| !s.is_empty()).count(),
-        options,
-    })
+    let segments = summaries.iter().filter(|s| !s.is_empty()).count();
+    let uncached = pace.is_fast();
+    Ok((Recovered { plan, blocks, lost_blocks, lost_segments, bytes, segments, uncached, options }, made))
+}
+
+/// Plans by what was read: a summary of each segment, or why there is none, with the bytes of its file.
+fn plan_of(
+    read: Vec<(u64, Result<Summary, RecoverError>)>,
+    given_up: Vec<Summary>,
+) -> Result<(Vec<Summary>, u64, Plan), RecoverError> {
+    let (mut bytes, mut summaries) = (0, Vec::with_capacity(read.len()));
+    for (len, summary) in read {
+        let summary = summary?;
+        bytes += if summary.is_empty() { 0 } else { len };
+        summaries.push(summary);
+    }
+    summaries.extend(given_up);
+    summaries.sort_by_key(|s| s.number);
+    let plan = plan(&summaries);
+    Ok((summaries, bytes, plan))
+}
+
+/// How fast the log is read, and so which segments are read past the page cache. What a start applies lies in the newest ones mostly,
+/// which are read twice: a slow disk is to be spared that. Where it is fast, the pages that the system would have to find cost more.
+struct Pace {
+    /// Segments that are read again.
+    again: RangeInclusive<u64>,
+    began: Instant,
+    /// Bytes that were read, and the microseconds until then.
+    done: AtomicU64,
+    took: AtomicU64,
+}
+
+impl Pace {
+    /// Bytes a microsecond from which on a disk is fast, while footers are read beside: it reads what a start applies in less time than
+    /// that is applied in.
+    const FAST: u64 = 200;
+    /// Fewer bytes tell nothing.
+    const LEAST: u64 = 32 << 20;
+
+    fn new(newest: u64, segments: usize) -> Self {
+        let again = newest.saturating_sub(segments as u64 / 2)..=newest;
+        Self { again, began: Instant::now(), done: AtomicU64::new(0), took: AtomicU64::new(0) }
+    }
+
+    fn read(&self, len: u64) {
+        self.done.fetch_add(len, Ordering::Relaxed);
+        self.took.store(self.began.elapsed().as_micros() as u64, Ordering::Relaxed);
+    }
+
+    fn is_fast(&self) -> bool {
+        let (done, took) = (self.done.load(Ordering::Relaxed), self.took.load(Ordering::Relaxed));
+        done >= Self::LEAST && done >= took.saturating_mul(Self::FAST)
+    }
+
+    fn spares_cache(&self, number: u64) -> bool {
+        !self.again.contains(&number) || self.is_fast()
+    }
 }
 
 /// Number of the newest segment with an Open, and what that lists of the block log. Who reads ahead by it checks each against the
@@ -353,7 +427,19 @@ impl Recovered {
     }
 
     fn open_segment(&self, number: u64, which: Which<'_>) -> Result<Option<ReplaySegment>, RecoverError> {
-        ReplaySegment::open(self.fs(), &self.options.dir, &self.plan, number, which)
+        ReplaySegment::open(&self.options.fs, &self.options.dir, &self.plan, number, which, self.uncached)
+    }
+
+    /// Hands segments on in batches of a few megabytes; while one is used, the next one is read, unless the log is small.
+    ///
+    /// # Errors
+    /// A file could not be read, or what `each` returned.
+    pub fn each_batch(
+        &self,
+        segments: impl Iterator<Item = Result<ReplaySegment, RecoverError>> + Send,
+        each: &mut dyn FnMut(&Batch) -> Result<(), RecoverError>,
+    ) -> Result<(), RecoverError> {
+        each_batch(segments, self.bytes >= WIDE, each)
     }
 
     /// Hands the records of [`Recovered::carried`] on, with their bytes.

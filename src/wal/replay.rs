@@ -5,16 +5,23 @@ use super::format::{RecordHead, SegmentHeader};
 use super::plan::{Extent, Plan, RecordRef};
 use super::repair::{RecoverError, io_error};
 use super::segment::segment_name;
-use crate::fs::{File, Fs, read_full_at};
+use super::spread::spread;
+use crate::fs::{File, Fs, PageBuffer};
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel, sync_channel};
 
 /// Records that lie closer to each other are read at once, up to about so many bytes.
 const RUN: u64 = 256 << 10;
 /// Bytes between two records of a run, at most: more are not worth reading.
 const BETWEEN: u64 = 16 << 10;
+/// The same where each run waits for the disk: about what that reads in the time that it takes to answer.
+const BETWEEN_UNCACHED: u64 = 128 << 10;
+/// Runs are read in batches of about so many bytes: what was decompressed of them is mostly still cached when it is applied, and the
+/// threads seldom wait for each other.
+const BATCH: usize = 8 << 20;
 
 /// Is something of these lines to be applied: of this stream, up to this seq? Asked by several threads.
 pub type IsNeeded<'a> = dyn Fn(u64, u64) -> bool + Sync + 'a;
@@ -33,8 +40,10 @@ pub struct ReplaySegment {
     pub number: u64,
     /// Bytes of the file.
     pub file_len: u64,
-    file: Arc<dyn File>,
+    fs: Arc<dyn Fs>,
     path: PathBuf,
+    /// It is read past the page cache.
+    uncached: bool,
     header: SegmentHeader,
     /// In LSN order.
     extents: Arc<[Extent]>,
@@ -47,11 +56,12 @@ pub struct ReplaySegment {
 impl ReplaySegment {
     /// `None` if the segment has no sound header, and so no records.
     pub(super) fn open(
-        fs: &dyn Fs,
+        fs: &Arc<dyn Fs>,
         dir: &Path,
         plan: &Plan,
         number: u64,
         which: Which<'_>,
+        uncached: bool,
     ) -> Result<Option<Self>, RecoverError> {
         let Some(entries) = plan.entries.get(&number) else { return Ok(None) };
         let path = dir.join(segment_name(number));
@@ -66,17 +76,18 @@ impl ReplaySegment {
             Which::Needed(is_needed) => (entries.needed(is_needed), counting),
         };
         let tail = plan.tail.iter().filter(|r| r.segment == number).map(|r| r.offset).collect();
-        Ok(Some(Self { number, file_len, file, path, header: entries.header, extents, end, tail }))
+        Ok(Some(Self { number, file_len, fs: fs.clone(), path, uncached, header: entries.header, extents, end, tail }))
     }
 
-    /// The records in runs: each is for one call of [`ReplaySegment::read`].
-    pub fn runs(&self) -> Vec<Range<usize>> {
+    /// The records in runs, each to be read at once.
+    fn runs(&self) -> Vec<Range<usize>> {
+        let between = if self.uncached { BETWEEN_UNCACHED } else { BETWEEN };
         let mut out: Vec<Range<usize>> = Vec::new();
         let mut begin = 0;
         let mut end = 0;
         for (n, extent) in self.extents.iter().enumerate() {
             let offset = u64::from(extent.offset);
-            let is_near = offset >= end && offset - end <= BETWEEN && extent.end() - begin <= RUN;
+            let is_near = offset >= end && offset - end <= between && extent.end() - begin <= RUN;
             match out.last_mut() {
                 Some(last) if is_near => last.end = n + 1,
                 _ => {
@@ -89,8 +100,25 @@ impl ReplaySegment {
         out
     }
 
+    /// The runs in batches.
+    fn batches(&self) -> Vec<Vec<Range<usize>>> {
+        let mut out: Vec<Vec<Range<usize>>> = Vec::new();
+        let mut bytes = BATCH;
+        for run in self.runs() {
+            bytes += self.len_of(&run);
+            match out.last_mut() {
+                Some(last) if bytes <= BATCH => last.push(run),
+                _ => {
+                    bytes = self.len_of(&run);
+                    out.push(vec![run]);
+                }
+            }
+        }
+        out
+    }
+
     /// Bytes of a run.
-    pub fn len_of(&self, run: &Range<usize>) -> usize {
+    fn len_of(&self, run: &Range<usize>) -> usize {
         self.span(run).map_or(0, |span| (span.end - span.start) as usize)
     }
 
@@ -99,26 +127,38 @@ impl ReplaySegment {
         Some(u64::from(extents.first()?.offset)..extents.last()?.end())
     }
 
-    /// Reads a run, and checks it as if it were new: the records to apply, in LSN order, each with its bytes.
+    fn file(&self) -> Result<Arc<dyn File>, RecoverError> {
+        self.fs.open(&self.path, false).map_err(io_error("open", &self.path))
+    }
+
+    /// Reads a run from the file.
+    fn fetch(&self, file: &dyn File, run: &Range<usize>, buffer: &mut PageBuffer) -> Result<(), RecoverError> {
+        let span = self.span(run).unwrap_or_default();
+        buffer.read(file, span, self.uncached).map(drop).map_err(io_error("read", &self.path))
+    }
+
+    /// Reads the runs of a batch, several at a time.
+    fn fetch_all(&self, runs: Vec<(Range<usize>, PageBuffer)>, readers: usize) -> Result<Vec<Run>, RecoverError> {
+        let fetch = |file: &mut Option<Arc<dyn File>>, (extents, mut buffer): (Range<usize>, PageBuffer)| {
+            let file = match file {
+                Some(file) => file,
+                none => none.insert(self.file()?),
+            };
+            self.fetch(&**file, &extents, &mut buffer)?;
+            Ok(Run { extents, buffer })
+        };
+        spread(runs, readers, || None, fetch, |_| {}).into_iter().collect()
+    }
+
+    /// Checks the bytes of a run as if they were new: the records to apply, in LSN order, each with its bytes.
     ///
     /// # Errors
-    /// The file could not be read, or has other bytes than a moment ago.
-    pub fn read<'b>(
-        &self,
-        run: &Range<usize>,
-        buffer: &'b mut Vec<u8>,
-    ) -> Result<Vec<(RecordRef, &'b [u8])>, RecoverError> {
-        let Some(span) = self.span(run) else { return Ok(Vec::new()) };
-        let len = (span.end - span.start) as usize;
-        if buffer.len() < len {
-            buffer.resize(len, 0);
-        }
-        let (bytes, _) = buffer.split_at_mut(len);
-        let read = read_full_at(&*self.file, span.start, bytes).map_err(io_error("read", &self.path))?;
-        let bytes = &bytes[..read];
+    /// They are other bytes than a moment ago.
+    fn check<'b>(&self, run: &Range<usize>, bytes: &'b [u8]) -> Result<Vec<(RecordRef, &'b [u8])>, RecoverError> {
+        let begin = self.span(run).unwrap_or_default().start;
         let mut out = Vec::with_capacity(run.len());
         for extent in self.extents.get(run.clone()).unwrap_or_default() {
-            let record = self.record(*extent, span.start, bytes);
+            let record = self.record(*extent, begin, bytes);
             let (record, bytes) = record.ok_or_else(|| self.changed(extent.offset))?;
             if record.head.lsn < self.end || self.tail.contains(&record.offset) {
                 out.push((record, bytes));
@@ -143,12 +183,102 @@ impl ReplaySegment {
     /// Hands all records on, with their bytes, in LSN order.
     ///
     /// # Errors
-    /// As [`ReplaySegment::read`].
+    /// The file could not be read, or has other bytes than a moment ago.
     pub fn records(&self, apply: &mut dyn FnMut(&RecordRef, &[u8])) -> Result<(), RecoverError> {
-        let mut buffer = Vec::new();
+        let (file, mut buffer) = (self.file()?, PageBuffer::default());
         for run in self.runs() {
-            self.read(&run, &mut buffer)?.iter().for_each(|(record, bytes)| apply(record, bytes));
+            self.fetch(&*file, &run, &mut buffer)?;
+            self.check(&run, buffer.bytes())?.iter().for_each(|(record, bytes)| apply(record, bytes));
         }
         Ok(())
     }
+}
+
+/// Records that were read at once, and their bytes.
+struct Run {
+    extents: Range<usize>,
+    buffer: PageBuffer,
+}
+
+/// A part of a segment that was read.
+pub struct Batch {
+    segment: Arc<ReplaySegment>,
+    runs: Vec<Run>,
+    /// Bytes of the segment's file if this is the end of it, else 0.
+    pub done: u64,
+}
+
+impl Batch {
+    /// Its runs: what one thread decompresses at a time.
+    pub fn runs(&self) -> Range<usize> {
+        0..self.runs.len()
+    }
+
+    /// The records of a run that are to be applied, in LSN order, each with its bytes.
+    ///
+    /// # Errors
+    /// They are other bytes than a moment ago.
+    pub fn records(&self, run: usize) -> Result<Vec<(RecordRef, &[u8])>, RecoverError> {
+        self.runs.get(run).map_or(Ok(Vec::new()), |run| self.segment.check(&run.extents, run.buffer.bytes()))
+    }
+}
+
+/// Hands these segments on, batch by batch. If they are `wide`, the next one is read while a batch is used.
+pub(super) fn each_batch(
+    segments: impl Iterator<Item = Result<ReplaySegment, RecoverError>> + Send,
+    wide: bool,
+    each: &mut dyn FnMut(&Batch) -> Result<(), RecoverError>,
+) -> Result<(), RecoverError> {
+    /// Runs that are read at a time: each waits for the disk.
+    const READERS: usize = 4;
+    let (give_back, spare) = channel::<PageBuffer>();
+    let mut use_up = |batch: Batch| {
+        each(&batch)?;
+        // There may be nothing left to read.
+        batch.runs.into_iter().for_each(|run| drop(give_back.send(run.buffer)));
+        Ok(())
+    };
+    if !wide {
+        let mut used = Ok(());
+        let hand_on = |batch| {
+            used = use_up(batch);
+            used.is_ok()
+        };
+        return read_batches(segments, 1, &spare, hand_on).and(used);
+    }
+    std::thread::scope(|scope| {
+        // What is read waits here until the batch before it is used up.
+        let (send, batches) = sync_channel(0);
+        let reader = scope.spawn(move || read_batches(segments, READERS, &spare, |batch| send.send(batch).is_ok()));
+        let used = batches.into_iter().try_for_each(use_up);
+        // A panic while recovering must not pass as a shorter log.
+        reader.join().unwrap_or_else(|_| std::process::abort()).and(used)
+    })
+}
+
+/// Reads the segments, as long as `hand_on` wants more.
+fn read_batches(
+    segments: impl Iterator<Item = Result<ReplaySegment, RecoverError>>,
+    readers: usize,
+    spare: &Receiver<PageBuffer>,
+    mut hand_on: impl FnMut(Batch) -> bool,
+) -> Result<(), RecoverError> {
+    for segment in segments {
+        let segment = Arc::new(segment?);
+        let mut batches = segment.batches().into_iter().peekable();
+        loop {
+            let runs = batches.next().unwrap_or_default().into_iter();
+            let runs = runs.map(|run| (run, spare.try_recv().unwrap_or_default())).collect();
+            let runs = segment.fetch_all(runs, readers)?;
+            let is_last = batches.peek().is_none();
+            let done = if is_last { segment.file_len } else { 0 };
+            if !hand_on(Batch { segment: segment.clone(), runs, done }) {
+                return Ok(());
+            }
+            if is_last {
+                break;
+            }
+        }
+    }
+    Ok(())
 }

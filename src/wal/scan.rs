@@ -5,7 +5,7 @@ use super::format::{
 };
 use super::verdict::Part;
 use crate::codec::align_up;
-use crate::fs::{File, read_full_at, read_full_uncached_at};
+use crate::fs::{File, PageBuffer};
 use crate::planted::{Bug, is};
 use memchr::memmem;
 use std::fmt;
@@ -154,11 +154,9 @@ impl<'a> Bytes<'a> {
 /// Reads a file piece by piece into a buffer that stays in the processor's cache.
 #[derive(Default)]
 pub(super) struct Window {
-    /// What was read begins at a page boundary, which reads past the page cache ask for.
-    buffer: Vec<u8>,
-    begin: usize,
+    buffer: PageBuffer,
+    /// Offset of its first byte in the file.
     base: u64,
-    filled: usize,
     /// Reads past the page cache.
     pub uncached: bool,
 }
@@ -172,28 +170,19 @@ impl Window {
     /// Sees to it that the bytes of the range are there, as far as the file has them.
     fn need(&mut self, file: &dyn File, file_len: u64, range: Range<u64>) -> io::Result<()> {
         let end = range.end.min(file_len);
-        if range.start >= self.base && end <= self.base + self.filled as u64 {
+        if range.start >= self.base && end <= self.base + self.buffer.bytes().len() as u64 {
             return Ok(());
         }
         let end = end.max(range.start + Self::size(file_len)).min(file_len);
-        let len = align_up(end.saturating_sub(range.start), GROUP_ALIGN) as usize;
-        if self.buffer.len() < self.begin + len {
-            // Zeroed by the allocator, which costs nothing for fresh pages; `resize` would write each byte. More than is wanted, so that it is
-            // not made anew for each group that is a little larger than the last.
-            self.buffer = vec![0; len.next_power_of_two() + GROUP_ALIGN as usize];
-            self.begin = self.buffer.as_ptr().align_offset(GROUP_ALIGN as usize).min(GROUP_ALIGN as usize);
-        }
-        let read = if self.uncached { read_full_uncached_at } else { read_full_at };
-        let buffer = self.buffer.get_mut(self.begin..self.begin + len).unwrap_or_default();
-        (self.base, self.filled) = (range.start, 0);
-        self.filled = read(file, range.start, buffer)?;
-        Ok(())
+        self.base = range.start;
+        self.buffer.read(file, range.start..end, self.uncached).map(drop)
     }
 
     /// What was read last, up to an offset of the file.
     pub fn bytes(&self, end: u64) -> Bytes<'_> {
-        let len = (end.saturating_sub(self.base) as usize).min(self.filled);
-        Bytes { bytes: self.buffer.get(self.begin..self.begin + len).unwrap_or_default(), base: self.base }
+        let bytes = self.buffer.bytes();
+        let len = (end.saturating_sub(self.base) as usize).min(bytes.len());
+        Bytes { bytes: bytes.get(..len).unwrap_or_default(), base: self.base }
     }
 
     fn scan(&self, start: &SegmentStart) -> Scan<'_> {
@@ -204,7 +193,7 @@ impl Window {
 /// Reads what the header of a segment file tells.
 pub(super) fn read_start(file: &dyn File, window: &mut Window) -> io::Result<Result<SegmentStart, HeaderError>> {
     let file_len = file.len()?;
-    window.filled = 0;
+    window.buffer.forget();
     window.need(file, file_len, 0..2 * FIRST_GROUP)?;
     Ok(SegmentStart::of(window.bytes(file_len).bytes, file_len))
 }
