@@ -321,6 +321,35 @@ mod tests {
     }
 
     #[test]
+    fn a_page_buffer_holds_what_was_read_last_and_nothing_else() {
+        use crate::fs::PageBuffer;
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("f");
+        let file = RealFs.create_new(&path).unwrap();
+        let content: Vec<u8> = (0..50_003u32).map(|n| (n / 7 % 251) as u8).collect();
+        write_all_at(&*file, 0, &content).unwrap();
+        let mut buffer = PageBuffer::default();
+        assert_eq!(buffer.bytes(), b"");
+        let ranges =
+            [0..10, 5..4096, 4090..4100, 8192..12_288, 1..50_003, 49_000..60_000, 50_003..50_010, 70_000..70_001];
+        for range in ranges.into_iter().chain([7..7, 9000..5000]) {
+            let (begin, end) = (range.start as usize, range.end as usize);
+            let want = content.get(begin.min(content.len())..end.min(content.len())).unwrap_or_default();
+            for uncached in [true, false] {
+                assert_eq!(buffer.read(&*file, range.clone(), uncached).unwrap(), want, "{range:?}");
+                assert_eq!(buffer.bytes(), want, "{range:?}");
+            }
+        }
+        buffer.read(&*file, 0..100, true).unwrap();
+        let unreadable = RealFile(std::fs::OpenOptions::new().write(true).open(&path).unwrap().into());
+        buffer.read(&unreadable, 0..100, false).unwrap_err();
+        assert_eq!(buffer.bytes(), b"");
+        buffer.read(&*file, 0..100, true).unwrap();
+        buffer.forget();
+        assert_eq!(buffer.bytes(), b"");
+    }
+
+    #[test]
     fn a_file_knows_whether_a_path_names_it() {
         let tmp = tempfile::tempdir().unwrap();
         let (dir, away) = (tmp.path().join("d"), tmp.path().join("away"));

@@ -157,8 +157,7 @@ impl Ingester<NilRecord> {
         };
         std::thread::scope(|scope| {
             let show = scope.spawn(|| restored.iter().for_each(|streams| state.show_all(streams)));
-            // Within the pool: its threads stay awake from one step to the next.
-            let applied = rayon::scope(|_| replay.apply_all(&recovered, &done));
+            let applied = replay.apply_all(&recovered, &done);
             // A panic while replaying must not pass as a shorter log.
             show.join().unwrap_or_else(|_| std::process::abort());
             applied
@@ -217,7 +216,7 @@ impl Replayed {
     }
 }
 
-fn wal_options(
+pub(super) fn wal_options(
     config: &IngesterConfig,
     volume: Uuid,
     next_stream_id: Arc<AtomicU64>,
@@ -423,6 +422,8 @@ impl Replay<'_> {
         self.make_streams();
         // Entries that were carried to a newer segment come first: those behind them have smaller LSNs.
         let carried = self.apply_segments(recovered, recovered.carried(), &|_| {})?;
+        // Lines of unknown streams among them are counted with the others of their segments.
+        let carried = Totals { unattributed: 0, ..carried };
         let numbers = recovered.needed(|contents| {
             let needed = self.needs(contents);
             done(if needed { 0 } else { contents.file_len });

@@ -195,7 +195,8 @@ pub(super) fn restore(state: &State, recovered: &Recovered, drafts: Drafts) -> (
     let is_sound = found.damage.is_empty() && plan.loss.is_empty() && plan.gaps.is_empty();
     let decided = Decided::of(plan);
     let restoring = Restoring { state, store: recovered.block_store(), decided, settles: is_sound };
-    let mut restored = if is_sound { restoring.keep(drafts, recovered) } else { Vec::new() };
+    let drafts = if is_sound { drafts } else { Vec::new() };
+    let mut restored = restoring.keep(drafts, recovered);
     let mut is_kept = ById::for_ids(plan.definitions.keys().copied());
     restored.iter().flatten().for_each(|kept: &Restored| is_kept.insert(kept.id, ()));
     let is_left = |id: u64| is_kept.get(id).is_none();

@@ -332,6 +332,23 @@ impl Stream {
         !std::mem::replace(&mut content.queued, true)
     }
 
+    /// All that a start restores of it, as text.
+    #[cfg(test)]
+    pub(super) fn restored(&self) -> String {
+        let content = self.content.lock();
+        let block = |b: &Arc<SealedBlock>| format!("{:?} {:?} {:?} {} {:?}", b.meta, b.place, b.seqs, b.newest, b.last);
+        let chunk = |c: &ChunkState| {
+            let blocks: Vec<String> = c.blocks.iter().map(block).collect();
+            format!("{} {:?} {} {:?} {blocks:?}", c.number, c.symbols, c.compressed, c.closed)
+        };
+        let chunks: Vec<String> = content.chunks.iter().map(chunk).collect();
+        let open = content.open_chunk.as_ref().map(|c| (c.number, c.compressed, c.symbols.len()));
+        let seqs = (content.next_seq, content.head_first, &content.later, content.last);
+        let numbers = (content.next_chunk, open, &content.flushed);
+        let identity = (&self.log.tenant, self.labels().text(), self.bounds(), self.is_visible());
+        format!("{identity:?} {seqs:?} {numbers:?} {chunks:#?}")
+    }
+
     /// Are heads on their way to blocks?
     #[cfg(test)]
     pub(super) fn has_frozen(&self) -> bool {

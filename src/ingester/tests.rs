@@ -1,10 +1,15 @@
+use super::data_dir::{Dirs, Identity};
+use super::recovery::wal_options;
+use super::restore::{Restored, draft, restore};
 use super::*;
 use crate::chunk::{Part, Selection, select, select_readable};
 use crate::fs::RealFs;
 use crate::model::{Entry, LogEntry, MatchOp, MetadataPair, Push, PushError, PushStream, Span};
-use crate::wal::{ChunkClosed, Cut, Decision, Kind, Quarantine, RecordScan, Tables, scan_segment};
+use crate::wal::{
+    Ahead, ChunkClosed, Cut, Decision, Kind, Quarantine, RecordScan, Tables, recover_ahead, scan_segment,
+};
 use prometheus::{CounterVec, Opts, Registry};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::time::Instant;
 
@@ -41,12 +46,15 @@ fn config(dir: &Path) -> IngesterConfig {
     }
 }
 
-fn start(config: IngesterConfig, overrides: Overrides) -> (Ingester<Live>, RecoveryReport) {
+fn unregistered() -> IngesterMetrics {
     let counter = |name: &str| {
         CounterVec::new(Opts::new(name, name), &["reason", "tenant", "retention_hours", "policy", "format"]).unwrap()
     };
-    let metrics = IngesterMetrics::new(&Registry::new(), (counter("a"), counter("b"))).unwrap();
-    let replayed = Ingester::replay(config, Arc::new(overrides), metrics, &Progress::default()).unwrap();
+    IngesterMetrics::new(&Registry::new(), (counter("a"), counter("b"))).unwrap()
+}
+
+fn start(config: IngesterConfig, overrides: Overrides) -> (Ingester<Live>, RecoveryReport) {
+    let replayed = Ingester::replay(config, Arc::new(overrides), unregistered(), &Progress::default()).unwrap();
     let report = replayed.report.clone();
     (replayed.go_live(Box::new(|e| panic!("poisoned: {e}"))).unwrap(), report)
 }
@@ -239,12 +247,15 @@ async fn load(ingester: &Ingester<Live>, from: i64, count: i64) {
         let busy: (&[(&str, &str)], &[(i64, &str)]) = (&[("app", "busy")], &lines);
         let labels = [("app", cold.as_str())];
         let quiet: (&[(&str, &str)], &[(i64, &str)]) = (&labels, &[(batch, &text)]);
-        let streams = [busy, quiet];
-        // A log that is full for a moment is a reason to wait, not to fail.
-        while let Err(e) = store(ingester, &streams).await {
-            assert_eq!(e.status, 503, "{e:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        store_at_last(ingester, &[busy, quiet]).await;
+    }
+}
+
+/// A log that is full for a moment is a reason to wait, not to fail.
+async fn store_at_last(ingester: &Ingester<Live>, streams: &[(&[(&str, &str)], &[(i64, &str)])]) {
+    while let Err(e) = store(ingester, streams).await {
+        assert_eq!(e.status, 503, "{e:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -318,6 +329,56 @@ async fn segments_that_were_given_up_and_are_still_there_change_nothing() {
         assert!(read(&ingester) == want, "with {} segments back", back.len());
         ingester.stop();
     }
+}
+
+/// What a start restores from the block log, before anything is applied: all streams as text, and the bytes of blocks that are
+/// needed. And, if drafts are made, how many of them are kept, of how many.
+fn restored(config: IngesterConfig, with_drafts: bool) -> ((BTreeMap<u64, String>, u64), (usize, usize)) {
+    let metrics = unregistered();
+    let state = State::new(config, Arc::default(), metrics);
+    let (config, wal_metrics) = (&state.config, state.metrics.wal.clone());
+    let volume = Identity::of(&*config.fs, &Dirs::of(config)).unwrap().unwrap().volume;
+    let options = wal_options(config, volume, state.next_stream_id.clone(), wal_metrics);
+    let make = |ahead: &Ahead<'_>| if with_drafts { draft(&state, ahead) } else { Vec::new() };
+    let (recovered, drafts) = recover_ahead(options, &[], &mut |_, _| {}, make).unwrap();
+    let drafted: HashSet<_> = drafts.iter().flatten().map(|d| Arc::as_ptr(&d.stream)).collect();
+    let streams: Vec<Restored> = restore(&state, &recovered, drafts).0.into_iter().flatten().collect();
+    let kept = streams.iter().filter(|r| drafted.contains(&Arc::as_ptr(&r.stream))).count();
+    let shown = |r: &Restored| format!("{} {} {}", r.lines, r.next_seq, r.stream.restored());
+    let shown = streams.iter().map(|r| (r.id, shown(r))).collect();
+    ((shown, recovered.block_store().usage().1), (kept, drafted.len()))
+}
+
+/// In each round a third of the streams get blocks, chunks are closed, flushed and forgotten, and sparse segments are copied and go.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_are_restored_before_the_plan_is_there_are_what_they_are_after_it() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (mut kept, mut made) = (0, 0);
+    for round in 0..40u64 {
+        let (ingester, report) = start(small(tmp.path()), unlimited());
+        assert_eq!((report.damaged_places, report.lost_lines, report.unattributed_lines), (0, 0, 0), "{report:?}");
+        for n in (0..60).filter(|n| n % 3 == round % 3) {
+            let name = format!("s{n}");
+            let texts: Vec<String> = (0..9).map(|i| noise(round * 1000 + n * 10 + i, 1000)).collect();
+            let lines: Vec<(i64, &str)> = texts.iter().map(|text| (round as i64, text.as_str())).collect();
+            store_at_last(&ingester, &[(&[("app", name.as_str())], &lines)]).await;
+        }
+        load(&ingester, round as i64 * 200, 200).await;
+        if round % 4 == 3 {
+            ingester.closed_chunks().iter().for_each(|chunk| ingester.settle(chunk, "key").unwrap());
+        }
+        // Segments of the block log go, and others are copied.
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        ingester.stop();
+        drop(ingester);
+        let (want, _) = restored(small(tmp.path()), false);
+        let (found, (now_kept, now_made)) = restored(small(tmp.path()), true);
+        assert!(found == want, "round {round}:\n{found:#?}\n{want:#?}");
+        kept += now_kept;
+        made += now_made;
+    }
+    println!("{kept} of {made} drafts were kept");
+    assert!(kept > 100 && kept < made, "{kept} of {made} drafts were kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -554,10 +615,7 @@ async fn a_chunk_that_is_flushed_while_it_is_copied_does_not_come_back() {
 }
 
 fn try_start(config: IngesterConfig) -> Result<Replayed, StartError> {
-    let counter = |name: &str| {
-        CounterVec::new(Opts::new(name, name), &["reason", "tenant", "retention_hours", "policy", "format"]).unwrap()
-    };
-    let metrics = IngesterMetrics::new(&Registry::new(), (counter("a"), counter("b"))).unwrap();
+    let metrics = unregistered();
     Ingester::replay(config, Arc::new(Overrides::default()), metrics, &Progress::default())
 }
 

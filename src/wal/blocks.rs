@@ -806,7 +806,7 @@ pub struct FoundBlocks {
 }
 
 impl FoundBlocks {
-    /// Streams of which [`Ahead`] told other blocks; some more than once.
+    /// Streams of which [`Ahead`] told other blocks, but for those that are damaged; some more than once.
     pub fn changed(&self) -> impl Iterator<Item = u64> {
         let came = self.blocks.iter().filter(|segment| !segment.is_ahead).flat_map(|segment| &segment.blocks);
         came.map(|block| block.stream).chain(self.dropped.iter().copied())
@@ -951,7 +951,6 @@ impl RecoveredBlocks {
             suspected.contains(&b.place) && matches!(self.store.read(b.place), Err(BlockError::Damaged(_)))
         };
         for (place, tables) in self.found.extract(is_damaged) {
-            self.found.dropped.push(tables.stream);
             let bytes = place.offset..place.offset + u64::from(place.len);
             let part = Part::Record(Kind::Block);
             self.found.damage.push((place.segment, Damage { bytes: bytes.clone(), part }));

@@ -145,13 +145,14 @@ pub fn recover_ahead<A: Send>(
         pace.read(len);
         (len, summary)
     };
-    let (footers_are_read, wait_for_footers) = channel();
+    let (footers_are_read, wait_for_footers) = channel::<()>();
+    let store = &store;
     let ((ahead, made), planned) = beside(
         wide,
-        || {
-            let ahead = Ahead::read(&store, listed, wide);
-            // The other thread may have failed, and gone.
-            let _ = footers_are_read.send(());
+        move || {
+            let ahead = Ahead::read(store, listed, wide);
+            // Whoever reads the log waits for it.
+            drop(footers_are_read);
             let made = aside(&ahead);
             (ahead, made)
         },
@@ -165,7 +166,8 @@ pub fn recover_ahead<A: Send>(
                 numbers.into_iter().partition(|(n, _)| wide && *n == newest);
             let mut read = spread(beside_footers, 1, Window::default, work, &mut done);
             if wide {
-                let _ = wait_for_footers.recv();
+                // Nothing is sent: it ends when they are read.
+                let _: Result<(), _> = wait_for_footers.recv();
             }
             read.extend(spread(later, workers(wide), Window::default, work, &mut done));
             plan_of(read, given_up)

@@ -1,5 +1,5 @@
-//! Reads the records of a recovered log again, to apply them: run by run, so that what is read is still cached when it is
-//! decompressed.
+//! Reads the records of a recovered log again, to apply them: run by run, and of a large log a batch of runs ahead, so that the disk
+//! reads while the processors work.
 
 use super::format::{RecordHead, SegmentHeader};
 use super::plan::{Extent, Plan, RecordRef};
@@ -137,7 +137,8 @@ impl ReplaySegment {
         buffer.read(file, span, self.uncached).map(drop).map_err(io_error("read", &self.path))
     }
 
-    /// Reads the runs of a batch, several at a time.
+    /// Reads the runs of a batch, several at a time. Each reader opens the file for itself: to read past the page cache is a flag of
+    /// what was opened.
     fn fetch_all(&self, runs: Vec<(Range<usize>, PageBuffer)>, readers: usize) -> Result<Vec<Run>, RecoverError> {
         let fetch = |file: &mut Option<Arc<dyn File>>, (extents, mut buffer): (Range<usize>, PageBuffer)| {
             let file = match file {
@@ -147,6 +148,7 @@ impl ReplaySegment {
             self.fetch(&**file, &extents, &mut buffer)?;
             Ok(Run { extents, buffer })
         };
+        let readers = readers.min(runs.len());
         spread(runs, readers, || None, fetch, |_| {}).into_iter().collect()
     }
 
@@ -231,7 +233,7 @@ pub(super) fn each_batch(
 ) -> Result<(), RecoverError> {
     /// Runs that are read at a time: each waits for the disk.
     const READERS: usize = 4;
-    let (give_back, spare) = channel::<PageBuffer>();
+    let (give_back, returned) = channel::<PageBuffer>();
     let mut use_up = |batch: Batch| {
         each(&batch)?;
         // There may be nothing left to read.
@@ -244,12 +246,12 @@ pub(super) fn each_batch(
             used = use_up(batch);
             used.is_ok()
         };
-        return read_batches(segments, 1, &spare, hand_on).and(used);
+        return read_batches(segments, 1, &returned, hand_on).and(used);
     }
     std::thread::scope(|scope| {
         // What is read waits here until the batch before it is used up.
         let (send, batches) = sync_channel(0);
-        let reader = scope.spawn(move || read_batches(segments, READERS, &spare, |batch| send.send(batch).is_ok()));
+        let reader = scope.spawn(move || read_batches(segments, READERS, &returned, |batch| send.send(batch).is_ok()));
         let used = batches.into_iter().try_for_each(use_up);
         // A panic while recovering must not pass as a shorter log.
         reader.join().unwrap_or_else(|_| std::process::abort()).and(used)
@@ -260,15 +262,19 @@ pub(super) fn each_batch(
 fn read_batches(
     segments: impl Iterator<Item = Result<ReplaySegment, RecoverError>>,
     readers: usize,
-    spare: &Receiver<PageBuffer>,
+    returned: &Receiver<PageBuffer>,
     mut hand_on: impl FnMut(Batch) -> bool,
 ) -> Result<(), RecoverError> {
+    let mut spare: Vec<PageBuffer> = Vec::new();
     for segment in segments {
         let segment = Arc::new(segment?);
         let mut batches = segment.batches().into_iter().peekable();
         loop {
-            let runs = batches.next().unwrap_or_default().into_iter();
-            let runs = runs.map(|run| (run, spare.try_recv().unwrap_or_default())).collect();
+            let runs = batches.next().unwrap_or_default();
+            // The last first, and no more than are wanted: each grows to the largest run that it has held.
+            spare.extend(returned.try_iter());
+            let runs: Vec<_> = runs.into_iter().map(|run| (run, spare.pop().unwrap_or_default())).collect();
+            spare.truncate(runs.len());
             let runs = segment.fetch_all(runs, readers)?;
             let is_last = batches.peek().is_none();
             let done = if is_last { segment.file_len } else { 0 };
