@@ -137,6 +137,12 @@ fn replayed(http: &mut Http) -> (u64, u64) {
     (value("timberline_wal_replay_bytes"), value("timberline_wal_replay_bytes_expected"))
 }
 
+/// Entries that the start has found.
+fn recovered(http: &mut Http) -> String {
+    let text = String::from_utf8(http.get("/metrics").unwrap().1).unwrap();
+    text.lines().find_map(|l| l.strip_prefix("loki_ingester_wal_recovered_entries_total ")).unwrap().to_string()
+}
+
 #[test]
 fn while_it_replays_it_says_so_and_stops_at_once() {
     let tmp = tempfile::tempdir().unwrap();
@@ -182,10 +188,13 @@ fn while_it_replays_it_says_so_and_stops_at_once() {
     let percent = |t: &String| t.split(", ").nth(1).and_then(|t| t.split(' ').next()?.parse::<u64>().ok());
     let percents: Vec<u64> = told.iter().filter_map(percent).collect();
     assert!(percents.iter().any(|p| (1..100).contains(p)) && percents.is_sorted(), "no progress is told: {told:?}");
-    let (_, metrics) = server.http().get("/metrics").unwrap();
-    let metrics = String::from_utf8(metrics).unwrap();
-    let recovered = metrics.lines().find_map(|l| l.strip_prefix("loki_ingester_wal_recovered_entries_total "));
-    assert_eq!(recovered, Some((BULK_PUSHES * BULK_LINES).to_string().as_str()));
+    let all = (BULK_PUSHES * BULK_LINES).to_string();
+    assert_eq!(recovered(&mut server.http()), all);
+    server.kill();
+
+    // On one processor, too, nobody waits for what only he could do.
+    let server = Server::start(tmp.path(), config, &[("RAYON_NUM_THREADS", "1")]);
+    assert_eq!(recovered(&mut server.http()), all);
     assert_eq!(server.terminate(), Some(0));
 }
 
