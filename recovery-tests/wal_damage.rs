@@ -90,7 +90,7 @@ fn no_segment_stays(plan: &Plan, lines: &Lines) {
         let known = comes.entry(stream).or_default();
         *known = end.max(*known);
     }
-    for (stream, end) in plan.contents.iter().flat_map(|c| &c.streams) {
+    for (stream, end) in plan.contents.iter().flat_map(|c| &*c.streams) {
         let come = comes.get(stream).copied().unwrap_or(0);
         assert!(
             come >= *end,

@@ -389,7 +389,7 @@ impl Replay<'_> {
     fn make_streams(&mut self) {
         // Each newer segment tells more of nearly all of them.
         let mut ends: AHashMap<u64, u64> = AHashMap::with_capacity(self.plan.definitions.len());
-        for (id, end) in self.plan.contents.iter().flat_map(|c| &c.streams) {
+        for (id, end) in self.plan.contents.iter().flat_map(|c| &*c.streams) {
             let known = ends.entry(*id).or_default();
             *known = (*known).max(*end);
         }

@@ -159,7 +159,7 @@ impl Work {
                 self.oldest = number;
                 self.carried.lock().retain(|_, (_, segment)| *segment > number);
             }
-            let pinned = self.clean_segment(state, streams)?;
+            let pinned = self.clean_segment(state, &streams)?;
             state.metrics.wal_pinned_streams.set(i64::try_from(pinned).unwrap_or(i64::MAX));
             if pinned > 0 {
                 return Ok(());
@@ -174,10 +174,10 @@ impl Work {
     }
 
     /// Seals and carries what the oldest segment is needed for; returns how many streams still need it.
-    fn clean_segment(&mut self, state: &State, streams: AHashMap<u64, u64>) -> Result<usize, Unavailable> {
+    fn clean_segment(&mut self, state: &State, streams: &AHashMap<u64, u64>) -> Result<usize, Unavailable> {
         let mut pinned = 0;
         let mut small: Vec<Arc<Stream>> = Vec::new();
-        for (id, end_seq) in streams {
+        for (&id, &end_seq) in streams {
             // A stream that memory does not know has nothing in it: all its pushes failed, or it was flushed.
             let Some(stream) = state.stream(id) else { continue };
             if self.carried.lock().get(&id).is_some_and(|(end, _)| *end >= end_seq) {

@@ -303,7 +303,7 @@ impl Work {
     fn heal(&self, state: &Arc<State>, number: u64) -> Option<bool> {
         let Some((streams, holds)) = self.wal.retention().needed_for(number) else { return Some(true) };
         let mut streams: Vec<(Arc<Stream>, u64)> =
-            streams.into_iter().filter_map(|(id, end_seq)| Some((state.stream(id)?, end_seq))).collect();
+            streams.iter().filter_map(|(id, end_seq)| Some((state.stream(*id)?, *end_seq))).collect();
         let started = Instant::now();
         loop {
             streams.retain(|(stream, end_seq)| match stream.unsettled(*end_seq) {

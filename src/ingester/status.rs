@@ -155,7 +155,7 @@ impl Ingester<Live> {
         let (segment, streams, decisions) = self.log.wal.retention().oldest(oldest)?;
         let mut waiting = 0;
         let mut heads: Vec<(usize, Arc<Stream>)> = Vec::new();
-        for (id, end_seq) in streams {
+        for (&id, &end_seq) in &*streams {
             if self.log.retainer.has_carried(id, end_seq) {
                 continue;
             }

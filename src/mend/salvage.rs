@@ -478,7 +478,7 @@ fn streams_of(judged: &Judged) -> BTreeMap<u64, (Arc<StreamLog>, u64)> {
         *known = end.max(*known);
     };
     judged.plan.definitions.values().for_each(|d| note(d.id, d.next_seq));
-    judged.plan.contents.iter().flat_map(|c| &c.streams).for_each(|(id, end)| note(*id, *end));
+    judged.plan.contents.iter().flat_map(|c| &*c.streams).for_each(|(id, end)| note(*id, *end));
     judged.blocks.known.iter().for_each(|b| note(b.stream, b.seqs.end));
     judged.blocks.broken.iter().for_each(|(id, seqs)| note(*id, seqs.end));
     judged.blocks.flushed.iter().for_each(|(id, seqs)| note(*id, seqs.end().unwrap_or(0)));

@@ -55,7 +55,7 @@ pub struct Summary {
     blocks: Vec<BlocksSynced>,
     retiring: Vec<Retiring>,
     /// Stream id → the seq after the highest in records that a header of the segment tells are durable.
-    streams: AHashMap<u64, u64>,
+    streams: Arc<AHashMap<u64, u64>>,
     /// The same of the other records: whether they count is known when the whole log is.
     undecided: Vec<RowEnd>,
     /// Sound Entries records in LSN order.
@@ -241,7 +241,7 @@ impl Summary {
             gaps: Vec::new(),
             blocks: Vec::new(),
             retiring: Vec::new(),
-            streams: AHashMap::new(),
+            streams: Arc::default(),
             undecided: Vec::new(),
             entries: Arc::default(),
             rows: None,
@@ -368,7 +368,7 @@ impl<'a> Summing<'a> {
             self.out.damage.push(Damage { bytes: end - missing..end, part: Part::Cut });
         }
         self.out.tail.retain(|(r, _)| r.head.lsn >= self.durable);
-        self.out.streams = highest(self.ends);
+        self.out.streams = Arc::new(highest(self.ends));
         self.entries.sort_by_key(|(lsn, ..)| *lsn);
         self.out.entries = self.entries.iter().map(|(_, extent, _)| *extent).collect();
         let records = self.entries.into_iter().map(|(.., rows)| rows).collect();
@@ -773,14 +773,14 @@ impl Live<'_> {
     }
 
     /// The streams of its records that count. With the others, which are never applied, the segment would be needed for ever.
-    fn streams(&self, plan: &Plan) -> AHashMap<u64, u64> {
+    fn streams(&self, plan: &Plan) -> Arc<AHashMap<u64, u64>> {
         let mut streams = self.summary.streams.clone();
         let end = self.lsn_end.min(plan.durable_lsn);
         let tail = plan.tail.iter().filter(|r| r.segment == self.summary.number);
         let tail: HashSet<u64> = tail.map(|r| r.head.lsn).collect();
         let counts = |row: &&RowEnd| row.lsn < end || tail.contains(&row.lsn);
         for row in self.summary.undecided.iter().filter(counts) {
-            let known = streams.entry(row.stream).or_default();
+            let known = Arc::make_mut(&mut streams).entry(row.stream).or_default();
             *known = row.end_seq.max(*known);
         }
         streams
@@ -1104,7 +1104,8 @@ mod tests {
     }
 
     fn shown(mut summary: Summary) -> String {
-        let streams: BTreeMap<u64, u64> = std::mem::take(&mut summary.streams).into_iter().collect();
+        let streams: BTreeMap<u64, u64> =
+            std::mem::take(&mut summary.streams).iter().map(|(id, end)| (*id, *end)).collect();
         format!("{summary:?} {streams:?}")
     }
 

@@ -4,6 +4,7 @@ use super::record::{Beginning, ChunkClosed, ChunkFlushed, Gap};
 use ahash::{AHashMap, AHashSet};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// From this share of its budget on the log is cleaned.
 const CLEAN_AT: f64 = 0.75;
@@ -29,7 +30,7 @@ pub struct Contents {
     /// Bytes before this offset are synced; 0 while it is written.
     pub end: u64,
     /// Stream id → the seq after the highest that may lie in the segment. All of them settled: the segment may go.
-    pub streams: AHashMap<u64, u64>,
+    pub streams: Arc<AHashMap<u64, u64>>,
     /// Decisions that may still have an effect.
     pub holds: Vec<Hold>,
 }
@@ -142,7 +143,7 @@ impl Retention {
     }
 
     /// What a segment holds: streams with their ends, and decisions. `None` if it is gone.
-    pub fn needed_for(&self, number: u64) -> Option<(AHashMap<u64, u64>, Vec<Hold>)> {
+    pub fn needed_for(&self, number: u64) -> Option<(Arc<AHashMap<u64, u64>>, Vec<Hold>)> {
         let state = self.state.lock();
         let segment = state.segments.iter().find(|s| s.begins.segment == number)?;
         Some((segment.streams.clone(), segment.holds.clone()))
@@ -151,7 +152,7 @@ impl Retention {
     /// Entries of a stream are durable in the newest segment.
     pub(super) fn logged(&self, stream: u64, end_seq: u64) {
         if let Some(newest) = self.state.lock().segments.back_mut() {
-            let end = newest.streams.entry(stream).or_default();
+            let end = Arc::make_mut(&mut newest.streams).entry(stream).or_default();
             *end = end_seq.max(*end);
         }
     }

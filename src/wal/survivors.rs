@@ -387,6 +387,7 @@ pub(super) fn held_by(plan: &Plan, found: &FoundBlocks) -> AHashMap<u64, Ranges>
 mod tests {
     use super::*;
     use crate::wal::{ChunkClosed, ChunkFlushed, Contents};
+    use std::sync::Arc;
 
     fn row(stream: u64, seqs: Range<u64>) -> TableRow {
         TableRow { stream, first_seq: seqs.start, count: (seqs.end - seqs.start) as u32, part_len: 0 }
@@ -458,7 +459,7 @@ mod tests {
         log.entries(20, false, &row(1, 90..100));
         let definition =
             SeriesDef { id: 1, tenant: "a".into(), labels: vec![], fingerprint: 0, next_seq: 100, settled_seq: 80 };
-        let contents = Contents { holds, streams: AHashMap::from_iter([(1, 100)]), ..Contents::default() };
+        let contents = Contents { holds, streams: Arc::new(AHashMap::from_iter([(1, 100)])), ..Contents::default() };
         let definitions = std::collections::HashMap::from_iter([(1, definition.into())]);
         let plan = Plan {
             first_lsn: 10,
@@ -513,8 +514,10 @@ mod tests {
         log.entries(20, true, &row(1, 3..5));
         log.entries(20, true, &row(1, 7..9));
         log.entries(21, false, &row(1, 9..10));
-        let contents =
-            |ids: &[u64]| Contents { streams: ids.iter().map(|id| (*id, 10)).collect(), ..Contents::default() };
+        let contents = |ids: &[u64]| Contents {
+            streams: Arc::new(ids.iter().map(|id| (*id, 10)).collect()),
+            ..Contents::default()
+        };
         let plan =
             |ids: &[u64]| Plan { first_lsn: 10, next_stream_id: 3, contents: vec![contents(ids)], ..Plan::default() };
         let blocks = [BlockSeqs { stream: 1, chunk: 0, seqs: 0..3 }];
