@@ -342,10 +342,7 @@ impl Restoring<'_> {
         let holds = |draft: &mut Restored| {
             let Some(definition) = recovered.plan.definitions.get(&draft.id) else { return false };
             draft.next_seq = definition.next_seq;
-            let settled = draft.settled_seq..=draft.stream.next_seq();
-            !changed.contains(&draft.id)
-                && settled.contains(&definition.settled_seq)
-                && is_of(&draft.stream, definition)
+            !changed.contains(&draft.id) && is_confirmed(draft, definition)
         };
         let keep = |mut part: Vec<Restored>| {
             part.retain_mut(holds);
@@ -355,11 +352,14 @@ impl Restoring<'_> {
     }
 }
 
-/// Does the definition tell of this stream?
-fn is_of(stream: &Stream, definition: &SeriesDef) -> bool {
+/// Would the stream be restored to the same by this definition?
+fn is_confirmed(draft: &Restored, definition: &SeriesDef) -> bool {
+    let stream = &draft.stream;
+    // What it says to be settled is in the draft's blocks, too, or was settled in the draft.
+    let settled = draft.settled_seq..=stream.next_seq();
     let labels = stream.labels().pairs().iter().map(|(name, value)| (&**name, &**value));
     let defined = definition.labels.iter().map(|(name, value)| (&**name, &**value));
-    stream.log.tenant.as_str() == definition.tenant && labels.eq(defined)
+    settled.contains(&definition.settled_seq) && stream.log.tenant.as_str() == definition.tenant && labels.eq(defined)
 }
 
 /// Makes streams of definitions. Most have the tenant of the one before.
@@ -402,6 +402,7 @@ fn merged(mut ranges: Vec<Range<u64>>) -> VecDeque<Range<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{config, unregistered};
     use super::*;
     use crate::wal::{BlockSymbolsRef, BlockTables};
 
@@ -419,6 +420,37 @@ mod tests {
         blocks.sort_by_key(|b| (b.tables.first_seq, Reverse(b.place.offset)));
         let taken = take_replaced(&mut blocks).iter().map(|p| p.offset).collect();
         (blocks.iter().map(|b| (b.tables.first_seq, b.tables.end_seq)).collect(), taken)
+    }
+
+    #[test]
+    fn a_draft_is_confirmed_by_a_definition_that_makes_the_same_stream() {
+        let tmp = tempfile::tempdir().unwrap();
+        let state = State::new(config(tmp.path()), Arc::default(), unregistered());
+        let definition = SeriesDef {
+            id: 7,
+            tenant: "t".into(),
+            labels: vec![("app".into(), "x".into()), ("env".into(), "y".into())],
+            fingerprint: 1,
+            next_seq: 20,
+            settled_seq: 5,
+        };
+        let stream = Maker::new(&state).make(&definition).unwrap();
+        // Blocks up to 10.
+        stream.restore(VecDeque::new(), 0, VecDeque::from([0..10]), None);
+        let draft = Restored { stream, id: 7, lines: 10, next_seq: 20, settled_seq: 5, free: Vec::new() };
+        let with = |change: &dyn Fn(&mut SeriesDef)| {
+            let mut other = definition.clone();
+            change(&mut other);
+            is_confirmed(&draft, &other)
+        };
+        assert!(with(&|_| ()));
+        assert!(with(&|d| (d.next_seq, d.settled_seq) = (25, 10)));
+        assert!(!with(&|d| d.settled_seq = 11));
+        assert!(!with(&|d| d.settled_seq = 4));
+        assert!(!with(&|d| d.tenant = "u".into()));
+        assert!(!with(&|d| d.labels[1].1 = "z".into()));
+        assert!(!with(&|d| drop(d.labels.pop())));
+        assert!(!with(&|d| d.labels.push(("zone".into(), "1".into()))));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::Instant;
 const A: &str = "iK2ZWeqhFWCEPyYngFb51yBMWXaSCrUZoL8g5ubbbPIa84yRnBUbHoWC8FJowoRo";
 const B: &str = "iK2ZWe4ADBmK93YngFb51yBMWXaSCrUZoL8g5uD7fsyIt3yRnBUbHoWC8FJowoRo";
 
-fn config(dir: &Path) -> IngesterConfig {
+pub(super) fn config(dir: &Path) -> IngesterConfig {
     IngesterConfig {
         fs: Arc::new(RealFs),
         data_dir: dir.to_path_buf(),
@@ -46,7 +46,7 @@ fn config(dir: &Path) -> IngesterConfig {
     }
 }
 
-fn unregistered() -> IngesterMetrics {
+pub(super) fn unregistered() -> IngesterMetrics {
     let counter = |name: &str| {
         CounterVec::new(Opts::new(name, name), &["reason", "tenant", "retention_hours", "policy", "format"]).unwrap()
     };
