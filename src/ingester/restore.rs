@@ -436,7 +436,7 @@ mod tests {
         };
         let stream = Maker::new(&state).make(&definition).unwrap();
         // Blocks up to 10.
-        stream.restore(VecDeque::new(), 0, VecDeque::from([0..10]), None);
+        stream.restore(VecDeque::new(), 0, std::iter::once(0..10).collect(), None);
         let draft = Restored { stream, id: 7, lines: 10, next_seq: 20, settled_seq: 5, free: Vec::new() };
         let with = |change: &dyn Fn(&mut SeriesDef)| {
             let mut other = definition.clone();
