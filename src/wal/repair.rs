@@ -690,3 +690,28 @@ fn take_stock(options: &WalOptions, plan: &Plan) -> Result<(Vec<Prepared>, u64),
 fn given_up(entry: &DirEntry) -> Option<u64> {
     segment_number(entry.name.strip_suffix(".tmp")?).filter(|_| entry.len == 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_fast_disk_is_read_past_the_page_cache_and_a_slow_one_is_not_read_twice() {
+        let spared = |pace: &Pace| (1..=12).filter(|n| pace.spares_cache(*n)).collect::<Vec<_>>();
+        let fast = Pace::new(10, 8);
+        assert_eq!(spared(&fast), [1, 2, 3, 4, 5, 11, 12], "before anything is known");
+        fast.read(31 << 20);
+        assert_eq!(spared(&fast), [1, 2, 3, 4, 5, 11, 12], "too little to know");
+        fast.read(1 << 40);
+        assert_eq!(spared(&fast), (1..=12).collect::<Vec<_>>());
+        let slow = Pace { began: Instant::now() - Duration::from_secs(1), ..Pace::new(10, 8) };
+        slow.read(190_000_000);
+        assert_eq!(spared(&slow), [1, 2, 3, 4, 5, 11, 12]);
+        // Until the last read, not until now.
+        let quick = Pace { began: Instant::now() - Duration::from_millis(500), ..Pace::new(10, 8) };
+        quick.read(190_000_000);
+        std::thread::sleep(Duration::from_millis(600));
+        assert!(quick.is_fast());
+    }
+}

@@ -115,6 +115,68 @@ fn records_of_which_nothing_is_needed_are_not_read() {
     assert_eq!(read(&|id, end| id == 2 && end > 8), [6, 7, 9, 10]);
 }
 
+/// The same whether the next batch is read while one is used or not.
+#[test]
+fn segments_come_in_batches_until_something_fails() {
+    let tmp = tempfile::tempdir().unwrap();
+    let streams: Vec<_> = (1..=3).map(stream).collect();
+    let (tx, rx) = mpsc::channel();
+    let recovered = recover(options(tmp.path()), &mut |_, _| {}).unwrap();
+    let wal = recovered.open(Collect(Arc::default(), tx), NoBlocks).unwrap().0;
+    for i in 0..40 {
+        assert!(wal.append(append(&streams, &"x".repeat(100_000), 1, i)).is_ok());
+        assert_eq!(rx.recv().unwrap(), Ok(i));
+    }
+    wal.stop();
+    drop(wal);
+    let recovered = recover(options(tmp.path()), &mut |_, _| {}).unwrap();
+    let numbers = recovered.needed(|_| true);
+    assert!(numbers.len() > 10, "{numbers:?}");
+    let open = |number: &u64| recovered.segment(*number, &|_, _| true).transpose();
+    let bytes: u64 = numbers.iter().filter_map(open).map(|s| s.unwrap().file_len).sum();
+    let lsns = |batch: &replay::Batch| -> Vec<u64> {
+        batch.runs().flat_map(|run| batch.records(run).unwrap()).map(|(r, _)| r.head.lsn).collect()
+    };
+    for wide in [false, true] {
+        let (mut seen, mut done) = (Vec::new(), 0);
+        let mut all = |batch: &replay::Batch| {
+            seen.extend(lsns(batch));
+            done += batch.done;
+            Ok(())
+        };
+        replay::each_batch(numbers.iter().filter_map(open), wide, &mut all).unwrap();
+        assert_eq!((seen, done), ((0..40).collect(), bytes));
+
+        let mut used = 0;
+        let mut third_fails = |_: &replay::Batch| {
+            used += 1;
+            if used == 3 { Err(RecoverError::Tail("used".into())) } else { Ok(()) }
+        };
+        let failed = replay::each_batch(numbers.iter().filter_map(open), wide, &mut third_fails);
+        assert!(matches!(failed, Err(RecoverError::Tail(why)) if why == "used"));
+        assert_eq!(used, 3);
+
+        let mut used = 0;
+        let unreadable = || Some(Err(RecoverError::Tail("read".into())));
+        let segments = numbers.iter().enumerate().filter_map(|(n, s)| if n == 2 { unreadable() } else { open(s) });
+        let mut count = |_: &replay::Batch| {
+            used += 1;
+            Ok(())
+        };
+        let failed = replay::each_batch(segments, wide, &mut count);
+        assert!(matches!(failed, Err(RecoverError::Tail(why)) if why == "read"));
+        assert_eq!(used, 2);
+    }
+    // What was read a moment ago is not there any more.
+    let path = tmp.path().join(segment_name(numbers[4]));
+    std::fs::write(&path, &std::fs::read(&path).unwrap()[..300_000]).unwrap();
+    for wide in [false, true] {
+        let mut check = |batch: &replay::Batch| batch.runs().try_for_each(|run| batch.records(run).map(drop));
+        let changed = replay::each_batch(numbers.iter().filter_map(open), wide, &mut check);
+        assert!(matches!(changed, Err(RecoverError::Changed { .. })), "{:?}", changed.err());
+    }
+}
+
 #[test]
 fn what_was_appended_is_replayed_over_many_segments_and_starts() {
     let tmp = tempfile::tempdir().unwrap();
