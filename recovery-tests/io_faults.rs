@@ -435,7 +435,10 @@ fn judge(site: &Site, ran: &Ran) -> Result<Outcome, String> {
             "open" => c.role == Role::Directory && errno == "EIO",
             _ => false,
         };
-        let fails_for_good = |c: &&Call| c.at > serving && (is_sync(c) || is_log(c));
+        // It serves a moment before anybody has seen it: then its own words tell in what order that was.
+        let (ready, gave_up) = (ran.log.find("msg=\"ready: "), ran.log.find("exiting; the next start"));
+        let served = ready.is_some_and(|ready| gave_up.is_some_and(|gave_up| ready < gave_up));
+        let fails_for_good = |c: &&Call| (c.at > serving || served) && (is_sync(c) || is_log(c));
         let fatal = ran.calls.iter().filter(|c| c.injected).find(fails_for_good);
         let Some(fatal) = fatal else {
             return match code {
