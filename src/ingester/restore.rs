@@ -1,7 +1,7 @@
 //! Streams and chunks made again from what footers tell of blocks, without reading one.
 //!
 //! Most of them are made while the write-ahead log is still being read, from the footers that are there by then: the disk leaves
-//! the processors time. The plan decides afterwards whether such a [`Draft`] holds; what it contradicts is made again.
+//! the processors time. The plan decides afterwards which of these [`Drafts`] hold; what it contradicts is made again.
 
 use super::commit::shard_of;
 use super::instance::Instance;
