@@ -201,7 +201,7 @@ pub(super) fn restore(state: &State, recovered: &Recovered, drafts: Drafts) -> (
     restored.iter().flatten().for_each(|kept: &Restored| is_kept.insert(kept.id, ()));
     let is_left = |id: u64| is_kept.get(id).is_none();
     let left = plan.definitions.values().map(|d| &**d).filter(|d| is_left(d.id)).collect();
-    // Few are left, of many: they are looked for once.
+    // Few are left where drafts hold, of many: they are looked for once.
     let blocks: Vec<ListedBlock<'_>> = found.listed().filter(|b| is_left(b.stream)).collect();
     let (again, unnamed_lines) = restoring.streams(left, blocks.len(), || blocks.iter().copied());
     restored.extend(again);

@@ -81,21 +81,27 @@ fn replayed(recovered: &Recovered) -> Vec<(u64, Vec<TableRow>)> {
     out
 }
 
+/// Fills a new log: each record, which carries its number, is acknowledged before the next.
+fn write(dir: &Path, count: u32, record: impl Fn(u32) -> Append<u32>) {
+    let (tx, rx) = mpsc::channel();
+    let recovered = recover(options(dir), &mut |_, _| {}).unwrap();
+    let wal = recovered.open(Collect(Arc::default(), tx), NoBlocks).unwrap().0;
+    for i in 0..count {
+        assert!(wal.append(record(i)).is_ok());
+        assert_eq!(rx.recv().unwrap(), Ok(i));
+    }
+    wal.stop();
+}
+
 /// Records are told apart by their rows alone: those of which nothing is asked are not even read.
 #[test]
 fn records_of_which_nothing_is_needed_are_not_read() {
     let tmp = tempfile::tempdir().unwrap();
     let streams: Vec<_> = (1..=3).map(stream).collect();
-    let (tx, rx) = mpsc::channel();
-    let recovered = recover(options(tmp.path()), &mut |_, _| {}).unwrap();
-    let wal = recovered.open(Collect(Arc::default(), tx), NoBlocks).unwrap().0;
-    for i in 0..12 {
-        let to = &streams[i % 3..i % 3 + 1 + usize::from(i % 3 == 0)];
-        assert!(wal.append(append(to, &"x".repeat(100_000), 2, i as u32)).is_ok());
-        assert_eq!(rx.recv().unwrap(), Ok(i as u32));
-    }
-    wal.stop();
-    drop(wal);
+    write(tmp.path(), 12, |i| {
+        let first = i as usize % 3;
+        append(&streams[first..first + 1 + usize::from(first == 0)], &"x".repeat(100_000), 2, i)
+    });
     let recovered = recover(options(tmp.path()), &mut |_, _| {}).unwrap();
     let read = |is_needed: &IsNeeded<'_>| {
         let mut lsns = Vec::new();
@@ -120,15 +126,7 @@ fn records_of_which_nothing_is_needed_are_not_read() {
 fn segments_come_in_batches_until_something_fails() {
     let tmp = tempfile::tempdir().unwrap();
     let streams: Vec<_> = (1..=3).map(stream).collect();
-    let (tx, rx) = mpsc::channel();
-    let recovered = recover(options(tmp.path()), &mut |_, _| {}).unwrap();
-    let wal = recovered.open(Collect(Arc::default(), tx), NoBlocks).unwrap().0;
-    for i in 0..40 {
-        assert!(wal.append(append(&streams, &"x".repeat(100_000), 1, i)).is_ok());
-        assert_eq!(rx.recv().unwrap(), Ok(i));
-    }
-    wal.stop();
-    drop(wal);
+    write(tmp.path(), 40, |i| append(&streams, &"x".repeat(100_000), 1, i));
     let recovered = recover(options(tmp.path()), &mut |_, _| {}).unwrap();
     let numbers = recovered.needed(|_| true);
     assert!(numbers.len() > 10, "{numbers:?}");
