@@ -26,6 +26,11 @@ impl Symbols {
         Self::default()
     }
 
+    /// An empty table with room for so many strings of so many bytes together.
+    pub fn with_capacity(strings: usize, bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(strings), table: Vec::new() }
+    }
+
     /// The id of a string; appends it if it is new.
     ///
     /// # Panics

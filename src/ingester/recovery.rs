@@ -373,13 +373,19 @@ impl Replay<'_> {
     fn restore(&mut self, recovered: &Recovered, drafts: Drafts) -> Vec<Vec<Arc<Stream>>> {
         let (restored, unnamed_lines) = restore(self.state, recovered, drafts);
         self.report.unattributed_lines += unnamed_lines;
-        let mut visible = Vec::with_capacity(restored.len());
-        for part in restored {
-            visible.push(part.iter().map(|r| &r.stream).filter(|s| s.is_visible()).cloned().collect());
-            for Restored { stream, id, lines, next_seq, .. } in part {
-                self.report.block_lines += lines;
-                self.streams.insert(id, Known::new(stream, next_seq));
-            }
+        // What lies far from each other is looked at by all processors.
+        let look = |part: Vec<Restored>| {
+            let shown: Vec<Arc<Stream>> = part.iter().map(|r| &r.stream).filter(|s| s.is_visible()).cloned().collect();
+            let lines: u64 = part.iter().map(|r| r.lines).sum();
+            let known = part.into_iter().map(|r| (r.id, Known::new(r.stream, r.next_seq))).collect();
+            (shown, lines, known)
+        };
+        let looked: Vec<(_, u64, Vec<(u64, Known)>)> = restored.into_par_iter().map(look).collect();
+        let mut visible = Vec::with_capacity(looked.len());
+        for (shown, lines, known) in looked {
+            visible.push(shown);
+            self.report.block_lines += lines;
+            known.into_iter().for_each(|(id, known)| self.streams.insert(id, known));
         }
         visible
     }
@@ -388,12 +394,14 @@ impl Replay<'_> {
     /// entries go in the log.
     fn make_streams(&mut self) {
         // Each newer segment tells more of nearly all of them.
-        let mut ends: AHashMap<u64, u64> = AHashMap::with_capacity(self.plan.definitions.len());
+        let mut ends: ById<(u64, u64)> = ById::for_ids(self.plan.definitions.keys().copied());
         for (id, end) in self.plan.contents.iter().flat_map(|c| &*c.streams) {
-            let known = ends.entry(*id).or_default();
-            *known = (*known).max(*end);
+            match ends.get_mut(*id) {
+                Some((_, known)) => *known = (*known).max(*end),
+                None => ends.insert(*id, (*id, *end)),
+            }
         }
-        let ends: Vec<(u64, u64)> = ends.into_iter().collect();
+        let ends: Vec<(u64, u64)> = ends.iter().copied().collect();
         let make = |maker: &mut Maker<'_>, (id, end): (u64, u64)| {
             if let Some(known) = self.streams.get(id) {
                 if known.settled < end {

@@ -15,8 +15,9 @@ use crate::planted::{Bug, is};
 use crate::wal::format::RECORD_HEAD_LEN;
 use crate::wal::{
     Ahead, BlockPlace, BlockStore, ById, FoundBlock, Hold, ListedBlock, Plan, Recovered, SeriesDef, StreamLog,
+    drop_aside,
 };
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashMap;
 use rayon::prelude::*;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
@@ -63,7 +64,8 @@ pub(super) struct Restored {
     pub stream: Arc<Stream>,
     /// Its id.
     pub id: u64,
-    /// Lines in its blocks.
+    /// Blocks that were found of it, and lines in those that it needs.
+    blocks: usize,
     pub lines: u64,
     /// Smaller seqs have been given, by its definition.
     pub next_seq: u64,
@@ -162,7 +164,7 @@ fn take_replaced(blocks: &mut Vec<FoundBlock<'_>>) -> Vec<BlockPlace> {
 
 /// The chunk's symbols with their ids. An id that only a damaged block used stands for nothing.
 fn table_of(texts: &BTreeMap<u32, &[u8]>) -> Symbols {
-    let mut symbols = Symbols::new();
+    let mut symbols = Symbols::with_capacity(texts.len(), texts.values().map(|text| text.len()).sum());
     for (id, text) in texts {
         while symbols.len() < *id as usize {
             symbols.push(b"");
@@ -183,7 +185,11 @@ pub(super) fn draft(state: &State, ahead: &Ahead<'_>) -> Drafts {
     }
     let (definitions, decided) = (ahead.definitions(), AHashMap::new());
     let restoring = Restoring { state, store: ahead.store(), decided, settles: true };
-    restoring.streams(definitions.iter().collect(), ahead.len(), || ahead.blocks()).0
+    let (drafts, _) = restoring.streams(definitions.iter().collect(), ahead.len(), || ahead.blocks());
+    if definitions.len() >= FEW_BLOCKS {
+        drop_aside(definitions);
+    }
+    drafts
 }
 
 /// Makes the streams and chunks again that the block log holds, from the drafts where these hold; returns the lines of streams that no
@@ -195,14 +201,15 @@ pub(super) fn restore(state: &State, recovered: &Recovered, drafts: Drafts) -> (
     let is_sound = found.damage.is_empty() && plan.loss.is_empty() && plan.gaps.is_empty();
     let decided = Decided::of(plan);
     let restoring = Restoring { state, store: recovered.block_store(), decided, settles: is_sound };
-    let drafts = if is_sound { drafts } else { Vec::new() };
+    let drafts = if is_sound && found.is_as_ahead { drafts } else { Vec::new() };
     let mut restored = restoring.keep(drafts, recovered);
     let mut is_kept = ById::for_ids(plan.definitions.keys().copied());
     restored.iter().flatten().for_each(|kept: &Restored| is_kept.insert(kept.id, ()));
     let is_left = |id: u64| is_kept.get(id).is_none();
     let left = plan.definitions.values().map(|d| &**d).filter(|d| is_left(d.id)).collect();
-    // Few are left where drafts hold, of many: they are looked for once.
-    let blocks: Vec<ListedBlock<'_>> = found.listed().filter(|b| is_left(b.stream)).collect();
+    // Few are left where drafts hold, of many, or none: they are looked for once.
+    let kept: usize = restored.iter().flatten().map(|kept| kept.blocks).sum();
+    let blocks: Vec<ListedBlock<'_>> = if kept < found.len() { found.listed_of(is_left) } else { Vec::new() };
     let (again, unnamed_lines) = restoring.streams(left, blocks.len(), || blocks.iter().copied());
     restored.extend(again);
     let free = restored.iter().flatten().flat_map(|restored| &restored.free);
@@ -328,9 +335,10 @@ impl Restoring<'_> {
                 continue;
             }
             if let Some(stream) = maker.make(definition) {
+                let blocks = read.len();
                 let (lines, free) =
                     restore_stream(&stream, &mut read, decided, settled_seq, self.store, &self.state.metadata);
-                out.push(Restored { stream, id, lines, next_seq, settled_seq, free });
+                out.push(Restored { stream, id, blocks, lines, next_seq, settled_seq, free });
             }
         }
         out
@@ -338,11 +346,15 @@ impl Restoring<'_> {
 
     /// Those drafts that the plan and the blocks that were found do not contradict: what was restored from them would be the same.
     fn keep(&self, drafts: Drafts, recovered: &Recovered) -> Vec<Vec<Restored>> {
-        let changed: AHashSet<u64> = recovered.blocks().changed().chain(self.decided.keys().copied()).collect();
         let holds = |draft: &mut Restored| {
             let Some(definition) = recovered.plan.definitions.get(&draft.id) else { return false };
             draft.next_seq = definition.next_seq;
-            !changed.contains(&draft.id) && is_confirmed(draft, definition)
+            let decided = self.decided.get(&draft.id);
+            let holds = decided.is_none_or(|d| d.flushed.is_empty()) && is_confirmed(draft, definition);
+            if let Some(decided) = decided.filter(|_| holds) {
+                draft.stream.restore_closed(&decided.closed);
+            }
+            holds
         };
         let keep = |mut part: Vec<Restored>| {
             part.retain_mut(holds);
@@ -437,7 +449,7 @@ mod tests {
         let stream = Maker::new(&state).make(&definition).unwrap();
         // Blocks up to 10.
         stream.restore(VecDeque::new(), 0, std::iter::once(0..10).collect(), None);
-        let draft = Restored { stream, id: 7, lines: 10, next_seq: 20, settled_seq: 5, free: Vec::new() };
+        let draft = Restored { stream, id: 7, blocks: 1, lines: 10, next_seq: 20, settled_seq: 5, free: Vec::new() };
         let with = |change: &dyn Fn(&mut SeriesDef)| {
             let mut other = definition.clone();
             change(&mut other);

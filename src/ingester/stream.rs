@@ -5,6 +5,7 @@ use crate::chunk::{Head, Part, Symbols};
 use crate::model::{Amount, LabelSet, Recent, TokenBucket};
 use crate::planted::{Bug, is};
 use crate::wal::{BlockPlace, BlockStore, BodyError, BodyView, EntryView, StreamLog, TableRow};
+use ahash::AHashMap;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
@@ -472,6 +473,17 @@ impl Stream {
         self.log.settle(content.next_seq);
         content.later = settled;
         self.visible.store(any, Ordering::Release);
+    }
+
+    /// Says which of its chunks are closed, if [`Stream::restore`] knew of none.
+    pub(super) fn restore_closed(&self, closed: &AHashMap<u64, CloseReason>) {
+        let mut content = self.content.lock();
+        for chunk in &mut content.chunks {
+            chunk.closed = closed.get(&chunk.number).copied().or(chunk.closed);
+        }
+        if content.chunks.back().is_some_and(|c| c.closed.is_some()) {
+            content.open_chunk = None;
+        }
     }
 
     /// The stream's timestamps go up to here, also if the entry is not in memory any more.

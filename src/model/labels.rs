@@ -17,8 +17,9 @@ impl LabelSet {
     /// Sorts the pairs by name and drops empty values. The names must be distinct; the
     /// distributor checks that.
     pub fn new<N: Into<Box<str>>, V: Into<Box<str>>>(pairs: impl IntoIterator<Item = (N, V)>) -> Self {
-        let mut pairs: Vec<(Box<str>, Box<str>)> =
-            pairs.into_iter().map(|(n, v)| (n.into(), v.into())).filter(|(_, v)| !v.is_empty()).collect();
+        let given = pairs.into_iter().map(|(n, v)| (n.into(), v.into()));
+        let mut pairs: Vec<(Box<str>, Box<str>)> = Vec::with_capacity(given.size_hint().0);
+        pairs.extend(given.filter(|(_, v): &(_, Box<str>)| !v.is_empty()));
         pairs.sort();
         let text = render(&pairs).into_boxed_str();
         let hash = fingerprint(&pairs);
@@ -70,7 +71,10 @@ fn fingerprint(pairs: &[(Box<str>, Box<str>)]) -> u64 {
 }
 
 fn render(pairs: &[(Box<str>, Box<str>)]) -> String {
-    let mut out = String::from("{");
+    // Without escapes it is exact: neither grows nor shrinks.
+    let len = pairs.iter().map(|(name, value)| name.len() + value.len() + r#"="", "#.len()).sum::<usize>();
+    let mut out = String::with_capacity(len.saturating_sub(", ".len()) + "{}".len());
+    out.push('{');
     for (i, (name, value)) in pairs.iter().enumerate() {
         if i > 0 {
             out.push_str(", ");

@@ -15,7 +15,7 @@ use super::record::{
     decode_control, decompress_body,
 };
 use super::repair::WIDE;
-use super::scan::Damage;
+use super::scan::{self, Damage, GroupScan, Window, read_groups, read_start};
 use super::segment::{self, Prepared};
 use super::spread::{spread, workers};
 use super::verdict::{Cost, Finding, Part, Place, verdict};
@@ -730,8 +730,6 @@ struct SegmentBlocks {
     blocks: Vec<Listed>,
     /// Their tables, and whatever else was read with them.
     bytes: Vec<u8>,
-    /// They were in [`Ahead`].
-    is_ahead: bool,
 }
 
 struct Listed {
@@ -801,20 +799,23 @@ pub struct FoundBlocks {
     pub bytes: u64,
     /// Definitions of streams.
     pub definitions: Vec<Arc<SeriesDef>>,
-    /// Streams of blocks that were in [`Ahead`] and do not count.
-    dropped: Vec<u64>,
+    /// [`Ahead`] told of the same segments, and of no others.
+    pub is_as_ahead: bool,
 }
 
 impl FoundBlocks {
-    /// Streams of which [`Ahead`] told other blocks, but for those that are damaged; some more than once.
-    pub fn changed(&self) -> impl Iterator<Item = u64> {
-        let came = self.blocks.iter().filter(|segment| !segment.is_ahead).flat_map(|segment| &segment.blocks);
-        came.map(|block| block.stream).chain(self.dropped.iter().copied())
-    }
-
     /// Sound blocks, in the order of the log.
     pub fn listed(&self) -> impl Iterator<Item = ListedBlock<'_>> {
         self.blocks.iter().flat_map(|segment| segment.blocks.iter().map(|block| segment.listed(block)))
+    }
+
+    /// Those of these streams, in the order of the log.
+    pub fn listed_of(&self, is_wanted: impl Fn(u64) -> bool + Sync) -> Vec<ListedBlock<'_>> {
+        let of_segments = self.blocks.par_iter().map(|segment| {
+            segment.blocks.iter().filter(|b| is_wanted(b.stream)).map(|block| segment.listed(block)).collect()
+        });
+        let listed: Vec<Vec<ListedBlock<'_>>> = of_segments.collect();
+        listed.concat()
     }
 
     /// As [`FoundBlocks::listed`], with what is known of each.
@@ -865,7 +866,7 @@ impl RecoveredBlocks {
     pub fn read(
         options: &WalOptions,
         plan: &Plan,
-        known: &(dyn Fn(u64, u64) -> bool + Sync),
+        known: &Known<'_>,
         ahead: Ahead<'_>,
         read: &mut dyn FnMut(),
     ) -> io::Result<Self> {
@@ -891,41 +892,44 @@ impl RecoveredBlocks {
             found: FoundBlocks::default(),
         };
         let total: u64 = entries.iter().map(|e| e.len).sum();
-        let (store, ahead) = (out.store.clone(), Mutex::new(ahead.readings));
-        let work = |buffer: &mut PageBuffer, (synced, told): (BlocksSynced, u64)| {
-            let mut reading = match take_reading(&ahead, synced, told) {
-                Some(mut reading) => {
-                    reading.found.blocks.iter_mut().for_each(|blocks| blocks.is_ahead = true);
-                    reading
+        let store = out.store.clone();
+        let told = |(synced, live): (BlocksSynced, &BlocksSynced)| Told {
+            synced,
+            end: live.end,
+            ..Told::new(synced, Some(live.segment) == newest)
+        };
+        let mut to_read: Vec<Told> = plan.blocks_to_read().zip(live).map(told).collect();
+        let (readings, definitions) = ahead.take(&to_read, known);
+        out.found.is_as_ahead = readings.len() == to_read.len() && !plan.blocks_are_uncertain;
+        let readings = Mutex::new(readings);
+        let work = |buffer: &mut PageBuffer, told: Told| {
+            let ahead = readings.lock().remove(&told.synced.segment);
+            let read = || -> io::Result<Reading<'_>> {
+                let mut reading = Reading::new(&store, told);
+                if files.binary_search(&told.synced.segment).is_ok() {
+                    reading.run(buffer)?;
+                } else {
+                    reading.judge(Part::Missing, 0..told.end, true);
                 }
-                None => {
-                    let mut reading = Reading::new(&store, synced, told);
-                    if files.binary_search(&synced.segment).is_ok() {
-                        reading.run(Some(synced.segment) == newest, buffer)?;
-                    } else {
-                        reading.judge(Part::Missing, 0..told, true);
-                    }
-                    reading
-                }
+                Ok(reading)
             };
+            let mut reading = ahead.map_or_else(read, Ok)?;
             reading.define(known);
             Ok(reading)
         };
-        let mut to_read: Vec<_> = plan.blocks_to_read().zip(live).map(|(read, told)| (read, told.end)).collect();
         // The newest first: it has no footer yet, and is read as a whole.
         to_read.reverse();
         let readings: Vec<Reading<'_>> = spread(to_read, workers(total >= WIDE), PageBuffer::default, work, |_| read())
             .into_iter()
             .collect::<io::Result<_>>()?;
+        out.found.definitions = definitions;
         readings.into_iter().rev().for_each(|reading| out.take(reading));
-        let refused = ahead.into_inner().into_values().flat_map(|reading| reading.found.blocks);
-        out.found.dropped = refused.flat_map(|segment| segment.blocks).map(|block| block.stream).collect();
         for number in files.into_iter().filter(|n| !live.iter().any(|b| b.segment == *n)) {
             if plan.blocks_are_uncertain && !plan.retired_blocks.contains(&number) {
                 // The record that names it may be lost. What it holds is sound where its checksums hold.
                 let whole = BlocksSynced { segment: number, end: u64::MAX, footer: 0 };
-                let mut reading = Reading::new(&store, whole, 0);
-                reading.run(false, &mut PageBuffer::default())?;
+                let mut reading = Reading::new(&store, Told { end: 0, ..Told::new(whole, false) });
+                reading.run(&mut PageBuffer::default())?;
                 reading.define(known);
                 let holds_nothing = reading.found.is_empty();
                 out.take(reading);
@@ -960,7 +964,7 @@ impl RecoveredBlocks {
     }
 
     fn take(&mut self, reading: Reading<'_>) {
-        let Reading { synced, told, found, opened, .. } = reading;
+        let Reading { told: Told { synced, end: told, .. }, found, opened, .. } = reading;
         let block_end = found.blocks.iter().filter_map(SegmentBlocks::end).max();
         let mut synced_end = told;
         if let Some(end) = block_end.filter(|end| *end > told) {
@@ -1038,48 +1042,140 @@ impl RecoveredBlocks {
     }
 }
 
-/// Footers that are read before the plan is there, while the disk leaves the processors time: those of segments that an
-/// Open says to be finished, as they stay. They are read again if the plan says otherwise of a segment.
+/// Footers that are read before the plan is there, while the disk leaves the processors time, and the segment that has none yet: as an
+/// Open, and then the whole newest segment of the write-ahead log, tell of them. If the plan tells otherwise all are read again.
 pub struct Ahead<'a> {
     store: &'a Arc<BlockStore>,
     /// By number.
     readings: BTreeMap<u64, Reading<'a>>,
+    /// For each stream the definition that knows the highest seq, of those in footers: in which segment, and where.
+    highest: Vec<(u64, SeriesAt)>,
     /// None is missing.
     is_whole: bool,
 }
 
-impl<'a> Ahead<'a> {
-    /// Reads those of them that are sound. What fails here is met again by who reads the rest.
-    pub(super) fn read(store: &'a Arc<BlockStore>, listed: Vec<BlocksSynced>, wide: bool) -> Self {
-        /// They are small: most of them wait for the disk.
+/// Reads segments of the block log for [`Ahead`], by two threads at a time: one knows what an Open lists, the other what was written since.
+pub(super) struct AheadReader<'a> {
+    store: &'a Arc<BlockStore>,
+    listed: Vec<BlocksSynced>,
+    wide: bool,
+    /// Bytes of definitions that are kept until the plan is there.
+    kept: AtomicUsize,
+    is_full: AtomicBool,
+}
+
+impl<'a> AheadReader<'a> {
+    /// `listed` is what the newest Open lists.
+    pub fn new(store: &'a Arc<BlockStore>, mut listed: Vec<BlocksSynced>, wide: bool) -> Self {
+        listed.sort_unstable_by_key(|b| b.segment);
+        Self { store, listed, wide, kept: AtomicUsize::new(0), is_full: AtomicBool::new(false) }
+    }
+
+    /// The segments of the Open that are finished: they stay as they are.
+    fn finished(&self) -> Vec<Told> {
+        self.listed.iter().filter(|b| b.footer > 0).map(|b| Told::new(*b, false)).collect()
+    }
+
+    /// Reads what else is live, as the newest segment of the write-ahead log tells.
+    pub fn read_new(&self, live: &[BlocksSynced]) -> News<'a> {
+        let newest = live.last().map(|b| b.segment);
+        let live: Vec<Told> = live.iter().map(|b| Told::new(*b, Some(b.segment) == newest)).collect();
+        let finished = self.finished();
+        let readings = self.read(live.iter().filter(|told| !told.is_among(&finished)).copied().collect());
+        News { live, readings }
+    }
+
+    /// Reads the footers of the others.
+    pub fn read_finished(&self) -> Vec<Reading<'a>> {
+        self.read(self.finished())
+    }
+
+    /// Those of the segments that are sound. What fails here is met again by who reads the rest.
+    fn read(&self, segments: Vec<Told>) -> Vec<Reading<'a>> {
+        /// Footers are small: most of them wait for the disk.
         const WORKERS: usize = 12;
-        /// Bytes of definitions that are kept until the plan is there. Each segment defines its streams again.
+        /// Each segment defines its streams again.
         const DEFINITIONS: usize = 128 << 20;
-        let (kept, is_full) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let finished: Vec<BlocksSynced> = listed.into_iter().filter(|b| b.footer > 0).collect();
-        let count = finished.len();
-        let work = |buffer: &mut PageBuffer, synced: BlocksSynced| {
-            if is_full.load(Ordering::Relaxed) {
+        let work = |buffer: &mut PageBuffer, told: Told| {
+            if self.is_full.load(Ordering::Relaxed) {
                 return None;
             }
-            let mut reading = Reading::new(store, synced, synced.end);
-            let (file, header) = reading.begin(false, buffer).ok()??;
-            let is_read = reading.footer(&*file, &header, buffer).ok()? && reading.found.damage.is_empty();
+            let mut reading = Reading::new(self.store, told);
+            reading.run_sound(buffer).ok()?;
             let definitions: usize = reading.found.blocks.iter().map(SegmentBlocks::tables_at).sum();
-            if is_read && add_within(&kept, definitions, DEFINITIONS).is_ok() {
+            if reading.is_sound() && add_within(&self.kept, definitions, DEFINITIONS).is_ok() {
                 return Some(reading);
             }
             // Not read ahead for nothing, either.
-            is_full.fetch_or(is_read, Ordering::Relaxed);
+            self.is_full.fetch_or(reading.is_sound(), Ordering::Relaxed);
             None
         };
-        let workers = if wide { WORKERS } else { 1 };
-        let readings = spread(finished, workers, PageBuffer::default, work, |_| {}).into_iter().flatten();
-        let readings: BTreeMap<u64, Reading<'a>> = readings.map(|r| (r.synced.segment, r)).collect();
-        Self { store, is_whole: readings.len() == count, readings }
+        let workers = if self.wide { WORKERS } else { 1 };
+        spread(segments, workers, PageBuffer::default, work, |_| {}).into_iter().flatten().collect()
+    }
+}
+
+/// The live segments as the newest segment of the write-ahead log tells of them, oldest first, and those that no Open lists as they are.
+#[derive(Default)]
+pub(super) struct News<'a> {
+    live: Vec<Told>,
+    readings: Vec<Reading<'a>>,
+}
+
+/// What is told of a segment of the block log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    /// What is read: to the end of the file where nobody knows the synced end.
+    synced: BlocksSynced,
+    /// Synced for certain up to here; 0 in a segment that no record names.
+    end: u64,
+    /// No live one is newer: without a footer, the log goes on in it.
+    newest: bool,
+}
+
+impl Told {
+    fn new(synced: BlocksSynced, newest: bool) -> Self {
+        // Where a footer is, it makes no difference which is the newest.
+        Self { synced, end: synced.end, newest: newest && synced.footer == 0 }
     }
 
-    /// Is there the footer of each segment that is said to be finished?
+    /// Is the same among what is told of segments, which is in their order?
+    fn is_among(&self, all: &[Self]) -> bool {
+        let same = all.binary_search_by_key(&self.synced.segment, |told| told.synced.segment);
+        same.is_ok_and(|at| all.get(at) == Some(self))
+    }
+}
+
+impl<'a> Ahead<'a> {
+    /// Those that are live of the segments that were read.
+    pub(super) fn new(store: &'a Arc<BlockStore>, finished: Vec<Reading<'a>>, news: News<'a>) -> Self {
+        let readings = finished.into_iter().chain(news.readings).filter(|r| r.told.is_among(&news.live));
+        let readings: BTreeMap<u64, Reading<'a>> = readings.map(|r| (r.told.synced.segment, r)).collect();
+        let is_whole = readings.len() == news.live.len();
+        let mut out = Self { store, readings, highest: Vec::new(), is_whole };
+        out.find_highest();
+        out
+    }
+
+    fn find_highest(&mut self) {
+        let all =
+            || self.readings.values().rev().flat_map(|r| r.defined.iter().map(move |at| (r.told.synced.segment, at)));
+        let mut places: ById<u32> = ById::for_ids(all().map(|(_, at)| at.id));
+        let mut highest: Vec<(u64, SeriesAt)> = Vec::new();
+        for (segment, at) in all() {
+            match places.get(at.id).and_then(|place| highest.get_mut(*place as usize)) {
+                Some(known) if known.1.next_seq >= at.next_seq => {}
+                Some(known) => *known = (segment, at.clone()),
+                None => {
+                    places.insert(at.id, u32::try_from(highest.len()).unwrap_or(u32::MAX));
+                    highest.push((segment, at.clone()));
+                }
+            }
+        }
+        self.highest = highest;
+    }
+
+    /// Is each live segment there?
     pub fn is_whole(&self) -> bool {
         self.is_whole
     }
@@ -1104,40 +1200,53 @@ impl<'a> Ahead<'a> {
         self.len() == 0
     }
 
-    /// The streams that they define, each as the newest of them does.
+    /// The streams that they define, each as the definition does that knows the highest seq.
     pub fn definitions(&self) -> Vec<SeriesDef> {
-        let all = || self.readings.values().rev().flat_map(|r| r.defined.iter().map(move |at| (r, at)));
-        let mut is_known = ById::for_ids(all().map(|(_, at)| at.id));
-        let mut newest = Vec::new();
-        for (reading, at) in all() {
-            if is_known.get(at.id).is_none() {
-                is_known.insert(at.id, ());
-                newest.push((reading, at));
+        let mut out = self.decode(|_| true);
+        let mut places = ById::for_ids(out.iter().map(|d| d.id));
+        (0..).zip(&out).for_each(|(n, d): (usize, _)| places.insert(d.id, n));
+        // Those of a segment without a footer.
+        for definition in self.readings.values().flat_map(|r| &r.found.definitions) {
+            match places.get(definition.id).and_then(|place| out.get_mut(*place)) {
+                Some(known) if known.next_seq > definition.next_seq => {}
+                Some(known) => *known = (**definition).clone(),
+                None => {
+                    places.insert(definition.id, out.len());
+                    out.push((**definition).clone());
+                }
             }
         }
-        let decode = |(reading, at): (&Reading<'_>, &SeriesAt)| at.decode(&reading.found.blocks.last()?.bytes).ok();
-        newest.into_par_iter().filter_map(decode).collect()
+        out
+    }
+
+    /// Those of footers that are wanted.
+    fn decode(&self, is_wanted: impl Fn(&SeriesAt) -> bool + Sync) -> Vec<SeriesDef> {
+        let decode = |(segment, at): &(u64, SeriesAt)| {
+            let reading = self.readings.get(segment).filter(|_| is_wanted(at))?;
+            at.decode(&reading.found.blocks.last()?.bytes).ok()
+        };
+        self.highest.par_iter().filter_map(decode).collect()
+    }
+
+    /// Of these segments those that were read, and the definitions in their footers that tell more than is known. Nothing if others were
+    /// read: their definitions would count.
+    fn take(mut self, told: &[Told], known: &Known<'_>) -> (BTreeMap<u64, Reading<'a>>, Vec<Arc<SeriesDef>>) {
+        if !self.readings.values().all(|r| r.told.is_among(told)) {
+            return (BTreeMap::new(), Vec::new());
+        }
+        let definitions = self.decode(|at| !known(at.id, at.next_seq)).into_iter().map(Arc::new).collect();
+        self.readings.values_mut().for_each(|r| r.defined.clear());
+        (self.readings, definitions)
     }
 }
 
-/// Takes the reading of a segment of which the same is told.
-fn take_reading<'a>(
-    readings: &Mutex<BTreeMap<u64, Reading<'a>>>,
-    synced: BlocksSynced,
-    told: u64,
-) -> Option<Reading<'a>> {
-    let mut readings = readings.lock();
-    let is_same = |r: &Reading<'_>| (r.synced, r.told) == (synced, told);
-    readings.get(&synced.segment).is_some_and(is_same).then(|| readings.remove(&synced.segment)).flatten()
-}
+/// Does anything else tell of this next seq of a stream, or of a higher one?
+type Known<'a> = dyn Fn(u64, u64) -> bool + Sync + 'a;
 
 /// One segment of the block log on its way into [`FoundBlocks`].
-struct Reading<'a> {
+pub(super) struct Reading<'a> {
     store: &'a BlockStore,
-    /// What is read: to the end of the file where nobody knows the synced end.
-    synced: BlocksSynced,
-    /// Synced for certain up to here; 0 in a segment that no record names.
-    told: u64,
+    told: Told,
     found: FoundBlocks,
     /// Definitions of the footer, which lie in the bytes of the blocks.
     defined: Vec<SeriesAt>,
@@ -1154,13 +1263,19 @@ struct Opened {
 }
 
 impl<'a> Reading<'a> {
-    fn new(store: &'a BlockStore, synced: BlocksSynced, told: u64) -> Self {
-        Self { store, synced, told, found: FoundBlocks::default(), defined: Vec::new(), opened: None }
+    fn new(store: &'a BlockStore, told: Told) -> Self {
+        Self { store, told, found: FoundBlocks::default(), defined: Vec::new(), opened: None }
+    }
+
+    /// Has it been read without anything to report?
+    fn is_sound(&self) -> bool {
+        let FoundBlocks { damage, damaged, unseen, .. } = &self.found;
+        self.opened.is_some() && damage.is_empty() && damaged.is_empty() && unseen.is_empty()
     }
 
     /// Takes in those definitions of the footer that tell more than is known: `known` says whether this next seq of a stream, or a
     /// higher one, is. Most are, and to decode them all would take longer than all else. Their bytes are let go.
-    fn define(&mut self, known: &(dyn Fn(u64, u64) -> bool + Sync)) {
+    fn define(&mut self, known: &Known<'_>) {
         let Some(blocks) = self.found.blocks.last_mut() else { return };
         let fresh = std::mem::take(&mut self.defined).into_iter().filter(|d| !known(d.id, d.next_seq));
         self.found.definitions.extend(fresh.filter_map(|d| d.decode(&blocks.bytes).ok()).map(Arc::new));
@@ -1169,31 +1284,40 @@ impl<'a> Reading<'a> {
 
     /// Notes what does not hold, if it counts.
     fn judge(&mut self, part: Part, bytes: Range<u64>, elsewhere: bool) {
-        let place = if bytes.start >= self.told { Place::Unnamed } else { Place::Durable };
+        let place = if bytes.start >= self.told.end { Place::Unnamed } else { Place::Durable };
         let judged = verdict(part, place, elsewhere, false);
         if judged.finding == Finding::Damage {
             // The head of a damaged block, or the footer, tells what it held.
             let is_listed = matches!(part, Part::Record(_));
-            self.found.unseen.extend((judged.cost == Cost::Lines && !is_listed).then_some(self.synced.segment));
-            self.found.damage.push((self.synced.segment, Damage { bytes, part }));
+            self.found.unseen.extend((judged.cost == Cost::Lines && !is_listed).then_some(self.told.synced.segment));
+            self.found.damage.push((self.told.synced.segment, Damage { bytes, part }));
         }
     }
 
-    fn run(&mut self, newest: bool, buffer: &mut PageBuffer) -> io::Result<()> {
-        let Some((file, header)) = self.begin(newest, buffer)? else { return Ok(()) };
-        if self.synced.footer > 0 {
+    fn run(&mut self, buffer: &mut PageBuffer) -> io::Result<()> {
+        let Some((file, header)) = self.begin(buffer)? else { return Ok(()) };
+        if self.told.synced.footer > 0 {
             if self.footer(&*file, &header, buffer)? {
                 return Ok(());
             }
-            self.judge(Part::Record(Kind::Footer), self.synced.footer..self.synced.end, false);
+            self.judge(Part::Record(Kind::Footer), self.told.synced.footer..self.told.synced.end, false);
         }
-        self.whole(file, header, newest, buffer)
+        self.whole(file, header)
+    }
+
+    /// As [`Reading::run`], but it stops where something does not hold.
+    fn run_sound(&mut self, buffer: &mut PageBuffer) -> io::Result<()> {
+        match self.begin(buffer)? {
+            Some((file, header)) if self.told.synced.footer > 0 => self.footer(&*file, &header, buffer).map(drop),
+            Some((file, header)) if self.found.damage.is_empty() => self.whole(file, header),
+            _ => Ok(()),
+        }
     }
 
     /// Opens the file and reads its header; `None` if that is of no use.
-    fn begin(&mut self, newest: bool, buffer: &mut PageBuffer) -> io::Result<Option<(Arc<dyn File>, SegmentHeader)>> {
-        let path = self.store.path(self.synced.segment);
-        let file = self.store.fs.open(&path, newest)?;
+    fn begin(&mut self, buffer: &mut PageBuffer) -> io::Result<Option<(Arc<dyn File>, SegmentHeader)>> {
+        let path = self.store.path(self.told.synced.segment);
+        let file = self.store.fs.open(&path, self.told.newest)?;
         // The bytes of the disk, not those of a page cache that an I/O error has left behind.
         file.sync_data()?;
         file.drop_cache()?;
@@ -1206,7 +1330,8 @@ impl<'a> Reading<'a> {
                 return Ok(None);
             }
         };
-        if (header.number, header.log, header.volume) != (self.synced.segment, LogKind::Blocks, self.store.volume) {
+        if (header.number, header.log, header.volume) != (self.told.synced.segment, LogKind::Blocks, self.store.volume)
+        {
             self.judge(Part::Name, 0..FIRST_GROUP, false);
             return Ok(None);
         }
@@ -1219,7 +1344,7 @@ impl<'a> Reading<'a> {
 
     /// Reads the group that should hold the footer, and takes what that tells, if it is sound; returns whether it is.
     fn footer(&mut self, file: &dyn File, header: &SegmentHeader, buffer: &mut PageBuffer) -> io::Result<bool> {
-        let BlocksSynced { footer, end, .. } = self.synced;
+        let BlocksSynced { footer, end, .. } = self.told.synced;
         let group = buffer.read(file, footer..end.min(header.file_len), true)?;
         let Some((bytes, parts)) = decode_footer(header, footer, group) else { return Ok(false) };
         self.defined = parts.definitions;
@@ -1229,15 +1354,9 @@ impl<'a> Reading<'a> {
     }
 
     /// Takes what all records up to the durable end tell.
-    fn whole(
-        &mut self,
-        file: Arc<dyn File>,
-        header: SegmentHeader,
-        newest: bool,
-        buffer: &mut PageBuffer,
-    ) -> io::Result<()> {
-        let synced = self.synced;
-        let footer = self.scan(&*file, &header, buffer)?;
+    fn whole(&mut self, file: Arc<dyn File>, header: SegmentHeader) -> io::Result<()> {
+        let synced = self.told.synced;
+        let footer = self.scan(&*file, &header)?;
         let mut bytes = Vec::new();
         let in_bytes = |(offset, len, tables): &(u64, u32, Vec<u8>)| {
             let begin = bytes.len();
@@ -1247,7 +1366,7 @@ impl<'a> Reading<'a> {
         let blocks = footer.blocks.iter().map(in_bytes).collect();
         let used = self.blocks(&header, bytes, blocks);
         self.found.definitions.extend(footer.definitions.iter().cloned().map(Arc::new));
-        let goes_on = newest && synced.footer == 0 && synced.end < header.file_len;
+        let goes_on = self.told.newest && synced.footer == 0 && synced.end < header.file_len;
         let active = goes_on.then(|| Active::again(header, file, synced.end, footer));
         self.opened = Some(Opened { header, used, active });
         Ok(())
@@ -1257,8 +1376,7 @@ impl<'a> Reading<'a> {
     fn blocks(&mut self, header: &SegmentHeader, bytes: Vec<u8>, blocks: Vec<(u64, u32, Range<usize>)>) -> u64 {
         let mut used = 0;
         let blocks_len = blocks.len();
-        let mut sound =
-            SegmentBlocks { number: header.number, blocks: Vec::with_capacity(blocks_len), bytes, is_ahead: false };
+        let mut sound = SegmentBlocks { number: header.number, blocks: Vec::with_capacity(blocks_len), bytes };
         for (offset, len, tables) in blocks {
             if sound.list(offset, len, tables).is_err() {
                 self.judge(Part::Record(Kind::Block), offset..offset + u64::from(len), false);
@@ -1271,44 +1389,49 @@ impl<'a> Reading<'a> {
     }
 
     /// Reads a segment up to its durable end, and makes its footer.
-    fn scan(&mut self, file: &dyn File, header: &SegmentHeader, buffer: &mut PageBuffer) -> io::Result<Footer> {
-        let synced = self.synced;
-        let end = synced.end.min(header.file_len);
-        let bytes = buffer.read(file, 0..end, true)?;
+    fn scan(&mut self, file: &dyn File, header: &SegmentHeader) -> io::Result<Footer> {
+        let end = self.told.synced.end.min(header.file_len);
+        let len = file.len()?.min(end);
         // Of one that no record names all of the file is missed.
-        let missed = if self.told == 0 { end } else { self.told.min(end) };
-        if (bytes.len() as u64) < missed {
-            self.judge(Part::Cut, bytes.len() as u64..missed, true);
+        let missed = if self.told.end == 0 { end } else { self.told.end.min(end) };
+        if len < missed {
+            self.judge(Part::Cut, len..missed, true);
         }
         let mut footer = Footer::default();
-        let Ok(scan) = super::scan::scan_segment(bytes) else { return Ok(footer) };
-        for group in &scan.groups {
-            // The footer is judged already.
-            let before_footer = |d: &&Damage| synced.footer == 0 || d.bytes.start < synced.footer;
-            for d in group.damage.iter().filter(before_footer) {
-                self.judge(d.part, d.bytes.clone(), false);
-            }
-            for record in &group.records {
-                let (head, offset) = (record.head, record.offset);
-                let place = offset..offset + u64::from(head.len);
-                match (head.known_kind(), record.body_is_sound) {
-                    (Some(Kind::Block), true) => {
-                        footer.blocks.push((offset, head.len, head.tables(bytes, offset).to_vec()));
-                    }
-                    // Behind the end that is told it is the rest of a write.
-                    (Some(Kind::Block), false) if offset < self.told => {
-                        let tables = BlockTables::decode(head.tables(bytes, offset)).ok();
-                        self.found.damaged.extend(tables.map(|t| (header.number, place, t)));
-                    }
-                    (Some(Kind::Series), true) => match decode_control(&head, head.body(bytes, offset)) {
-                        Ok(definitions) => footer.definitions.extend::<Vec<_>>(definitions),
-                        Err(_) => self.judge(Part::Record(Kind::Series), place, false),
-                    },
-                    _ => {}
-                }
-            }
+        let mut window = Window::default();
+        window.uncached = true;
+        if let Ok(start) = read_start(file, &mut window)? {
+            let each = &mut |group: GroupScan, bytes: scan::Bytes<'_>| self.group(header, &group, bytes, &mut footer);
+            read_groups(file, &mut window, &start.up_to(len), each)?;
         }
         Ok(footer)
+    }
+
+    /// Takes in what the records of a group tell. `bytes` hold all of it.
+    fn group(&mut self, header: &SegmentHeader, group: &GroupScan, bytes: scan::Bytes<'_>, footer: &mut Footer) {
+        // The footer is judged already.
+        let synced = self.told.synced;
+        let before_footer = |d: &&Damage| synced.footer == 0 || d.bytes.start < synced.footer;
+        for d in group.damage.iter().filter(before_footer) {
+            self.judge(d.part, d.bytes.clone(), false);
+        }
+        for record in &group.records {
+            let (head, offset) = (record.head, record.offset);
+            let (place, bytes) = (offset..offset + u64::from(head.len), bytes.from(offset));
+            match (head.known_kind(), record.body_is_sound) {
+                (Some(Kind::Block), true) => footer.blocks.push((offset, head.len, head.tables(bytes, 0).to_vec())),
+                // Behind the end that is told it is the rest of a write.
+                (Some(Kind::Block), false) if offset < self.told.end => {
+                    let tables = BlockTables::decode(head.tables(bytes, 0)).ok();
+                    self.found.damaged.extend(tables.map(|t| (header.number, place, t)));
+                }
+                (Some(Kind::Series), true) => match decode_control(&head, head.body(bytes, 0)) {
+                    Ok(definitions) => footer.definitions.extend::<Vec<_>>(definitions),
+                    Err(_) => self.judge(Part::Record(Kind::Series), place, false),
+                },
+                _ => {}
+            }
+        }
     }
 }
 

@@ -35,6 +35,14 @@ impl<T> ById<T> {
         }
     }
 
+    /// The value of an id, to change it.
+    pub fn get_mut(&mut self, id: u64) -> Option<&mut T> {
+        match self.slot(id) {
+            Some(at) => self.near.get_mut(at)?.as_mut(),
+            None => self.far.get_mut(&id),
+        }
+    }
+
     /// Gives an id its value.
     pub fn insert(&mut self, id: u64, value: T) {
         match self.slot(id).and_then(|at| self.near.get_mut(at)) {
@@ -76,6 +84,9 @@ mod tests {
             let mut sorted = ids.to_vec();
             sorted.sort_unstable();
             assert_eq!(all, sorted);
+            ids.iter().for_each(|id| *values.get_mut(*id).unwrap() = !id);
+            assert!(ids.iter().all(|id| values.get(*id) == Some(&!id)), "{ids:?}");
+            assert_eq!(values.get_mut(2), None);
             ids.iter().for_each(|id| values.remove(*id));
             assert_eq!(values.iter().count(), 0);
         }

@@ -49,6 +49,7 @@ pub use retention::{Contents, Hold, Retention};
 pub use scan::{Damage, GroupScan, RecordScan, SegmentScan, scan_groups, scan_segment};
 pub use scrub::{Scrub, Scrubbed, Sealed};
 pub use segment::{file_name, file_number, segment_name, segment_number};
+pub(crate) use spread::drop_aside;
 pub use survivors::{BlockSeqs, LostBlock, LostSegments, Survivors};
 pub use syncs::{SyncStatus, Syncs, percentile};
 pub use verdict::{Cost, Finding, Part, Place, Then, Verdict, verdict};

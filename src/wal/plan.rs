@@ -290,6 +290,12 @@ impl Summary {
         (lost && !told).then_some(Damage { bytes, part: Part::GroupHeader })
     }
 
+    /// The live segments of the block log, oldest first, as far as this one knows: all of them if it is the newest, and undamaged. `None`
+    /// if it has no Open.
+    pub fn blocks(&self) -> Option<Vec<BlocksSynced>> {
+        self.open.as_ref().map(|_| block_segments(&[self]).0.into_values().collect())
+    }
+
     /// The oldest segment that is needed, as far as this one knows.
     fn tells_first_live(&self) -> Beginning {
         let opened = self.open.iter().map(|o| o.first_live);
@@ -719,8 +725,8 @@ fn missing_newest(summaries: &[Summary]) -> Option<u64> {
     missing.filter(|_| !is(Bug::DamageSilent))
 }
 
-/// What was decided about both logs. A decision was true when it was written, so one that lies in void bytes counts too.
-fn find_decisions(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
+/// The live segments of the block log, by number, and those that were given up, as these summaries tell.
+fn block_segments(used: &[&Summary]) -> (BTreeMap<u64, BlocksSynced>, HashSet<u64>) {
     let mut ends: BTreeMap<u64, BlocksSynced> = BTreeMap::new();
     for summary in used {
         // An Open lists all that live, so what it does not list has gone before it.
@@ -734,8 +740,15 @@ fn find_decisions(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
             }
         }
     }
-    out.retired_blocks = used.iter().flat_map(|s| &s.retiring).flat_map(|r| r.blocks.iter().copied()).collect();
-    ends.retain(|number, _| !out.retired_blocks.contains(number));
+    let retired = used.iter().flat_map(|s| &s.retiring).flat_map(|r| r.blocks.iter().copied()).collect();
+    ends.retain(|number, _| !HashSet::contains(&retired, number));
+    (ends, retired)
+}
+
+/// What was decided about both logs. A decision was true when it was written, so one that lies in void bytes counts too.
+fn find_decisions(used: &[&Summary], live: &[Live<'_>], out: &mut Plan) {
+    let (ends, retired) = block_segments(used);
+    out.retired_blocks = retired;
     out.blocks = ends.into_values().collect();
     // A write-ahead log that holds nothing is no proof that there are no blocks: it may be the wrong directory.
     out.blocks_are_uncertain = out.forgets || live.is_empty();

@@ -725,12 +725,16 @@ impl FooterParts {
         let mut c = Cursor::new(raw);
         let at = |c: &Cursor<'_>| raw.len() - c.remaining();
         let mut out = Self::default();
-        for _ in 0..int(&mut c)? {
+        let count = int(&mut c)?;
+        out.definitions.reserve(room(count, &c));
+        for _ in 0..count {
             let begin = at(&c);
             let SeriesRef { id, next_seq, .. } = SeriesRef::pass(&mut c)?;
             out.definitions.push(SeriesAt { id, next_seq, whole: begin..at(&c) });
         }
-        for _ in 0..int(&mut c)? {
+        let count = int(&mut c)?;
+        out.blocks.reserve(room(count, &c));
+        for _ in 0..count {
             let (offset, len) = (int(&mut c)?, int(&mut c)?);
             let len = u32::try_from(len).map_err(|_| BodyError::Inconsistent("a block is longer than 4 GiB"))?;
             let tables = bytes(&mut c)?.len();
@@ -739,6 +743,12 @@ impl FooterParts {
         nothing_left(&c)?;
         Ok(out)
     }
+}
+
+/// For how many of so many elements there is to be room before one is read: no more than may lie in what is left.
+fn room(count: u64, rest: &Cursor<'_>) -> usize {
+    const LEAST: usize = 16;
+    usize::try_from(count).unwrap_or(usize::MAX).min(rest.remaining() / LEAST)
 }
 
 /// A [`SeriesDef`] somewhere in a body.
@@ -773,8 +783,9 @@ impl<'a> SeriesRef<'a> {
     /// The body does not hold exactly one list of them.
     pub fn all(raw: &'a [u8]) -> Result<Vec<Self>, BodyError> {
         let mut c = Cursor::new(raw);
-        let mut out = Vec::new();
-        for _ in 0..int(&mut c)? {
+        let count = int(&mut c)?;
+        let mut out = Vec::with_capacity(room(count, &c));
+        for _ in 0..count {
             out.push(Self::pass(&mut c)?);
         }
         nothing_left(&c)?;

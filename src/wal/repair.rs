@@ -1,7 +1,7 @@
 //! Recovery: reads what the disk holds, plans, replays, writes the unsettled tail again. The only part of the log that
 //! changes what an earlier process wrote, and it only adds a segment or removes one that holds nothing that counts.
 
-use super::blocks::{Ahead, BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks, Suspect};
+use super::blocks::{Ahead, AheadReader, BlockLog, BlockSink, BlockStore, FoundBlocks, RecoveredBlocks, Suspect};
 use super::by_id::ById;
 use super::format::{FIRST_GROUP, HeaderError, Kind, LogKind, RecordHead};
 use super::plan::{Plan, RecordRef, SoFar, Summary, Summing, plan, plan_with};
@@ -116,8 +116,8 @@ pub fn recover_doubting(
     recover_ahead(options, suspects, progress, |_| ()).map(|(recovered, ())| recovered)
 }
 
-/// As [`recover_doubting`]; `aside` gets what footers tell before the log is read, and runs beside its reading if that takes long. What it
-/// makes of it holds as far as [`FoundBlocks::changed`] and the plan do not say otherwise.
+/// As [`recover_doubting`]; `aside` gets what the block log tells before most of the log is read, and runs beside its reading if that takes
+/// long. What it makes of it holds if [`FoundBlocks::is_as_ahead`], as far as the plan does not say otherwise.
 ///
 /// # Errors
 /// As [`recover`].
@@ -146,13 +146,17 @@ pub fn recover_ahead<A: Send>(
         (len, summary)
     };
     let (footers_are_read, wait_for_footers) = channel::<()>();
+    let (tell, news) = channel();
     let store = &store;
+    let reader = &AheadReader::new(store, listed, wide);
     let ((ahead, made), planned) = beside(
         wide,
         move || {
-            let ahead = Ahead::read(store, listed, wide);
+            let finished = reader.read_finished();
             // Whoever reads the log waits for it.
             drop(footers_are_read);
+            // Nothing is sent if no segment begins with an Open.
+            let ahead = Ahead::new(store, finished, news.recv().unwrap_or_default());
             let made = aside(&ahead);
             (ahead, made)
         },
@@ -162,9 +166,12 @@ pub fn recover_ahead<A: Send>(
                 progress(bytes_done, total);
             };
             // Footers are small, and would wait for the disk behind megabytes of the log: only one segment is read beside them.
-            let (beside_footers, later): (Vec<_>, Vec<_>) =
-                numbers.into_iter().partition(|(n, _)| wide && *n == newest);
+            let (beside_footers, later): (Vec<_>, Vec<_>) = numbers.into_iter().partition(|(n, _)| *n == newest);
             let mut read = spread(beside_footers, 1, Window::default, work, &mut done);
+            let blocks = read.first().and_then(|(_, summary)| summary.as_ref().ok()?.blocks());
+            // Who receives it waits for it.
+            blocks.into_iter().for_each(|blocks| drop(tell.send(reader.read_new(&blocks))));
+            drop(tell);
             if wide {
                 // Nothing is sent: it ends when they are read.
                 let _: Result<(), _> = wait_for_footers.recv();
@@ -216,6 +223,9 @@ pub fn recover_ahead<A: Send>(
         }
     }
     let segments = summaries.iter().filter(|s| !s.is_empty()).count();
+    if wide {
+        drop_aside(summaries);
+    }
     let uncached = pace.is_fast();
     Ok((Recovered { plan, blocks, lost_blocks, lost_segments, bytes, segments, uncached, options }, made))
 }

@@ -5,7 +5,7 @@ use super::format::{RecordHead, SegmentHeader};
 use super::plan::{Extent, Plan, RecordRef};
 use super::repair::{RecoverError, io_error};
 use super::segment::segment_name;
-use super::spread::spread;
+use super::spread::spreading;
 use crate::fs::{File, Fs, PageBuffer};
 use std::collections::HashSet;
 use std::ops::Range;
@@ -137,21 +137,6 @@ impl ReplaySegment {
         buffer.read(file, span, self.uncached).map(drop).map_err(io_error("read", &self.path))
     }
 
-    /// Reads the runs of a batch, several at a time. Each reader opens the file for itself: to read past the page cache is a flag of
-    /// what was opened.
-    fn fetch_all(&self, runs: Vec<(Range<usize>, PageBuffer)>, readers: usize) -> Result<Vec<Run>, RecoverError> {
-        let fetch = |file: &mut Option<Arc<dyn File>>, (extents, mut buffer): (Range<usize>, PageBuffer)| {
-            let file = match file {
-                Some(file) => file,
-                none => none.insert(self.file()?),
-            };
-            self.fetch(&**file, &extents, &mut buffer)?;
-            Ok(Run { extents, buffer })
-        };
-        let readers = readers.min(runs.len());
-        spread(runs, readers, || None, fetch, |_| {}).into_iter().collect()
-    }
-
     /// Checks the bytes of a run as if they were new: the records to apply, in LSN order, each with its bytes.
     ///
     /// # Errors
@@ -258,6 +243,27 @@ pub(super) fn each_batch(
     })
 }
 
+/// A run to be read, of whichever segment.
+struct ToRead {
+    segment: Arc<ReplaySegment>,
+    extents: Range<usize>,
+    buffer: PageBuffer,
+}
+
+impl ToRead {
+    /// Reads it from the file of its segment: the one that was used last, if it is that. Each reader opens it for itself: to read past the
+    /// page cache is a flag of what was opened.
+    fn read(self, file: &mut Option<(u64, Arc<dyn File>)>) -> Result<Run, RecoverError> {
+        let Self { segment, extents, mut buffer } = self;
+        let (_, file) = match file.take_if(|(number, _)| *number == segment.number) {
+            Some(same) => file.insert(same),
+            None => file.insert((segment.number, segment.file()?)),
+        };
+        segment.fetch(&**file, &extents, &mut buffer)?;
+        Ok(Run { extents, buffer })
+    }
+}
+
 /// Reads the segments, as long as `hand_on` wants more.
 fn read_batches(
     segments: impl Iterator<Item = Result<ReplaySegment, RecoverError>>,
@@ -266,25 +272,34 @@ fn read_batches(
     mut hand_on: impl FnMut(Batch) -> bool,
 ) -> Result<(), RecoverError> {
     let mut spare: Vec<PageBuffer> = Vec::new();
-    for segment in segments {
-        let segment = Arc::new(segment?);
-        let mut batches = segment.batches().into_iter().peekable();
-        loop {
-            let runs = batches.next().unwrap_or_default();
-            // The last first, and no more than are wanted: each grows to the largest run that it has held.
-            spare.extend(returned.try_iter());
-            let runs: Vec<_> = runs.into_iter().map(|run| (run, spare.pop().unwrap_or_default())).collect();
-            spare.truncate(runs.len());
-            let runs = segment.fetch_all(runs, readers)?;
-            let is_last = batches.peek().is_none();
-            let done = if is_last { segment.file_len } else { 0 };
-            if !hand_on(Batch { segment: segment.clone(), runs, done }) {
-                return Ok(());
+    spreading(
+        readers,
+        || None,
+        |file, run: ToRead| run.read(file),
+        |spread| {
+            for segment in segments {
+                let segment = Arc::new(segment?);
+                let mut batches = segment.batches().into_iter().peekable();
+                loop {
+                    let runs = batches.next().unwrap_or_default();
+                    // The last first, and no more than are wanted: each grows to the largest run that it has held.
+                    spare.extend(returned.try_iter());
+                    let buffer = |extents| (extents, spare.pop().unwrap_or_default());
+                    let to_read = |(extents, buffer)| ToRead { segment: segment.clone(), extents, buffer };
+                    let runs: Vec<ToRead> = runs.into_iter().map(buffer).map(to_read).collect();
+                    spare.truncate(runs.len());
+                    let runs = spread(runs, &mut |_| {}).into_iter().collect::<Result<_, _>>()?;
+                    let is_last = batches.peek().is_none();
+                    let done = if is_last { segment.file_len } else { 0 };
+                    if !hand_on(Batch { segment: segment.clone(), runs, done }) {
+                        return Ok(());
+                    }
+                    if is_last {
+                        break;
+                    }
+                }
             }
-            if is_last {
-                break;
-            }
-        }
-    }
-    Ok(())
+            Ok(())
+        },
+    )
 }

@@ -128,6 +128,11 @@ impl SegmentStart {
         let missing = header.file_len.saturating_sub(file_len);
         Ok(Self { header, bad_header, len: header.file_len.min(file_len), missing })
     }
+
+    /// As if the file ended there, if not before.
+    pub fn up_to(self, len: u64) -> Self {
+        Self { len: self.len.min(len), ..self }
+    }
 }
 
 /// Bytes of a segment file.

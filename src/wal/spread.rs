@@ -1,6 +1,6 @@
 //! Work of a start that is spread over the processors.
 
-use super::writer::spawn_critical;
+use super::writer::{Critical, spawn_critical};
 use parking_lot::Mutex;
 use std::sync::mpsc::channel;
 
@@ -20,43 +20,64 @@ pub(super) fn spread<T: Send, S, R: Send>(
     work: impl Fn(&mut S, T) -> R + Sync,
     mut done: impl FnMut(&R),
 ) -> Vec<R> {
+    let workers = workers.min(items.len());
+    spreading(workers, state, work, |spread| spread(items, &mut done))
+}
+
+/// Spreads items, and calls the other for each result.
+type Spread<'a, T, R> = dyn FnMut(Vec<T>, &mut dyn FnMut(&R)) -> Vec<R> + 'a;
+
+/// As [`spread`], as often as `main` wants by what it gets, by the same workers.
+pub(super) fn spreading<T: Send, S, R: Send, A>(
+    workers: usize,
+    state: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) -> R + Sync,
+    main: impl FnOnce(&mut Spread<'_, T, R>) -> A,
+) -> A {
     if workers <= 1 {
         let mut state = state();
-        let one = |item| {
+        let mut one = |item, done: &mut dyn FnMut(&R)| {
             let result = work(&mut state, item);
             done(&result);
             result
         };
-        return items.into_iter().map(one).collect();
+        return main(&mut |items, done| items.into_iter().map(|item| one(item, done)).collect());
     }
-    let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
-    let queue = Mutex::new(items.into_iter().enumerate());
+    let (ask, asked) = channel::<(usize, T)>();
     let (sender, receiver) = channel();
+    let asked = Mutex::new(asked);
     std::thread::scope(|scope| {
         let worker = |sender: std::sync::mpsc::Sender<(usize, R)>| {
-            let (queue, state, work) = (&queue, &state, &work);
+            let (asked, state, work) = (&asked, &state, &work);
             move || {
+                // A panic while recovering must not pass as a shorter log, and `main` waits for each result.
+                let _critical = Critical;
                 let mut state = state();
                 loop {
-                    let next = queue.lock().next();
-                    let Some((at, item)) = next else { return };
+                    let next = asked.lock().recv();
+                    let Ok((at, item)) = next else { return };
                     // The receiver outlives the workers.
                     let _ = sender.send((at, work(&mut state, item)));
                 }
             }
         };
-        let running: Vec<_> = (0..workers).map(|_| scope.spawn(worker(sender.clone()))).collect();
+        (0..workers).for_each(|_| drop(scope.spawn(worker(sender.clone()))));
         drop(sender);
-        for (at, result) in receiver {
-            done(&result);
-            if let Some(slot) = results.get_mut(at) {
-                *slot = Some(result);
+        let all = main(&mut |items, done| {
+            let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
+            // The workers wait for more.
+            items.into_iter().enumerate().for_each(|item| drop(ask.send(item)));
+            for (at, result) in receiver.iter().take(results.len()) {
+                done(&result);
+                if let Some(slot) = results.get_mut(at) {
+                    *slot = Some(result);
+                }
             }
-        }
-        // A panic while recovering must not pass as a shorter log.
-        running.into_iter().for_each(|t| t.join().unwrap_or_else(|_| std::process::abort()));
-    });
-    results.into_iter().flatten().collect()
+            results.into_iter().flatten().collect()
+        });
+        drop(ask);
+        all
+    })
 }
 
 /// Does two things and gives both results: the first on a thread beside the second if it is `wide`, else after it.
@@ -74,7 +95,7 @@ pub(super) fn beside<A: Send, B>(wide: bool, aside: impl FnOnce() -> A + Send, m
 }
 
 /// Drops what is made of hundreds of thousands of pieces, while the caller goes on.
-pub(super) fn drop_aside<T: Send + 'static>(value: T) {
+pub(crate) fn drop_aside<T: Send + 'static>(value: T) {
     drop(spawn_critical("drop", move || drop(value)));
 }
 
@@ -101,6 +122,21 @@ mod tests {
                 2
             });
             assert_eq!(results, (1, 2));
+        }
+    }
+
+    #[test]
+    fn the_same_workers_do_all_that_is_spread() {
+        for workers in [1, 3] {
+            let states = std::sync::atomic::AtomicUsize::new(0);
+            let state = || drop(states.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+            let add = |(): &mut (), n: u64| n + 1;
+            let sums = spreading(workers, state, add, |spread| {
+                let mut sum = |count| spread((0..count).collect(), &mut |_| {}).iter().sum();
+                (0..50).map(|count| sum(count)).collect::<Vec<u64>>()
+            });
+            assert_eq!(sums, (0..50).map(|count| count * (count + 1) / 2).collect::<Vec<_>>());
+            assert_eq!(states.into_inner(), workers);
         }
     }
 

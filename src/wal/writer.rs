@@ -431,18 +431,21 @@ impl<P: Send + 'static> Drop for Wal<P> {
     }
 }
 
-/// Runs a thread without which acknowledged lines could be lost: if it panics, the process ends at once.
-pub fn spawn_critical(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-    struct Guard;
-    impl Drop for Guard {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                std::process::abort();
-            }
+/// Ends the process if it is dropped by a panic.
+pub(super) struct Critical;
+
+impl Drop for Critical {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
         }
     }
+}
+
+/// Runs a thread without which acknowledged lines could be lost: if it panics, the process ends at once.
+pub fn spawn_critical(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     let run = move || {
-        let _guard = Guard;
+        let _critical = Critical;
         body();
     };
     let spawned = std::thread::Builder::new().name(name.to_string()).spawn(run);
