@@ -384,6 +384,31 @@ async fn streams_that_are_restored_before_the_plan_is_there_are_what_they_are_af
     assert!(kept > 100 && kept < made, "{kept} of {made} drafts were kept");
 }
 
+/// The last record that tells how far the block log is synced is damaged: a start reads on, to the last block that holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_behind_the_end_that_was_read_ahead_are_restored() {
+    let tmp = tempfile::tempdir().unwrap();
+    let config = || small(tmp.path());
+    let (ingester, _) = start(config(), unlimited());
+    // What a sync of the block log takes in counts in a record of its own.
+    for n in 0..60u64 {
+        let name = format!("s{n}");
+        let texts: Vec<String> = (0..40).map(|i| noise(n * 100 + i, 1000)).collect();
+        let lines: Vec<(i64, &str)> = (0..).zip(texts.iter().map(String::as_str)).collect();
+        store_at_last(&ingester, &[(&[("app", name.as_str())], &lines)]).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ingester.stop();
+    drop(ingester);
+    let (whole, _) = restored(config(), true);
+    damage_last(Kind::BlocksSynced, &tmp.path().join("wal"), true);
+    let (want, _) = restored(config(), false);
+    let (found, (kept, made)) = restored(config(), true);
+    assert!(found == want, "{found:#?}\n{want:#?}");
+    assert!(want.0.len() >= whole.0.len(), "{} streams of {}", want.0.len(), whole.0.len());
+    assert!(kept == 0 && made > 0, "{kept} of {made} drafts were kept");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn small_heads_are_carried_once_for_each_round_of_the_log() {
     let tmp = tempfile::tempdir().unwrap();
@@ -455,7 +480,7 @@ async fn a_record_that_is_never_applied_keeps_no_segment() {
         }
         ingester.stop();
         drop(ingester);
-        damage_last_entries(&tmp.path().join("wal"), synced);
+        damage_last(Kind::Entries, &tmp.path().join("wal"), synced);
         let (ingester, report) = start(small(tmp.path()), Overrides::default());
         assert_eq!((report.lines, report.lost_lines), (2, u64::from(synced)), "{report:?}");
         let (first, _) = ingester.log.wal.retention().bounds().unwrap();
@@ -467,15 +492,15 @@ async fn a_record_that_is_never_applied_keeps_no_segment() {
     }
 }
 
-/// Changes the last byte of the last Entries record; if it is not synced, nothing is behind its group.
-fn damage_last_entries(dir: &Path, synced: bool) {
+/// Changes the last byte of the last record of a kind; if it is not synced, nothing is behind its group.
+fn damage_last(kind: Kind, dir: &Path, synced: bool) {
     let mut paths: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
     paths.sort();
     for path in paths.into_iter().rev() {
         let mut file = std::fs::read(&path).unwrap();
         let Ok(scan) = scan_segment(&file) else { continue };
-        let is_entries = |r: &&RecordScan| r.head.known_kind() == Some(Kind::Entries);
-        let last = scan.groups.iter().rev().find_map(|g| Some((g.end, g.records.iter().rev().find(is_entries)?)));
+        let is_it = |r: &&RecordScan| r.head.known_kind() == Some(kind);
+        let last = scan.groups.iter().rev().find_map(|g| Some((g.end, g.records.iter().rev().find(is_it)?)));
         let Some((group_end, record)) = last else { continue };
         let end = record.offset as usize + record.head.len as usize;
         file[end - 1] ^= 1;

@@ -1081,19 +1081,20 @@ impl<'a> AheadReader<'a> {
         let newest = live.last().map(|b| b.segment);
         let live: Vec<Told> = live.iter().map(|b| Told::new(*b, Some(b.segment) == newest)).collect();
         let finished = self.finished();
-        let readings = self.read(live.iter().filter(|told| !told.is_among(&finished)).copied().collect());
+        let new = live.iter().filter(|told| !told.is_among(&finished)).copied().collect();
+        let readings = self.read(new, 1);
         News { live, readings }
     }
 
     /// Reads the footers of the others.
     pub fn read_finished(&self) -> Vec<Reading<'a>> {
-        self.read(self.finished())
+        /// Footers are small: most of them wait for the disk.
+        const WORKERS: usize = 12;
+        self.read(self.finished(), if self.wide { WORKERS } else { 1 })
     }
 
     /// Those of the segments that are sound. What fails here is met again by who reads the rest.
-    fn read(&self, segments: Vec<Told>) -> Vec<Reading<'a>> {
-        /// Footers are small: most of them wait for the disk.
-        const WORKERS: usize = 12;
+    fn read(&self, segments: Vec<Told>, workers: usize) -> Vec<Reading<'a>> {
         /// Each segment defines its streams again.
         const DEFINITIONS: usize = 128 << 20;
         let work = |buffer: &mut PageBuffer, told: Told| {
@@ -1110,7 +1111,6 @@ impl<'a> AheadReader<'a> {
             self.is_full.fetch_or(reading.is_sound(), Ordering::Relaxed);
             None
         };
-        let workers = if self.wide { WORKERS } else { 1 };
         spread(segments, workers, PageBuffer::default, work, |_| {}).into_iter().flatten().collect()
     }
 }
