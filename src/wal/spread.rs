@@ -129,11 +129,13 @@ mod tests {
     fn the_same_workers_do_all_that_is_spread() {
         for workers in [1, 3] {
             let states = std::sync::atomic::AtomicUsize::new(0);
-            let state = || drop(states.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+            let state = || {
+                states.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            };
             let add = |(): &mut (), n: u64| n + 1;
             let sums = spreading(workers, state, add, |spread| {
-                let mut sum = |count| spread((0..count).collect(), &mut |_| {}).iter().sum();
-                (0..50).map(|count| sum(count)).collect::<Vec<u64>>()
+                let sum = |count| spread((0..count).collect(), &mut |_| {}).iter().sum();
+                (0..50).map(sum).collect::<Vec<u64>>()
             });
             assert_eq!(sums, (0..50).map(|count| count * (count + 1) / 2).collect::<Vec<_>>());
             assert_eq!(states.into_inner(), workers);
