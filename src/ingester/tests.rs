@@ -396,7 +396,7 @@ async fn store_blocks(ingester: &Ingester<Live>, streams: Range<u64>) {
     tokio::time::sleep(Duration::from_millis(300)).await;
 }
 
-/// The last record that tells how far the block log is synced is damaged: a start reads on, to the last block that holds.
+/// The records that tell how far the block log is synced are damaged, but for the Open: a start reads on, to the last block that holds.
 #[tokio::test(flavor = "multi_thread")]
 async fn blocks_behind_the_end_that_was_read_ahead_are_restored() {
     let tmp = tempfile::tempdir().unwrap();
@@ -408,7 +408,7 @@ async fn blocks_behind_the_end_that_was_read_ahead_are_restored() {
     }
     let ((_, bytes), (kept, _)) = restored(config(), true);
     assert!(bytes > 0 && kept > 0);
-    damage_last(Kind::BlocksSynced, &tmp.path().join("wal"), true);
+    damage_all(Kind::BlocksSynced, &tmp.path().join("wal"));
     let (want, _) = restored(config(), false);
     let (found, (kept, made)) = restored(config(), true);
     assert!(found == want, "{found:#?}\n{want:#?}");
@@ -511,7 +511,7 @@ async fn a_record_that_is_never_applied_keeps_no_segment() {
         }
         ingester.stop();
         drop(ingester);
-        damage_last(Kind::Entries, &tmp.path().join("wal"), synced);
+        damage_last_entries(&tmp.path().join("wal"), synced);
         let (ingester, report) = start(small(tmp.path()), Overrides::default());
         assert_eq!((report.lines, report.lost_lines), (2, u64::from(synced)), "{report:?}");
         let (first, _) = ingester.log.wal.retention().bounds().unwrap();
@@ -523,14 +523,30 @@ async fn a_record_that_is_never_applied_keeps_no_segment() {
     }
 }
 
-/// Changes the last byte of the last record of a kind; if it is not synced, nothing is behind its group.
-fn damage_last(kind: Kind, dir: &Path, synced: bool) {
+/// Changes the last byte of all records of a kind.
+fn damage_all(kind: Kind, dir: &Path) {
+    let mut damaged = 0;
+    for path in std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()) {
+        let mut file = std::fs::read(&path).unwrap();
+        let Ok(scan) = scan_segment(&file) else { continue };
+        let records = scan.groups.iter().flat_map(|g| &g.records).filter(|r| r.head.known_kind() == Some(kind));
+        for record in records {
+            file[record.offset as usize + record.head.len as usize - 1] ^= 1;
+            damaged += 1;
+        }
+        std::fs::write(&path, file).unwrap();
+    }
+    assert!(damaged > 0);
+}
+
+/// Changes the last byte of the last Entries record; if it is not synced, nothing is behind its group.
+fn damage_last_entries(dir: &Path, synced: bool) {
     let mut paths: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
     paths.sort();
     for path in paths.into_iter().rev() {
         let mut file = std::fs::read(&path).unwrap();
         let Ok(scan) = scan_segment(&file) else { continue };
-        let is_it = |r: &&RecordScan| r.head.known_kind() == Some(kind);
+        let is_it = |r: &&RecordScan| r.head.known_kind() == Some(Kind::Entries);
         let last = scan.groups.iter().rev().find_map(|g| Some((g.end, g.records.iter().rev().find(is_it)?)));
         let Some((group_end, record)) = last else { continue };
         let end = record.offset as usize + record.head.len as usize;
