@@ -1,7 +1,7 @@
-//! Streams and chunks made again from what footers tell of blocks, without reading one.
+//! Streams and chunks made again from what the block log tells of blocks, in footers as a rule.
 //!
-//! Most of them are made while the write-ahead log is still being read, from the footers that are there by then: the disk leaves
-//! the processors time. The plan decides afterwards which of these [`Drafts`] hold; what it contradicts is made again.
+//! Most of them are made while the write-ahead log is still being read, of what was read ahead of it: the disk leaves the
+//! processors time. The plan decides afterwards which of these [`Drafts`] hold; what it contradicts is made again.
 
 use super::commit::shard_of;
 use super::instance::Instance;
@@ -64,8 +64,9 @@ pub(super) struct Restored {
     pub stream: Arc<Stream>,
     /// Its id.
     pub id: u64,
-    /// Blocks that were found of it, and lines in those that it needs.
+    /// Blocks that were found of it.
     blocks: usize,
+    /// Lines in those that it needs.
     pub lines: u64,
     /// Smaller seqs have been given, by its definition.
     pub next_seq: u64,

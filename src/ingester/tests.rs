@@ -546,8 +546,8 @@ fn damage_last_entries(dir: &Path, synced: bool) {
     for path in paths.into_iter().rev() {
         let mut file = std::fs::read(&path).unwrap();
         let Ok(scan) = scan_segment(&file) else { continue };
-        let is_it = |r: &&RecordScan| r.head.known_kind() == Some(Kind::Entries);
-        let last = scan.groups.iter().rev().find_map(|g| Some((g.end, g.records.iter().rev().find(is_it)?)));
+        let is_entries = |r: &&RecordScan| r.head.known_kind() == Some(Kind::Entries);
+        let last = scan.groups.iter().rev().find_map(|g| Some((g.end, g.records.iter().rev().find(is_entries)?)));
         let Some((group_end, record)) = last else { continue };
         let end = record.offset as usize + record.head.len as usize;
         file[end - 1] ^= 1;
