@@ -401,7 +401,8 @@ async fn store_blocks(ingester: &Ingester<Live>, streams: Range<u64>) {
 async fn blocks_behind_the_end_that_was_read_ahead_are_restored() {
     let tmp = tempfile::tempdir().unwrap();
     let config = || small(tmp.path());
-    for streams in [0..30, 30..60] {
+    // The second run ends in the segment whose Open it began with: what it wrote to the block log, no other record tells.
+    for streams in [0..30, 30..40] {
         let (ingester, _) = start(config(), unlimited());
         store_blocks(&ingester, streams).await;
         ingester.stop();
