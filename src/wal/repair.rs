@@ -14,7 +14,7 @@ use super::replay::{Batch, IsNeeded, ReplaySegment, Which, each_batch};
 use super::retention::{Contents, Hold};
 use super::scan::{Window, read_group, read_groups, read_start, scan_segment};
 use super::segment::{Prepared, file_number, segment_name, segment_number};
-use super::spread::{beside, drop_aside, spread, workers};
+use super::spread::{beside, drop_aside, spread, workers, yielding};
 use super::supply::Supply;
 use super::survivors::{LostBlock, LostSegments, Survivors, block_seqs, held_by};
 use super::writer::{Decision, LogError, Sink, Start, TailRecord, Wal, WalOptions, Writer};
@@ -157,7 +157,7 @@ pub fn recover_ahead<A: Send>(
             drop(footers_are_read);
             // Nothing is sent if no segment begins with an Open.
             let ahead = Ahead::new(store, finished, news.recv().unwrap_or_default());
-            let made = aside(&ahead);
+            let made = if wide { yielding(|| aside(&ahead)) } else { aside(&ahead) };
             (ahead, made)
         },
         || {

@@ -2,13 +2,14 @@
 
 use super::writer::{Critical, spawn_critical};
 use parking_lot::Mutex;
+use rustix::process::{getpriority_process, setpriority_process};
 use std::sync::mpsc::channel;
 
-/// How many do something at a time that is worth spreading if it is `wide`: twice as many as there are processors, because some wait
-/// for the disk while the others work. Each may hold a whole segment in memory, so no more than four.
+/// How many do something at a time that is worth spreading if it is `wide`: one more than there are processors, because one waits for the
+/// disk while the others work. Each may hold a whole segment in memory, so no more than four.
 pub(super) fn workers(wide: bool) -> usize {
     const MOST: usize = 4;
-    if wide { std::thread::available_parallelism().map_or(1, |n| 2 * usize::from(n)).min(MOST) } else { 1 }
+    if wide { std::thread::available_parallelism().map_or(1, |n| 1 + usize::from(n)).min(MOST) } else { 1 }
 }
 
 /// Does `work` for each item, several at a time, and gives the results in the order of the items. Each worker has a state of
@@ -94,14 +95,40 @@ pub(super) fn beside<A: Send, B>(wide: bool, aside: impl FnOnce() -> A + Send, m
     })
 }
 
+/// Does something for which there is time while the disk is read: `work` runs on threads of rayon that let all others go first, those
+/// above all that ask the disk for more.
+pub(super) fn yielding<A: Send>(work: impl FnOnce() -> A + Send) -> A {
+    match rayon::ThreadPoolBuilder::new().start_handler(|_| let_others_go_first()).build() {
+        Ok(pool) => pool.install(work),
+        // It only takes longer.
+        Err(_) => work(),
+    }
+}
+
+/// The nice value of threads that let all others go first: a tenth of the weight of the usual 0.
+const NICE: i32 = 10;
+
+/// Lowers the priority of this thread for good.
+fn let_others_go_first() {
+    // To Linux, none means this thread, and not the process. If it fails, all take their turns.
+    if getpriority_process(None).is_ok_and(|nice| nice < NICE) {
+        let _ = setpriority_process(None, NICE);
+    }
+}
+
 /// Drops what is made of hundreds of thousands of pieces, while the caller goes on.
 pub(crate) fn drop_aside<T: Send + 'static>(value: T) {
-    drop(spawn_critical("drop", move || drop(value)));
+    let drop_value = move || {
+        let_others_go_first();
+        drop(value);
+    };
+    drop(spawn_critical("drop", drop_value));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rayon::prelude::*;
 
     #[test]
     fn two_things_run_beside_each_other_if_they_are_wide_and_one_after_the_other_if_not() {
@@ -123,6 +150,16 @@ mod tests {
             });
             assert_eq!(results, (1, 2));
         }
+    }
+
+    #[test]
+    fn what_yields_runs_at_a_lower_priority_and_nothing_else_does() {
+        let priority = || getpriority_process(None).unwrap();
+        let before = priority();
+        let of_rayon = || (0..8).into_par_iter().map(|_| priority()).collect::<Vec<_>>();
+        // That of the whole process may be low already.
+        assert_eq!(yielding(of_rayon), [NICE.max(before); 8]);
+        assert_eq!((priority(), of_rayon()), (before, vec![before; 8]));
     }
 
     #[test]
