@@ -163,6 +163,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_dropped_aside_is_dropped_at_a_lower_priority() {
+        struct Tells(std::sync::mpsc::Sender<i32>);
+        impl Drop for Tells {
+            fn drop(&mut self) {
+                self.0.send(getpriority_process(None).unwrap()).unwrap();
+            }
+        }
+        let before = getpriority_process(None).unwrap();
+        let (tell, told) = channel();
+        drop_aside(Tells(tell));
+        assert_eq!((told.recv().unwrap(), getpriority_process(None).unwrap()), (NICE.max(before), before));
+    }
+
+    #[test]
     fn the_same_workers_do_all_that_is_spread() {
         for workers in [1, 3] {
             let states = std::sync::atomic::AtomicUsize::new(0);
